@@ -1,0 +1,162 @@
+"""The classifiers of CNN codes: a registry of scikit-learn estimators, and the search for their setting."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
+
+from pipeline import errors
+from pipeline.errors import PipelineError
+
+CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
+    "svm": partial(LinearSVC, max_iter=10_000, random_state=0),
+    "softmax": partial(LogisticRegression, max_iter=2_000),
+}
+"""The linear classifiers by name; the grids of their hyper-parameters stand in params.yaml under the same names."""
+
+NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {"l2": Normalizer, "standard": StandardScaler}
+"""What is done to the codes first: each row to length 1 (Razavian et al., "CNN features off-the-shelf", 2014), or
+each column to mean 0 and variance 1."""
+
+Grid = Mapping[str, Mapping[str, Sequence[Any]]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on one fold. accuracy: share of the held-out images that are right; seconds: of the fit."""
+
+    normalise: str
+    parameters: dict[str, Any]
+    fold: int
+    accuracy: float
+    seconds: float
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A fitted pipeline (normalisation, then classifier), the CV table, and the row of it that was chosen."""
+
+    pipeline: Pipeline
+    chosen: dict[str, Any]
+    table: list[dict[str, Any]]
+
+
+def train(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> Trained:
+    """Choose normalisation and hyper-parameters by stratified cross-validation, then fit on everything.
+
+    X: (n, d) float32 codes; y: (n,) int64 labels, of the training split only; grid: {normalisation: {parameter:
+    values}}. Of equally good settings the first of the grid wins.
+    """
+    demand_learnable(X, y, folds)
+    table = cv_table(search(X, y, model, grid, folds, seed))
+    chosen = max(table, key=lambda row: row["accuracy"])
+    scaler, classifier = NORMALISATIONS[chosen["normalise"]](), CLASSIFIERS[model](**chosen["parameters"])
+    return Trained(Pipeline([("normalise", scaler), ("classify", classifier)]).fit(X, y), chosen, table)
+
+
+def demand_learnable(X: np.ndarray, y: np.ndarray, folds: int) -> None:
+    """Refuse labels and codes that cannot be cross-validated, saying why."""
+    counts = np.bincount(y)
+    if folds < 2:
+        raise PipelineError(f"--folds {folds} does not cross-validate. Take 2 or more.")
+    if np.count_nonzero(counts) < 2:
+        raise PipelineError("The training split has one class only. A classifier needs images of two or more.")
+    if counts[counts > 0].min() < folds:
+        fewest = int(np.flatnonzero(counts == counts[counts > 0].min())[0])
+        raise PipelineError(
+            f"Class number {fewest} has {counts[fewest]} training images, fewer than the {folds} folds. "
+            f"Add images, or take --folds {max(2, counts[fewest])}."
+        )
+
+
+def search(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> list[Trial]:
+    """Cross-validate every setting of the grid; the folds run in parallel, one process a core."""
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    jobs = [
+        joblib.delayed(_fit_fold)(X, y, rows, fold, model, normalise, parameters)
+        for normalise, values in grid.items()
+        for fold, rows in enumerate(splitter.split(X, y))
+        for parameters in [[dict(zip(values, point, strict=True)) for point in product(*values.values())]]
+    ]
+    return [trial for trials in joblib.Parallel(n_jobs=-1)(jobs) for trial in trials]
+
+
+def _fit_fold(
+    X: np.ndarray,
+    y: np.ndarray,
+    rows: tuple[np.ndarray, np.ndarray],
+    fold: int,
+    model: str,
+    normalise: str,
+    settings: Sequence[dict[str, Any]],
+) -> list[Trial]:
+    """Fit all settings of one normalisation on one fold, whose codes are normalised once."""
+    fitted, held = rows
+    scaler = NORMALISATIONS[normalise]().fit(X[fitted])
+    codes, held_codes = scaler.transform(X[fitted]), scaler.transform(X[held])
+    trials = []
+    for parameters in settings:
+        start = time.perf_counter()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            classifier = CLASSIFIERS[model](**parameters).fit(codes, y[fitted])
+        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        accuracy = float((classifier.predict(held_codes) == y[held]).mean())
+        trials.append(Trial(normalise, parameters, fold, accuracy, time.perf_counter() - start, converged))
+    return trials
+
+
+def cv_table(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return a row for each setting, in the grid's order: the mean and deviation of its accuracy over folds."""
+    settings: dict[str, list[Trial]] = {}
+    for trial in trials:
+        settings.setdefault(json.dumps([trial.normalise, trial.parameters]), []).append(trial)
+    return [
+        {
+            "normalise": folds[0].normalise,
+            "parameters": folds[0].parameters,
+            "accuracy": float(np.mean([trial.accuracy for trial in folds])),
+            "deviation": float(np.std([trial.accuracy for trial in folds], ddof=1)),
+            "folds": [trial.accuracy for trial in folds],
+            "seconds": round(sum(trial.seconds for trial in folds), 3),
+            "converged": sum(trial.converged for trial in folds),
+        }
+        for folds in settings.values()
+    ]
+
+
+def demand_grid(grid: Any) -> None:
+    """Refuse a grid that is not {normalisation: {parameter: values}}."""
+    if not isinstance(grid, Mapping) or not grid:
+        raise PipelineError("The grid must read {normalisation: {parameter: [values]}}, like {l2: {C: [0.1, 1, 10]}}.")
+    for name, values in grid.items():
+        if name not in NORMALISATIONS:
+            raise errors.unknown("normalisation", str(name), NORMALISATIONS)
+        if not isinstance(values, Mapping) or not all(isinstance(v, list) and v for v in values.values()):
+            raise PipelineError(f"The grid of {name} must read {{parameter: [values]}}, like {{C: [0.1, 1, 10]}}.")
+
+
+def at_edge(trained: Trained) -> list[str]:
+    """Return the hyper-parameters whose chosen value is the smallest or largest of several."""
+    rows = [row["parameters"] for row in trained.table if row["normalise"] == trained.chosen["normalise"]]
+    ranges = {name: sorted({row[name] for row in rows}) for name in trained.chosen["parameters"]}
+    return [
+        n for n, v in trained.chosen["parameters"].items() if len(ranges[n]) > 1 and v in (ranges[n][0], ranges[n][-1])
+    ]

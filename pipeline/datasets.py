@@ -1,0 +1,236 @@
+"""Which images, which labels, which split: the manifest of a dataset, and what it can be made from."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import images
+from pipeline.errors import PipelineError
+
+MANIFEST = "manifest.csv"
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+UTF8 = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One file of a dataset as its source lists it; `split` is None where the source leaves that to us."""
+
+    path: Path
+    label: str
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A prepared dataset.
+
+    root: where relative paths start; paths: n file names; labels: (n,) int64, indices into `classes`;
+    splits: n of "train", "val", "test"; classes: the sorted class names.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    splits: tuple[str, ...]
+    classes: tuple[str, ...]
+
+    def files(self) -> list[Path]:
+        """Return where each image lies."""
+        return [self.root / path for path in self.paths]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.csv` of a prepared dataset."""
+    path = folder / MANIFEST
+    if not path.exists():
+        raise PipelineError(
+            f"No prepared dataset at {folder}. Run: python -m pipeline.prepare --dataset {folder.name} "
+            "(or the folder or CSV of your images)."
+        )
+    rows = _read_csv(path, required=("path", "label", "split"))
+    classes = tuple(sorted({row["label"] for row in rows}))
+    index = {name: number for number, name in enumerate(classes)}
+    return Manifest(
+        folder,
+        tuple(row["path"] for row in rows),
+        np.array([index[row["label"]] for row in rows], dtype=np.int64),
+        tuple(row["split"] for row in rows),
+        classes,
+    )
+
+
+def write_manifest(folder: Path, listed: Sequence[Listed]) -> None:
+    """Write `manifest.csv`: rows sorted by split, class and name; paths relative where they lie in `folder`."""
+    rows = sorted((SPLITS.index(image.split or ""), image.label, _stored(image.path, folder)) for image in listed)
+    write_csv(
+        folder / MANIFEST, ("path", "label", "split"), [(path, label, SPLITS[split]) for split, label, path in rows]
+    )
+
+
+def _stored(path: Path, folder: Path) -> str:
+    absolute, root = path.absolute(), folder.absolute()
+    return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV file beside `path` and move it in, so that a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", **UTF8) as file:  # type: ignore[call-overload]
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def _read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in required if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise PipelineError(
+                f"{path} lacks the column {lacking[0]!r}. Its first line must read: path,label[,split]."
+            )
+        return list(reader)
+
+
+def list_csv(path: Path) -> list[Listed]:
+    """List the images of a CSV with the columns path, label and, if it likes, split; paths start at its folder."""
+    listed = []
+    for number, row in enumerate(_read_csv(path, required=("path", "label")), start=2):
+        if not row["path"] or not row["label"]:
+            raise PipelineError(
+                f"{path}, line {number}: the path or the label is missing. Fill it in, or drop the line."
+            )
+        listed.append(Listed(path.parent / row["path"], row["label"], _split_name(row.get("split"), path, number)))
+    if not listed:
+        raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
+    given = {image.split is None for image in listed}
+    if len(given) > 1:
+        raise PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
+    return listed
+
+
+def _split_name(name: str | None, path: Path, line: int) -> str | None:
+    if not name:
+        return None
+    if name.lower() not in SPLIT_NAMES:
+        raise PipelineError(f"{path}, line {line}: unknown split {name!r}. Choose from: {', '.join(SPLITS)}.")
+    return SPLIT_NAMES[name.lower()]
+
+
+def list_folder(root: Path) -> list[Listed]:
+    """List the images of `<class>/*` (splits left open) or of `train|val|test/<class>/*`.
+
+    Every file below a class folder counts, whatever its name, except hidden ones (`.DS_Store`).
+    """
+    folders = _subfolders(root)
+    train = next((folder for folder in folders if folder.name.lower() == "train"), None)
+    if train is None or not _subfolders(train):
+        listed = _list_classes(root, split=None)
+    else:
+        listed = [image for folder in folders for image in _list_classes(folder, _split_of_folder(folder))]
+    if not listed:
+        raise PipelineError(
+            f"{root} holds no images. It must look like {root.name}/<class>/<image> "
+            f"or {root.name}/train/<class>/<image>."
+        )
+    return listed
+
+
+def _split_of_folder(folder: Path) -> str:
+    if folder.name.lower() not in SPLIT_NAMES:
+        raise PipelineError(
+            f"{folder} stands beside train/ but is no split. Name it one of {', '.join(SPLITS)}, or move it away."
+        )
+    return SPLIT_NAMES[folder.name.lower()]
+
+
+def _list_classes(root: Path, split: str | None) -> list[Listed]:
+    return [Listed(file, folder.name, split) for folder in _subfolders(root) for file in _files_below(folder)]
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(found)
+
+
+def write_digits(folder: Path) -> list[Listed]:
+    """Write scikit-learn's 1,797 handwritten digits (8×8, 17 grey levels) as PNG files by class, and list them."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    listed = []
+    for number, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / "images" / str(label) / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((grey * 255 / 16).round().astype(np.uint8)).save(path)
+        listed.append(Listed(path, str(label)))
+    return listed
+
+
+def hold_out(listed: Sequence[Listed]) -> list[Listed]:
+    """Let val serve as the test split where a source has no other, and leave the splits open where it has train alone."""
+    given = {image.split for image in listed}
+    renamed: dict[str | None, str | None] = {"val": "test"} if given == {"train", "val"} else {}
+    if given == {"train"}:
+        renamed = {"train": None}
+    return [Listed(image.path, image.label, renamed.get(image.split, image.split)) for image in listed]
+
+
+def open_prepared(folder: Path, test: float, val: float, seed: int) -> Manifest:
+    """Read a prepared dataset's manifest; the embedded digits are prepared on the spot if need be."""
+    if folder == Path("data", "digits") and not (folder / MANIFEST).exists():
+        listed = write_digits(folder)
+        digests = [images.digest(image.path.read_bytes()) for image in listed]
+        write_manifest(folder, assign_splits(listed, digests, {"test": test, "val": val}, seed))
+    return read_manifest(folder)
+
+
+def assign_splits(
+    listed: Sequence[Listed], digests: Sequence[str], shares: dict[str, float], seed: int
+) -> list[Listed]:
+    """Give each image without a split one, by class: `shares` of each to test and val, the rest to train.
+
+    Copies of the same bytes stay together, so that a split made here never leaks. Each class keeps at least one image
+    for training, and gives at least one to each split asked for where it has enough.
+    """
+    rng = np.random.default_rng(seed)
+    chosen: dict[str, str] = {}
+    for label in sorted({image.label for image in listed}):
+        unique = sorted({d for image, d in zip(listed, digests, strict=True) if image.label == label} - chosen.keys())
+        shuffled = [unique[i] for i in rng.permutation(len(unique))]
+        for split, share in shares.items():
+            count = min(max(round(share * len(unique)), 1), len(shuffled) - 1) if share else 0
+            taken, shuffled = shuffled[:count], shuffled[count:]
+            chosen |= dict.fromkeys(taken, split)
+        chosen |= dict.fromkeys(shuffled, "train")
+    return [
+        image if image.split else Listed(image.path, image.label, chosen[digest])
+        for image, digest in zip(listed, digests, strict=True)
+    ]
+
+
+def leaks(listed: Sequence[Listed], digests: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """Return (digest, split, label, path) of each file whose bytes occur in several splits, copies side by side."""
+    splits: dict[str, set[str]] = {}
+    for image, digest in zip(listed, digests, strict=True):
+        splits.setdefault(digest, set()).add(image.split or "")
+    rows = [(d, i.split or "", i.label, str(i.path)) for i, d in zip(listed, digests, strict=True)]
+    return sorted(row for row in rows if len(splits[row[0]]) > 1)

@@ -1,0 +1,110 @@
+"""Score a trained classifier on the test split: metrics.json, tables and the confusion matrix."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import codes, datasets, errors, experiment, saved, scores
+from pipeline.codes import Codes
+from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
+from pipeline.saved import SavedClassifier
+from pipeline.scores import Scores
+
+EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
+MOST_NUMBERED = 30
+
+
+def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
+    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity."""
+    raw = np.asarray(classifier.pipeline.decision_function(values), dtype=np.float64)
+    if raw.ndim == 1:
+        raw = np.stack([-raw, raw], 1)
+    every = np.full((len(raw), len(classifier.classes)), -np.inf)
+    every[:, classifier.pipeline.classes_] = raw
+    return every
+
+
+def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarray]:
+    """Return the scores on the test codes, and the (n, classes) margins they come from."""
+    if not len(test.labels):
+        raise PipelineError("The dataset has no test images. Prepare it with a test split (--test 0.25).")
+    if test.classes != classifier.classes:
+        raise PipelineError(
+            f"The labels do not match: the classifier knows {len(classifier.classes)} classes "
+            f"({', '.join(classifier.classes[:3])}, …), the codes have {len(test.classes)} "
+            f"({', '.join(test.classes[:3])}, …). Train on these codes first."
+        )
+    found = margins(classifier, test.values)
+    return scores.score(test.labels, found, test.classes), found
+
+
+def write(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+    """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json."""
+    names = test.classes
+    predictions = [
+        (path, names[label], names[row.argmax()], round(float(row.max()), 6))
+        for path, label, row in zip(test.paths, test.labels, found, strict=True)
+    ]
+    datasets.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), predictions)
+    columns = ("class", "precision", "recall", "f1", "support")
+    datasets.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
+    rows = [[name, *counts] for name, counts in zip(names, result.confusion.tolist(), strict=True)]
+    datasets.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
+    draw_confusion(folder / "confusion.png", result, names)
+    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
+    """Draw the confusion matrix as shares of each true class, with the counts where there is room for them."""
+    from matplotlib.figure import Figure
+
+    side = min(4 + 0.35 * len(names), 20)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = result.confusion / np.maximum(result.confusion.sum(1, keepdims=True), 1)
+    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
+    axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}")
+    if len(names) <= MOST_NUMBERED:
+        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        for (row, column), count in np.ndenumerate(result.confusion):
+            if count:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    parser = experiment.command("evaluate", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
+    parser.add_argument(
+        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the folder for the scores (default: reports/DATASET/BACKBONE/LAYER-MODEL)"
+    )
+    return errors.run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Evaluate what the options name."""
+    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
+    classifier = saved.load(options.classifier or address.classifier)
+    test = codes.read(options.codes or address.codes, asdict(classifier.spec), "test")
+    result, found = evaluate(classifier, test)
+    folder = options.out or address.report
+    write(folder, result, found, test)
+    print(f"{folder}: {scores.sentence(result.metrics)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

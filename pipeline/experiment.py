@@ -1,0 +1,114 @@
+"""Four words address an experiment: dataset, backbone, layer, model; their defaults stand in params.yaml."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import PipelineError
+
+PARAMS = "params.yaml"
+HELP = {
+    "dataset": "a prepared dataset: its name under data/, or its folder",
+    "backbone": "the pretrained network",
+    "layer": "the layer whose codes are used",
+    "model": "the linear classifier",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where the artifacts of one experiment lie, relative to the project's folder."""
+
+    dataset: str
+    backbone: str
+    layer: str = ""
+    model: str = ""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name: the last part, where it is given as a folder."""
+        return Path(self.dataset).resolve().name
+
+    @property
+    def data(self) -> Path:
+        """The prepared dataset: a folder with manifest.csv."""
+        given = Path(self.dataset)
+        return given if (given / "manifest.csv").exists() else Path("data", self.dataset)
+
+    @property
+    def features(self) -> Path:
+        """The folder of the backbone's codes."""
+        return Path("features", self.name, self.backbone)
+
+    @property
+    def codes(self) -> Path:
+        """The HDF5 file of the layer's codes."""
+        return self.features / f"{self.layer}.h5"
+
+    @property
+    def classifier(self) -> Path:
+        """The saved classifier; its description is the .json beside it."""
+        return Path("models", self.name, self.backbone, f"{self.layer}-{self.model}.skops")
+
+    @property
+    def report(self) -> Path:
+        """The folder of the classifier's scores."""
+        return Path("reports", self.name, self.backbone, f"{self.layer}-{self.model}")
+
+
+@cache
+def params() -> dict[str, Any]:
+    """Return params.yaml of the working folder over the defaults that come with the program."""
+    here = Path(__file__).parent
+    packaged = here / PARAMS if (here / PARAMS).exists() else here.parent / PARAMS
+    return _read(packaged) | (_read(Path(PARAMS)) if Path(PARAMS).exists() else {})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}). Mend it, then run again."
+        ) from error
+    if not isinstance(content, dict):
+        raise PipelineError(f"{path} must hold `name: value` lines. Mend it, then run again.")
+    return content
+
+
+def section(name: str) -> dict[str, Any]:
+    """Return one command's or model's part of params.yaml, its keys as argparse names them."""
+    content = params().get(name) or {}
+    return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def command(stage: str, doc: str, example: str, words: tuple[str, ...]) -> argparse.ArgumentParser:
+    """Return the parser of a command: the address's flags in `words`, and defaults from params.yaml in the help."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m pipeline.{stage}",
+        description=doc,
+        epilog=f"example:\n  {example}",
+        formatter_class=_Formatter,
+    )
+    defaults = {
+        "dataset": params()["dataset"],
+        "backbone": params()["backbone"],
+        "layer": section("extract")["layer"][-1],
+        "model": params()["models"][0],
+    }
+    for word in words:
+        parser.add_argument(f"--{word}", default=defaults[word], help=HELP[word])
+    return parser
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the example; show each default, where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)

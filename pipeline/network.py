@@ -1,0 +1,113 @@
+"""The frozen network: a backbone cut after its deepest asked layer, pictures in, codes out."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+
+import numpy as np
+import torch
+import torch.fx
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from pipeline import backbones, weights
+from pipeline.codes import CodesSpec
+from pipeline.errors import PipelineError
+
+POOLS = "avg, max, flatten, or avgN and maxN for a grid of N×N cells"
+OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+
+
+class FrozenNetwork(nn.Module):
+    """A pretrained network in eval mode that gives the codes of one or several layers in one pass.
+
+    transform: what its pictures must go through; specs: {layer: CodesSpec}; widths: {layer: numbers an image}.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str, layers: Iterable[str], origin: str, pool: str) -> None:
+        super().__init__()
+        backbone = backbones.get(name)
+        self.nodes = backbones.find_nodes(backbone, layers)
+        shapes = backbones.node_shapes(backbone, self.nodes.values())
+        self.pools = {layer: pool_for(shapes.get(node, ()), pool, layer) for layer, node in self.nodes.items()}
+        self.widths = {layer: width(shapes[node], self.pools[layer]) for layer, node in self.nodes.items()}
+        model, self.transform = backbones.load(backbone, origin)
+        self.specs = self._specs(name, origin, weights.state_sha256(model))
+        self.graph = cut(model, set(self.nodes.values()))
+        self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(self.transform.std).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def _specs(self, name: str, origin: str, sha256: str) -> dict[str, CodesSpec]:
+        return {
+            layer: CodesSpec(
+                backbone=name,
+                layer=layer,
+                node=node,
+                weights=origin,
+                weights_sha256=sha256,
+                pool=self.pools[layer],
+                precision="fp32",
+                **asdict(self.transform),
+            )
+            for layer, node in self.nodes.items()
+        }
+
+    @torch.inference_mode()
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return {layer: (n, width) float32 codes} of (n, 3, crop, crop) uint8 pictures on the network's device."""
+        outputs = self.graph((pictures / 255 - self.mean) / self.std)
+        return {layer: pool_maps(outputs[node], self.pools[layer]) for layer, node in self.nodes.items()}
+
+    def codes(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
+        """Return {layer: (n, width) float32} of (n, 3, crop, crop) uint8 pictures, from and to ordinary memory."""
+        outputs = self(torch.from_numpy(pictures).to(self.mean.device))
+        return {layer: values.cpu().numpy() for layer, values in outputs.items()}
+
+
+def cut(model: nn.Module, nodes: set[str]) -> torch.fx.GraphModule:
+    """Return the part of a network that the graph nodes need; it maps a batch to {node: output}.
+
+    No operation works in place: a ReLU that did would change what the node before it returned.
+    """
+    graph = create_feature_extractor(model.eval(), {node: node for node in nodes}).eval()
+    for module in graph.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    for node in graph.graph.nodes:
+        if "inplace" in node.kwargs:
+            node.kwargs = node.kwargs | {"inplace": False}
+        node.target = OUT_OF_PLACE.get(node.target, node.target)
+    graph.recompile()
+    return graph
+
+
+def pool_for(shape: tuple[int, ...], pool: str, layer: str) -> str:
+    """Return the pooling that applies to a layer of that shape: "none" for a vector."""
+    if not re.fullmatch(r"(avg|max)([1-9]\d?)?|flatten", pool):
+        raise PipelineError(f"Unknown pooling {pool!r}. Choose from: {POOLS}.")
+    if len(shape) not in (1, 3):
+        raise PipelineError(f"Layer {layer} gives neither vectors nor maps (shape {shape}). Choose another.")
+    return "none" if len(shape) == 1 else pool
+
+
+def pool_maps(output: torch.Tensor, pool: str) -> torch.Tensor:
+    """Turn (n, c, h, w) maps into (n, c × cells) vectors by a pooling's name; "none" leaves (n, d) vectors alone."""
+    if pool in ("none", "flatten"):
+        return output.flatten(1)
+    kind, cells = pool[:3], int(pool[3:] or 1)
+    if max(output.shape[2:]) <= cells:
+        return output.flatten(1)
+    pooled = nn.functional.adaptive_avg_pool2d if kind == "avg" else nn.functional.adaptive_max_pool2d
+    return pooled(output, cells).flatten(1)
+
+
+def width(shape: tuple[int, ...], pool: str) -> int:
+    """Return how many numbers a pooling makes of one image's output of that shape."""
+    return pool_maps(torch.empty(1, *shape, device="meta"), pool if len(shape) == 3 else "none").shape[1]

@@ -1,0 +1,149 @@
+"""Make a dataset ready: check every file, settle the splits, write data/<dataset>/manifest.csv."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import datasets, errors, experiment, images
+from pipeline.datasets import Listed
+from pipeline.errors import PipelineError
+
+EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
+SOURCES: dict[str, Callable[[Path], list[Listed]]] = {"digits": datasets.write_digits}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of a dataset: its images with their splits, the bad files with reasons, copies across splits."""
+
+    images: list[Listed]
+    bad: list[tuple[str, str]]
+    leaks: list[tuple[str, str, str, str]]
+
+
+def list_source(source: str, folder: Path) -> list[Listed]:
+    """List the images of a named dataset (written or downloaded to `folder`), a folder or a CSV."""
+    if source in SOURCES:
+        return SOURCES[source](folder)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return datasets.list_folder(path)
+    if path.suffix.lower() == ".csv" and path.exists():
+        return datasets.list_csv(path)
+    if "/" in source or path.suffix:
+        raise PipelineError(f"No folder or CSV at {source}. Check the path.")
+    raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
+
+
+def check(path: Path) -> str:
+    """Decode one file and return its digest; raise `BadImage` where it gives no picture."""
+    data = images.read_bytes(path)
+    images.decode(data)
+    return images.digest(data)
+
+
+def prepare(listed: Sequence[Listed], shares: dict[str, float], seed: int, threads: int) -> Prepared:
+    """Open every listed file, set the bad ones aside, give the others splits, and look for leakage."""
+    from tqdm import tqdm
+
+    paths = [image.path for image in listed]
+    checked = images.ordered_map(check, paths, threads, ahead=16 * threads)
+    results = list(tqdm(checked, "checking", len(paths), unit="image", disable=None))
+    good = [(image, result) for image, result in zip(listed, results, strict=True) if isinstance(result, str)]
+    bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, images.BadImage)]
+    digests = [digest for _, digest in good]
+    settled = datasets.assign_splits(datasets.hold_out([image for image, _ in good]), digests, shares, seed)
+    return Prepared(settled, bad, datasets.leaks(settled, digests))
+
+
+def demand_usable(prepared: Prepared, source: str) -> None:
+    """Refuse a dataset that no classifier could learn from."""
+    if not prepared.images:
+        raise PipelineError(f"None of the {len(prepared.bad)} files of {source} is an image: {_first(prepared.bad)}.")
+    classes = {split: {i.label for i in prepared.images if i.split == split} for split in datasets.SPLITS}
+    every = set().union(*classes.values())
+    if len(every) < 2:
+        raise PipelineError(f"{source} has one class only, {every.pop()!r}. A classifier needs two or more.")
+    for split in ("test", "val"):
+        if untrained := sorted(classes[split] - classes["train"]):
+            raise PipelineError(
+                f"The labels of {source} do not match: class {untrained[0]!r} has images in {split} but none in train. "
+                "Add some there, or take it out."
+            )
+
+
+def write(prepared: Prepared, folder: Path) -> None:
+    """Write bad.csv and leakage.csv, and last of all the manifest that makes the dataset a prepared one."""
+    datasets.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
+    datasets.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), prepared.leaks)
+    datasets.write_manifest(folder, prepared.images)
+
+
+def summary(prepared: Prepared, folder: Path) -> str:
+    """Say what is in the dataset, and what was set aside."""
+    counts = Counter(image.split for image in prepared.images)
+    splits = ", ".join(f"{counts[split]} {split}" for split in datasets.SPLITS if counts[split])
+    lines = [
+        f"{folder.name}: {len(prepared.images)} images, {len({i.label for i in prepared.images})} classes ({splits})"
+    ]
+    if prepared.bad:
+        lines.append(f"{len(prepared.bad)} bad files set aside, see {folder / 'bad.csv'}: {_first(prepared.bad)}")
+    if prepared.leaks:
+        copies = len({digest for digest, *_ in prepared.leaks})
+        lines.append(f"Leakage: {copies} images occur in more than one split, see {folder / 'leakage.csv'}")
+    return "\n".join(lines)
+
+
+def _first(bad: Sequence[tuple[str, str]]) -> str:
+    path, reason = bad[0]
+    return f"{path!r}, {reason}" + (", …" if len(bad) > 1 else "")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    defaults = {"test": 0.25, "val": 0.0, "seed": 0} | experiment.section("prepare")
+    parser = experiment.command("prepare", __doc__, EXAMPLE, ())
+    parser.add_argument(
+        "--dataset",
+        default=experiment.params()["source"],
+        help=f"{', '.join(SOURCES)}, a folder, or a CSV of path,label[,split]",
+    )
+    parser.add_argument("--out", type=Path, help="the prepared dataset's folder (default: data/NAME)")
+    parser.add_argument(
+        "--test", type=float, help="share of each class for the test split, where the source has no splits"
+    )
+    parser.add_argument("--val", type=float, help="share of each class for the validation split, likewise")
+    parser.add_argument("--seed", type=int, help="of the drawn splits")
+    parser.add_argument(
+        "--on-bad", choices=("skip", "error"), default="skip", help="set bad files aside, or stop at them"
+    )
+    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    parser.set_defaults(**defaults)
+    return errors.run(parser, run, argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare what the options name."""
+    shares = {"test": options.test, "val": options.val}
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
+        raise PipelineError(
+            f"--test {options.test} and --val {options.val} must be shares ≥ 0 that leave something for training."
+        )
+    folder = options.out or Path("data", Path(options.dataset).expanduser().resolve().with_suffix("").name)
+    prepared = prepare(list_source(options.dataset, folder), shares, options.seed, options.threads)
+    if prepared.bad and options.on_bad == "error":
+        raise PipelineError(
+            f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Mend them, or run with --on-bad skip."
+        )
+    demand_usable(prepared, options.dataset)
+    write(prepared, folder)
+    print(summary(prepared, folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

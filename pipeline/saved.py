@@ -1,0 +1,95 @@
+"""A saved classifier: the skops file, and the description beside it that vouches for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import skops.io
+from sklearn.pipeline import Pipeline
+
+from pipeline.codes import CodesSpec
+from pipeline.errors import PipelineError
+
+TRUSTED: list[str] = []
+"""Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold: none so far."""
+
+PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "skops")
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A classifier as it was trained: from codes of `spec` to indices into `classes`."""
+
+    pipeline: Pipeline
+    spec: CodesSpec
+    classes: tuple[str, ...]
+
+
+def description_path(path: Path) -> Path:
+    """Return where the description of a classifier's file lies."""
+    return path.with_suffix(".json")
+
+
+def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, Any]) -> None:
+    """Write the classifier, and beside it the description: spec, classes, versions, the `facts`, the file's SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = skops.io.dumps(classifier.pipeline)
+    description = {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "spec": asdict(classifier.spec),
+        "classes": classifier.classes,
+        **facts,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+    for target, content in ((path, data), (description_path(path), json.dumps(description, indent=1).encode())):
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(content)
+        partial.replace(target)
+
+
+def load(path: Path) -> SavedClassifier:
+    """Read a classifier, and refuse a file that is not what was saved, or that holds types of others.
+
+    Nothing in the file runs before both have been checked.
+    """
+    if not path.exists():
+        raise PipelineError(f"There is no classifier at {path}. Train it: python -m pipeline.classify.")
+    description, data = _read_description(path), path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != description["sha256"]:
+        raise PipelineError(f"{path} is not the file that its description vouches for: it was changed. Train it again.")
+    try:
+        untrusted = skops.io.get_untrusted_types(data=data)
+        if untrusted:
+            raise PipelineError(
+                f"{path} holds types that are not trusted ({', '.join(untrusted)}). Use only files of your own."
+            )
+        pipeline = skops.io.loads(data, trusted=TRUSTED)
+    except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
+        raise PipelineError(f"{path} is damaged, or no classifier of ours ({error}). Train it again.") from error
+    if not isinstance(pipeline, Pipeline):
+        raise PipelineError(f"{path} holds a {type(pipeline).__name__}, no classifier of ours. Train it again.")
+    return SavedClassifier(pipeline, description["spec"], description["classes"])
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    beside = description_path(path)
+    try:
+        description = json.loads(beside.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in description["spec"].items()
+        }
+        return {**description, "spec": CodesSpec(**spec), "classes": tuple(description["classes"])}
+    except FileNotFoundError:
+        raise PipelineError(
+            f"{path} has no description {beside.name} beside it, so it is not trusted. Train it again."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{beside} is no description of a classifier ({error}). Train it again.") from error

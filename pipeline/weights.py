@@ -1,0 +1,83 @@
+"""Weights files: fetch, check their hash, and read a state dict without running anything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.errors import PipelineError
+
+
+def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
+    """Read a state dict, never running anything in the file, whose SHA-256 must start with `sha256`."""
+    if not path.exists():
+        raise PipelineError(f"No weights file at {path}. Check the path given to --weights.")
+    if not sha256_of(path).startswith(sha256):
+        raise PipelineError(f"{path} is damaged: its SHA-256 does not start with {sha256}. Delete it, then run again.")
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may fail in many ways; all mean the same to the user
+        raise PipelineError(f"{path} is no file of weights that can be read safely ({_first_line(error)}).") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PipelineError(f"{path} holds no state dict. Save one with torch.save(model.state_dict(), …).")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_path(url: str) -> Path:
+    """Return where torch.hub keeps the file of that address."""
+    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+
+
+def hash_in_name(url: str) -> str:
+    """Return the start of the SHA-256 that torchvision writes into its files' names (resnet18-f37072fd.pth)."""
+    found = re.search(r"-([0-9a-f]{8,64})\.", url)
+    return found.group(1) if found else ""
+
+
+def fetch(url: str) -> Path:
+    """Return torch.hub's copy of a file, downloaded if need be; its hash is checked before it gets its name."""
+    path = hub_path(url)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Downloading {url} to {path}", file=sys.stderr)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_in_name(url) or None, progress=sys.stderr.isatty())
+    except (URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise PipelineError(
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, or take --weights FILE."
+        ) from error
+    except RuntimeError as error:
+        raise PipelineError(f"The download of {url} is damaged ({error}). Run again.") from error
+    return path
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 of a network's parameters and buffers: names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.contiguous().numpy())
+    return total.hexdigest()
