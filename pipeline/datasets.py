@@ -186,7 +186,7 @@ def write_digits(folder: Path) -> list[Listed]:
 
 
 def hold_out(listed: Sequence[Listed]) -> list[Listed]:
-    """Let val serve as the test split where a source has no other, and leave the splits open where it has train alone."""
+    """Let val be the test split where a source has no other; leave the splits open where it has train alone."""
     given = {image.split for image in listed}
     renamed: dict[str | None, str | None] = {"val": "test"} if given == {"train", "val"} else {}
     if given == {"train"}:
