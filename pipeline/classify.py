@@ -18,8 +18,8 @@ from pipeline.saved import SavedClassifier
 EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
     parser = experiment.command("classify", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument(
         "--grid", help="{normalisation: {parameter: [values]}} to search (default: the model's section of params.yaml)"
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("weights", "pool"):
         parser.add_argument(f"--{name}", help=f"refuse codes of other {name}")
     parser.set_defaults(**experiment.section("classify"))
-    return errors.run(parser, run, argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -84,6 +84,11 @@ def summary(trained: classifiers.Trained, training: Codes, path: Path) -> str:
         lines.append(f"{late} of {folds * len(trained.table)} fits stopped before they converged, see {beside}")
     lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained)]
     return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -40,17 +40,22 @@ def sentence(error: BaseException) -> str:
     return f"Error: {error.strerror or error}{place}."
 
 
-def run(parser: argparse.ArgumentParser, stage: Callable[[argparse.Namespace], None], argv: list[str] | None) -> int:
+def run(
+    build_parser: Callable[[], argparse.ArgumentParser],
+    stage: Callable[[argparse.Namespace], None],
+    argv: list[str] | None,
+) -> int:
     """Parse `argv`, run `stage` and return the exit code: 0, 2 for a mistake, 130 for an interrupt.
 
     `--debug` lets the traceback through.
     """
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    options = parser.parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        stage(options)
+        parser = build_parser()
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        stage(parser.parse_args(arguments))
     except (PipelineError, OSError, KeyboardInterrupt) as error:
-        if options.debug:
+        if "--debug" in arguments:
             raise
         print(sentence(error), file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2

@@ -82,8 +82,8 @@ def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
     parser = experiment.command("evaluate", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
     parser.add_argument(
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="the folder for the scores (default: reports/DATASET/BACKBONE/LAYER-MODEL)"
     )
-    return errors.run(parser, run, argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -104,6 +104,11 @@ def run(options: argparse.Namespace) -> None:
     folder = options.out or address.report
     write(folder, result, found, test)
     print(f"{folder}: {scores.sentence(result.metrics)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
 
 
 if __name__ == "__main__":

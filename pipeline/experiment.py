@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ class Experiment:
         return Path("reports", self.name, self.backbone, f"{self.layer}-{self.model}")
 
 
-@cache
 def params() -> dict[str, Any]:
     """Return params.yaml of the working folder over the defaults that come with the program."""
     here = Path(__file__).parent

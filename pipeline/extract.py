@@ -127,8 +127,8 @@ def listing(name: str | None) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
     parser = experiment.command("extract", __doc__, EXAMPLE, ("dataset", "backbone"))
     parser.add_argument("--layer", nargs="+", default=["fc7"], help="one or several, in one pass")
     parser.add_argument(
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
         "--list", nargs="?", const="", metavar="BACKBONE", help="show the backbones, or one's layers, and end"
     )
     parser.set_defaults(**experiment.section("extract"))
-    return errors.run(parser, run, argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -171,6 +171,11 @@ def run(options: argparse.Namespace) -> None:
         print(f"Set aside {image!r}: {reason}")
     for layer, file in files.items():
         print(f"{file}: {len(extracted.rows)} × {network.widths[layer]}, {len(extracted.bad)} images set aside")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 MAX_PIXELS = 89_478_485
 """Images of more pixels than this (Pillow's own limit: 256 MiB of RGB) are bad: they may be decompression bombs."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """What is decoded. Pillow knows more formats, some of which start other programs (EPS)."""
 
 RESAMPLING = {
@@ -108,6 +108,8 @@ def shrink_and_crop(image: Image.Image, transform: Transform) -> np.ndarray:
     width, height = image.size
     shorter = min(width, height)
     size = (int(transform.resize * width / shorter), int(transform.resize * height / shorter))
+    if size[0] * size[1] > MAX_PIXELS:
+        raise BadImage(f"{width} × {height} pixels are too long and narrow: resized, they exceed {MAX_PIXELS:,}")
     if size != image.size:
         image = image.resize(size, RESAMPLING[transform.interpolation])
     left = round((size[0] - transform.crop) / 2)

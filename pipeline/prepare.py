@@ -104,8 +104,8 @@ def _first(bad: Sequence[tuple[str, str]]) -> str:
     return f"{path!r}, {reason}" + (", …" if len(bad) > 1 else "")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
     defaults = {"test": 0.25, "val": 0.0, "seed": 0} | experiment.section("prepare")
     parser = experiment.command("prepare", __doc__, EXAMPLE, ())
     parser.add_argument(
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
     parser.set_defaults(**defaults)
-    return errors.run(parser, run, argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
@@ -143,6 +143,11 @@ def run(options: argparse.Namespace) -> None:
     demand_usable(prepared, options.dataset)
     write(prepared, folder)
     print(summary(prepared, folder))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -48,16 +48,21 @@ def render(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
     parser = experiment.command("report", __doc__, EXAMPLE, ())
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of the scores")
-    return errors.run(parser, run, argv)
+    return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Print the table."""
     print(render(summarise(options.reports)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import skops.io
 from sklearn.pipeline import Pipeline
 
 from pipeline.codes import CodesSpec
@@ -40,6 +39,8 @@ def description_path(path: Path) -> Path:
 
 def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, Any]) -> None:
     """Write the classifier, and beside it the description: spec, classes, versions, the `facts`, the file's SHA-256."""
+    import skops.io  # two seconds to import, and not needed for --help
+
     path.parent.mkdir(parents=True, exist_ok=True)
     data = skops.io.dumps(classifier.pipeline)
     description = {
@@ -65,6 +66,8 @@ def load(path: Path) -> SavedClassifier:
     description, data = _read_description(path), path.read_bytes()
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
         raise PipelineError(f"{path} is not the file that its description vouches for: it was changed. Train it again.")
+    import skops.io
+
     try:
         untrusted = skops.io.get_untrusted_types(data=data)
         if untrusted:

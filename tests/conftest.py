@@ -1,0 +1,116 @@
+"""What the tests share: a project folder of their own, commands run in it, small real images and codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.codes import CodesSpec, CodesWriter
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process, as `python -m pipeline.<stage> …` would."""
+
+    def call(stage: str, *arguments: object) -> Outcome:
+        capsys.readouterr()
+        try:
+            code = importlib.import_module(f"pipeline.{stage}").main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+def spawn(stage: str, *arguments: object, cwd: Path, **options: object) -> subprocess.Popen[str]:
+    """Start a command as a process of its own."""
+    command = [sys.executable, "-m", f"pipeline.{stage}", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=cwd, text=True, env=environment, **pipes, **options)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 3 classes × 12 pictures of 40×30 pixels: noise of a colour that tells the class."""
+    return write_photos(tmp_path / "photos", {"red": 12, "green": 12, "blue": 12})
+
+
+def write_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Write pictures by class; the class is told by the channel that is brightest."""
+    rng = np.random.default_rng(seed)
+    for channel, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = rng.integers(0, 120, (30, 40, 3))
+            pixels[..., channel % 3] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number:02}.png")
+    return folder
+
+
+def make_spec(**changes: object) -> CodesSpec:
+    """Return a spec like that of tinyvgg's fc7, changed as asked."""
+    facts: dict[str, object] = {
+        "backbone": "tinyvgg",
+        "layer": "fc7",
+        "node": "classifier.4",
+        "weights": "default",
+        "weights_sha256": "ab" * 32,
+        "resize": 64,
+        "crop": 64,
+        "interpolation": "bilinear",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "pool": "none",
+        "precision": "fp32",
+    }
+    return CodesSpec(**facts | changes)  # type: ignore[arg-type]
+
+
+def write_codes(
+    path: Path, labels: Sequence[int], splits: Sequence[str], classes: Sequence[str], width: int = 16, **spec: object
+) -> np.ndarray:
+    """Write made-up codes, sparse and easy to tell apart by class, to an HDF5 file; return their values."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(len(classes), width))
+    noise = rng.normal(size=(len(labels), width))
+    values = np.maximum(centres[np.asarray(labels)] + 0.5 * noise, 0).astype(np.float32)
+    with CodesWriter(path, make_spec(**spec), width) as writer:
+        writer.append(values)
+        texts = {
+            "paths": [f"{number}.png" for number in range(len(labels))],
+            "splits": splits,
+            "digests": [f"{number:064x}" for number in range(len(labels))],
+            "classes": classes,
+            "bad": [],
+        }
+        writer.commit(np.asarray(labels, dtype=np.int64), texts)
+    return values

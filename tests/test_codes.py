@@ -1,0 +1,118 @@
+"""The HDF5 file: what is written is read, whole or by split; anything else is refused with the reason."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import make_spec, write_codes
+
+from pipeline import codes
+from pipeline.codes import CodesWriter
+from pipeline.errors import PipelineError
+
+LABELS, SPLITS = [0, 1, 2, 0, 1, 2], ["train", "train", "test", "train", "test", "val"]
+CLASSES = ["ant", "bee", "müll\nfly"]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    values = write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    found = codes.read(tmp_path / "fc7.h5", {"layer": "fc7"})
+    np.testing.assert_array_equal(found.values, values)
+    assert found.values.dtype == np.float32 and found.labels.dtype == np.int64
+    assert found.labels.tolist() == LABELS and found.splits == tuple(SPLITS) and found.classes == tuple(CLASSES)
+    assert found.paths[3] == "3.png" and found.digests[3] == f"{3:064x}"
+    assert found.spec == make_spec()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", "none such"])
+def test_one_split_is_read(tmp_path: Path, split: str) -> None:
+    values = write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    rows = [row for row, name in enumerate(SPLITS) if name == split]
+    found = codes.read(tmp_path / "fc7.h5", {}, split)
+    np.testing.assert_array_equal(found.values, values[rows].reshape(-1, 16))
+    assert found.labels.tolist() == [LABELS[row] for row in rows]
+    assert found.paths == tuple(f"{row}.png" for row in rows) and set(found.splits) <= {split}
+
+
+def test_the_datasets_and_the_spec_are_plain_hdf5(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    with h5py.File(tmp_path / "fc7.h5") as file:
+        assert {"values", "labels", "paths", "splits", "digests", "classes"} <= set(file)
+        assert {name: codes._plain(file.attrs[name]) for name in asdict(make_spec())} == asdict(make_spec())
+
+
+def test_the_same_codes_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.h5", "b.h5"):
+        write_codes(tmp_path / name, LABELS, SPLITS, CLASSES)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_another_spec_is_refused_with_each_difference(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES, pool="max")
+    with pytest.raises(PipelineError, match=r"pool is 'max', not 'avg'; resize is 64, not 256") as error:
+        codes.read(tmp_path / "fc7.h5", {"backbone": "tinyvgg", "pool": "avg", "resize": 256})
+    assert "backbone" not in str(error.value)
+
+
+def test_missing_codes_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"python -m pipeline.extract --backbone vgg16 --layer fc7"):
+        codes.read(tmp_path / "fc7.h5", {"backbone": "vgg16", "layer": "fc7"})
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 1000, 3000, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "fc7.h5"
+    write_codes(path, LABELS, SPLITS, CLASSES)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(PipelineError, match="damaged, or no file of codes"):
+        codes.read(path, {})
+
+
+def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["values"] = np.zeros((3, 3))
+    with pytest.raises(PipelineError, match="another format"):
+        codes.read(tmp_path / "other.h5", {})
+
+
+def test_flipped_bits_in_the_values_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "fc7.h5"
+    values = write_codes(path, LABELS, SPLITS, CLASSES)
+    good = path.read_bytes()
+    start = good.index(values.tobytes())
+    for place in np.random.default_rng(0).integers(0, values.nbytes * 8, 50):
+        damaged = bytearray(good)
+        damaged[start + place // 8] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(PipelineError, match="damaged"):
+            codes.read(path, {})
+
+
+def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "fc7.h5"
+    write_codes(path, LABELS, SPLITS, CLASSES)
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), CodesWriter(path, make_spec(), 16) as writer:
+        writer.append(np.ones((2, 16), np.float32))
+        raise ZeroDivisionError
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    with CodesWriter(tmp_path / "fc7.h5", make_spec(), 2) as writer, pytest.raises(PipelineError, match="not finite"):
+        writer.append(np.array([[1, value]], np.float32))
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    script = f"from pathlib import Path; from pipeline.codes import claim\nwith claim(Path({str(tmp_path / 'out')!r})): pass"
+    with codes.claim(tmp_path / "out"):
+        other = subprocess.run(["python", "-c", script], capture_output=True, text=True, check=False)
+    assert other.returncode and "Another run is writing" in other.stderr
+    with codes.claim(tmp_path / "out"):
+        pass

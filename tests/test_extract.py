@@ -1,0 +1,242 @@
+"""extract: rows, labels and files belong together; kills, interrupts and full disks lose nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, Outcome, spawn, write_photos
+
+from pipeline import codes, datasets
+from pipeline.network import FrozenNetwork
+
+Run = Callable[..., Outcome]
+FC7 = Path("features/photos/tinyvgg/fc7.h5")
+
+
+@pytest.fixture
+def prepared(run: Run, photos: Path) -> Path:
+    """The project's folder with `photos` prepared."""
+    assert run("prepare", "--dataset", photos).code == 0
+    return photos.parent
+
+
+def test_the_bare_command_runs_on_a_fresh_machine(run: Run) -> None:
+    outcome = run("extract", "--layer", "fc7", "--batch-size", 256)
+    assert outcome.code == 0 and "cpu" in outcome.out
+    assert codes.read(Path("features/digits/tinyvgg/fc7.h5"), {"backbone": "tinyvgg"}).values.shape == (1797, 1024)
+
+
+def test_each_row_is_the_code_of_its_file(run: Run, prepared: Path) -> None:
+    assert run("extract", "--dataset", "photos", "--layer", "pool3", "fc7", "--pool", "max", "--batch-size", 5).code == 0
+    manifest = datasets.read_manifest(Path("data/photos"))
+    network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", "max")
+    from pipeline import images
+
+    for layer in ("pool3", "fc7"):
+        found = codes.read(FC7.with_name(f"{layer}.h5"), {"layer": layer})
+        assert found.paths == manifest.paths and found.splits == manifest.splits and found.classes == manifest.classes
+        np.testing.assert_array_equal(found.labels, manifest.labels)
+        for row in (0, 7, len(found.paths) - 1):
+            picture, digest = images.read(manifest.files()[row], network.transform)
+            assert found.digests[row] == digest == hashlib.sha256(manifest.files()[row].read_bytes()).hexdigest()
+            np.testing.assert_allclose(found.values[row], network.codes(picture[None])[layer][0], rtol=1e-4, atol=1e-5)
+
+
+def test_one_pass_serves_all_layers(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    forward = FrozenNetwork.forward
+    monkeypatch.setattr(FrozenNetwork, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+    run("extract", "--dataset", "photos", "--layer", "pool3", "pool4", "fc7", "--batch-size", 10)
+    assert sum(seen) == 36
+
+
+def test_a_dataset_may_be_named_by_its_folder(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos, "--out", "elsewhere/flowers")
+    assert run("extract", "--dataset", "elsewhere/flowers", "--layer", "fc7").code == 0
+    assert Path("features/flowers/tinyvgg/fc7.h5").exists()
+
+
+def test_a_torchvision_network_from_a_local_file(run: Run, prepared: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "mine.pth")
+    outcome = run("extract", "--dataset", "photos", "--backbone", "resnet18", "--layer", "avgpool", "--weights", "mine.pth")
+    assert outcome.code == 0
+    assert codes.read(Path("features/photos/resnet18/avgpool.h5"), {"weights": "mine.pth"}).values.shape == (36, 512)
+
+
+def test_images_gone_bad_since_prepare_are_set_aside_by_name(run: Run, prepared: Path, photos: Path) -> None:
+    (photos / "red" / "03.png").write_bytes(b"")
+    (photos / "blue" / "05.png").unlink()
+    outcome = run("extract", "--dataset", "photos", "--layer", "fc7")
+    assert outcome.code == 0 and "34 × 1024, 2 images set aside" in outcome.out
+    assert "03.png" in outcome.out and "zero bytes" in outcome.out and "No such file" in outcome.out
+    found = codes.read(FC7, {})
+    assert len(found.paths) == len(found.values) == len(found.labels) == 34
+    assert not any(path.endswith("red/03.png") for path in found.paths)
+    with h5py.File(FC7) as file:
+        assert len(file["bad"]) == 2 and b"zero bytes" in b"".join(file["bad"])
+
+
+def test_only_bad_images_is_a_mistake(run: Run, prepared: Path, photos: Path) -> None:
+    shutil.rmtree(photos)
+    mistake(run("extract", "--dataset", "photos", "--layer", "fc7"), "None of the 36 images")
+    assert not FC7.exists()
+
+
+def test_list_shows_backbones_and_layers(run: Run) -> None:
+    names = run("extract", "--list").out.split()
+    assert {"tinyvgg", "vgg16", "alexnet", "resnet50", "wide_resnet50_2", "resnext50_32x4d"} <= set(names)
+    table = run("extract", "--list", "vgg16").out
+    assert "fc7" in table and "classifier.4" in table and "512×7×7" in table and "4096" in table
+
+
+# Mistakes
+
+
+def mistake(outcome: Outcome, *words: str) -> None:
+    """One sentence, exit code 2, and the words that the user needs."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith("Error: ") and len(outcome.err.strip().splitlines()) == 1, outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--backbone", "resnet51"), ("Unknown backbone 'resnet51'", "resnet50")),
+        (("--layer", "fc9"), ("Unknown layer 'fc9' for tinyvgg", "fc7")),
+        (("--weights", "best"), ("Unknown weights 'best'", "default")),
+        (("--weights", "no.pth"), ("No weights file at no.pth",)),
+        (("--pool", "median"), ("Unknown pooling 'median'", "avg")),
+        (("--dataset", "nowhere"), ("No prepared dataset", "pipeline.prepare")),
+        (("--device", "cuda"), ("'cuda' is not here", "cpu")),
+    ],
+)
+def test_unknown_names(run: Run, prepared: Path, flags: tuple[str, str], words: tuple[str, ...]) -> None:
+    if flags[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    mistake(run("extract", "--dataset", "photos", *flags), *words)
+
+
+def test_codes_that_will_not_fit_on_the_disk_are_refused_at_once(
+    run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100_000, 1, 99_999))
+    mistake(run("extract", "--dataset", "photos", "--layer", "fc7"), "need 0.0 GB", "--out")
+
+
+def test_a_disk_that_fills_up_leaves_the_old_file(run: Run, prepared: Path) -> None:
+    """A limit on the size of files stops the writing where a full disk would."""
+    run("extract", "--dataset", "photos", "--layer", "fc7")
+    before = FC7.read_bytes()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    process = spawn("extract", "--dataset", "photos", "--layer", "fc7", "--batch-size", 4, cwd=prepared, preexec_fn=limit)
+    out, err = process.communicate(timeout=120)
+    mistake(Outcome(process.returncode, out, err), "disk is full", "earlier results are untouched")
+    assert FC7.read_bytes() == before and [path.name for path in FC7.parent.iterdir()] == ["fc7.h5"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_a_really_full_disk(run: Run, prepared: Path) -> None:
+    disk = prepared / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", disk], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        (disk / "ballast").write_bytes(b"x" * 100_000)
+        script = "import shutil, sys; shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(9**9, 0, 9**9)\n"
+        script += "from pipeline import extract; sys.exit(extract.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", script, "--dataset", "photos", "--layer", "pool3", "--pool", "flatten", "--out", disk / "out"]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        mistake(Outcome(ended.returncode, ended.stdout, ended.stderr), "disk is full")
+        assert not (disk / "out" / "pool3.h5").exists()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def without_override() -> None:
+    """Take from root the right to write where the permissions say no."""
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+
+
+def test_a_read_only_folder(prepared: Path) -> None:
+    locked = prepared / "locked"
+    locked.mkdir(mode=0o555)
+    flags = ("--dataset", "photos", "--layer", "fc7", "--out", locked / "out")
+    process = spawn("extract", *flags, cwd=prepared, preexec_fn=without_override)
+    out, err = process.communicate(timeout=120)
+    mistake(Outcome(process.returncode, out, err), "no permission", "locked", "--out")
+
+
+def test_an_interrupt_leaves_the_old_file(run: Run, photos: Path) -> None:
+    write_photos(photos, {"red": 400, "green": 400, "blue": 400})
+    run("prepare", "--dataset", photos)
+    run("extract", "--dataset", "photos", "--layer", "fc7")
+    before = FC7.read_bytes()
+    process = spawn("extract", "--dataset", "photos", "--layer", "fc7", "--batch-size", 1, cwd=photos.parent)
+    while not list(FC7.parent.glob(".*.partial")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err == "Interrupted. Earlier results are untouched.\n", (out, err)
+    assert FC7.read_bytes() == before and [path.name for path in FC7.parent.iterdir()] == ["fc7.h5"]
+
+
+def test_kill_9_at_20_random_moments_never_leaves_a_file_that_reads_wrong(run: Run, photos: Path) -> None:
+    """Two kinds of codes are written in turn, and each writer is killed: what stands there is always one of them, whole."""
+    write_photos(photos, {"red": 60, "green": 60, "blue": 60})
+    run("prepare", "--dataset", photos)
+    kinds = ("default", "random")
+    expected, seconds = {}, 0.0
+    for weights in kinds:
+        start = time.monotonic()
+        assert run("extract", "--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", 4).code == 0
+        seconds = time.monotonic() - start
+        expected[weights] = codes.read(FC7, {"weights": weights}).values
+    FC7.unlink()
+    rng = random.Random(0)
+    outcomes = []
+    for number in range(20):
+        weights = kinds[number % 2]
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # this process's thread pool did not come along
+            from pipeline import extract
+
+            flags = ["--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", "4"]
+            os._exit(extract.main(flags))
+        time.sleep(rng.uniform(0, 1.5 * seconds))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        outcomes.append(os.WIFSIGNALED(status))
+        if FC7.exists():
+            found = codes.read(FC7, {})
+            np.testing.assert_allclose(found.values, expected[found.spec.weights], rtol=1e-4, atol=1e-5)
+            assert len(found.paths) == len(found.labels) == 180
+    assert sum(outcomes) >= 8, "most runs were to be killed before they ended"
+    assert run("extract", "--dataset", "photos", "--layer", "fc7").code == 0
+    assert [path.name for path in FC7.parent.iterdir()] == ["fc7.h5"]
