@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import datasets, errors, experiment, images
+from pipeline import catalogue, datasets, errors, experiment, images
 from pipeline.datasets import Listed
 from pipeline.errors import PipelineError
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
-SOURCES: dict[str, Callable[[Path], list[Listed]]] = {"digits": datasets.write_digits}
+SOURCES: dict[str, Callable[[Path], list[Listed]]] = {"digits": datasets.write_digits, **catalogue.SOURCES}
 
 
 @dataclass(frozen=True)
