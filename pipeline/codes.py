@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -78,6 +80,40 @@ def claim(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class CarefulFile(io.FileIO):
+    """A file for HDF5 to write to that keeps the first error, a full disk or an interrupt, until it is asked for.
+
+    HDF5 cannot close a file that it cannot write: it hangs or crashes when the program ends. So what follows an error
+    is dropped, HDF5 closes in peace, and whoever owns the file raises the error and throws the file away.
+    """
+
+    error: BaseException | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of the bytes, or remember why not."""
+        rest = memoryview(data).cast("B")
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except BaseException as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Set the file's size, or remember why not."""
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except BaseException as error:
+            self.error = error
+        return size or 0
+
+    def check(self) -> None:
+        """Raise the error that was kept."""
+        if self.error is not None:
+            raise self.error
+
+
 class CodesWriter:
     """Write one layer's codes batch by batch beside `path`; `commit` completes the file and moves it in.
 
@@ -89,7 +125,8 @@ class CodesWriter:
         self.path = path
         self.partial = path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = h5py.File(self.partial, "w")
+        self.sink = CarefulFile(self.partial, "w+")
+        self.file = h5py.File(self.sink, "w")
         rows = max(1, CHUNK_BYTES // (4 * width))
         self.values = self.file.create_dataset(
             "values", (0, width), "f4", maxshape=(None, width), chunks=(rows, width), fletcher32=True
@@ -104,6 +141,7 @@ class CodesWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+        self.sink.close()
         self.partial.unlink(missing_ok=True)
 
     def append(self, values: np.ndarray) -> None:
@@ -116,6 +154,7 @@ class CodesWriter:
         start = len(self.values)
         self.values.resize(start + len(values), axis=0)
         self.values[start:] = values
+        self.sink.check()
 
     def commit(self, labels: np.ndarray, texts: Mapping[str, Sequence[str]]) -> None:
         """Write the labels and the other columns (`paths`, `splits`, `digests`, `classes`), and move the file in."""
@@ -125,6 +164,8 @@ class CodesWriter:
             encoded = np.array([text.encode("utf-8", "surrogateescape") for text in column], dtype="S")
             self.file.create_dataset(name, data=encoded, fletcher32=len(column) > 0)
         self.file.close()
+        self.sink.check()
+        os.fsync(self.sink.fileno())
         self.partial.replace(self.path)
 
 

@@ -70,7 +70,10 @@ def test_random_weights_follow_their_seed_and_leave_torchs_alone() -> None:
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    hashes = [weights.state_sha256(backbones.load(backbones.get("resnet18"), w)[0]) for w in ("random", "random:0", "random:1")]
+    hashes = [
+        weights.state_sha256(backbones.load(backbones.get("resnet18"), w)[0])
+        for w in ("random", "random:0", "random:1")
+    ]
     assert hashes[0] == hashes[1] != hashes[2]
     assert torch.rand(1) == expected
 
@@ -82,7 +85,9 @@ def state() -> dict[str, torch.Tensor]:
     return torchvision.models.resnet18(num_classes=2).state_dict()
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{n}": v for n, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{n}": v for n, v in s.items()}]
+)
 def test_a_local_state_dict_with_other_classes_loads(state: dict, wrap: object, tmp_path: Path) -> None:
     torch.save(wrap(state), tmp_path / "net.pth")  # type: ignore[operator]
     model, transform = backbones.load(backbones.get("resnet18"), str(tmp_path / "net.pth"))
@@ -118,7 +123,8 @@ def test_a_hostile_weights_file_is_refused_and_runs_nothing(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"junk", "read safely"), (None, "No weights file"), ([1, 2], "no state dict"), ({"a": 1}, "no state dict")]
+    ("content", "words"),
+    [(b"junk", "read safely"), (None, "No weights file"), ([1, 2], "no state dict"), ({"a": 1}, "no state dict")],
 )
 def test_a_file_that_is_no_state_dict(content: object, words: str, tmp_path: Path) -> None:
     path = tmp_path / "net.pth"

@@ -110,7 +110,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) ->
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    script = f"from pathlib import Path; from pipeline.codes import claim\nwith claim(Path({str(tmp_path / 'out')!r})): pass"
+    script = (
+        f"from pathlib import Path; from pipeline.codes import claim\nwith claim(Path({str(tmp_path / 'out')!r})): pass"
+    )
     with codes.claim(tmp_path / "out"):
         other = subprocess.run(["python", "-c", script], capture_output=True, text=True, check=False)
     assert other.returncode and "Another run is writing" in other.stderr

@@ -34,7 +34,9 @@ def pixels(data: bytes) -> np.ndarray:
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size, and holds next to nothing."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64))]
-    parts = [struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in [*chunks, (b"IEND", b"")]]
+    parts = [
+        struct.pack(">I", len(b)) + n + b + struct.pack(">I", zlib.crc32(n + b)) for n, b in [*chunks, (b"IEND", b"")]
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -137,7 +139,9 @@ def test_damaged_bytes_give_a_picture_or_a_reason_and_never_anything_else(kind: 
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (64, 64), (232, 225)])
 def test_resize_and_crop_equal_torchvisions(size: tuple[int, int], resize: int, crop: int) -> None:
     image = Image.effect_noise(size, 80).convert("RGB")
-    theirs = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop), transforms.PILToTensor()])(image)
+    theirs = transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(crop), transforms.PILToTensor()])(
+        image
+    )
     transform = Transform(resize, crop, "bilinear", (0, 0, 0), (1, 1, 1))
     np.testing.assert_array_equal(images.shrink_and_crop(image, transform), theirs.numpy())
 

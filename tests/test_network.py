@@ -111,7 +111,10 @@ def test_vgg16_fc7_gives_4096_numbers() -> None:
     [
         ("alexnet", ("features.0", "features.1", "classifier.4", "classifier.5")),
         ("resnet18", ("bn1", "relu", "layer2.0.add", "layer2.0.relu_1", "layer2.0.bn2")),
-        ("densenet121", ("features.norm5", "relu", "features.denseblock1.denselayer1.norm1", "features.transition1.norm")),
+        (
+            "densenet121",
+            ("features.norm5", "relu", "features.denseblock1.denselayer1.norm1", "features.transition1.norm"),
+        ),
         ("googlenet", ("conv1.bn", "conv1.relu", "inception3a.branch1.bn", "inception3a.branch1.relu")),
     ],
 )
@@ -136,7 +139,9 @@ def test_two_names_of_one_node_give_the_same_codes() -> None:
     np.testing.assert_array_equal(both["fc7"], both["classifier.5"])
 
 
-@pytest.mark.parametrize(("pool", "width"), [("avg", 128), ("max", 128), ("avg4", 2048), ("max2", 512), ("flatten", 8192), ("avg9", 8192)])
+@pytest.mark.parametrize(
+    ("pool", "width"), [("avg", 128), ("max", 128), ("avg4", 2048), ("max2", 512), ("flatten", 8192), ("avg9", 8192)]
+)
 def test_pooling(pool: str, width: int) -> None:
     frozen_network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", pool)
     codes = frozen_network.codes(pictures(2, 64))
@@ -151,7 +156,10 @@ def test_pooling_by_cells_is_the_mean_of_each_cell() -> None:
 
 
 def test_the_spec_tells_weights_apart_by_their_values() -> None:
-    hashes = {FrozenNetwork("tinyvgg", ["fc7"], origin, "avg").specs["fc7"].weights_sha256 for origin in ("default", "random", "random:1")}
+    hashes = {
+        FrozenNetwork("tinyvgg", ["fc7"], origin, "avg").specs["fc7"].weights_sha256
+        for origin in ("default", "random", "random:1")
+    }
     assert len(hashes) == 3
 
 

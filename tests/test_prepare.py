@@ -43,7 +43,10 @@ def test_digits_prepared_on_the_spot_are_the_same(run: Run, project: Path) -> No
 
 def test_a_folder_of_classes_is_split_by_shares_and_seed(run: Run, photos: Path) -> None:
     for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
-        assert run("prepare", "--dataset", photos, "--out", folder, "--test", 0.25, "--val", 0.25, "--seed", seed).code == 0
+        assert (
+            run("prepare", "--dataset", photos, "--out", folder, "--test", 0.25, "--val", 0.25, "--seed", seed).code
+            == 0
+        )
     first, again, other = (Path(folder, "manifest.csv").read_text() for folder in "abc")
     assert first == again != other
     counts = Counter((row["label"], row["split"]) for row in rows(Path("a", "manifest.csv")))
@@ -70,7 +73,9 @@ def test_a_class_may_be_called_train(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_csv_gives_paths_labels_and_splits(run: Run, photos: Path) -> None:
-    lines = ["path,label,split"] + [f"{c}/{n:02}.png,{c},{'train' if n else 'test'}" for c in ("red", "blue") for n in range(3)]
+    lines = ["path,label,split"] + [
+        f"{c}/{n:02}.png,{c},{'train' if n else 'test'}" for c in ("red", "blue") for n in range(3)
+    ]
     table = photos / "list.csv"
     table.write_text("\n".join(lines))
     assert run("prepare", "--dataset", table).code == 0
@@ -127,7 +132,10 @@ def test_every_class_keeps_an_image_for_training(count: int) -> None:
     assert "train" in {image.split for image in settled}
 
 
-@pytest.mark.parametrize("name", ["<img src=x>.png", 'quo"te,comma.png', "new\nline.png", "\u202ertl.png", "x" * 200 + ".png", b"latin-\xe9.png"])
+@pytest.mark.parametrize(
+    "name",
+    ["<img src=x>.png", 'quo"te,comma.png', "new\nline.png", "\u202ertl.png", "x" * 200 + ".png", b"latin-\xe9.png"],
+)
 def test_odd_file_names_survive(run: Run, photos: Path, name: str | bytes) -> None:
     path = os.fsdecode(os.path.join(os.fsencode(photos / "red"), os.fsencode(name)))  # noqa: PTH118
     (photos / "red" / "00.png").rename(path)
