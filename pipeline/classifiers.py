@@ -51,9 +51,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted pipeline (normalisation, then classifier), the CV table, and the row of it that was chosen."""
+    """A fitted pipeline (normalisation, classifier), whether it converged, and the CV table with its chosen row."""
 
     pipeline: Pipeline
+    converged: bool
     chosen: dict[str, Any]
     table: list[dict[str, Any]]
 
@@ -64,25 +65,27 @@ def train(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed
     X: (n, d) float32 codes; y: (n,) int64 labels, of the training split only; grid: {normalisation: {parameter:
     values}}. Of equally good settings the first of the grid wins.
     """
-    demand_learnable(X, y, folds)
     table = cv_table(search(X, y, model, grid, folds, seed))
     chosen = max(table, key=lambda row: row["accuracy"])
     scaler, classifier = NORMALISATIONS[chosen["normalise"]](), CLASSIFIERS[model](**chosen["parameters"])
-    return Trained(Pipeline([("normalise", scaler), ("classify", classifier)]).fit(X, y), chosen, table)
+    pipeline = Pipeline([("normalise", scaler), ("classify", classifier)])
+    return Trained(pipeline, fit(pipeline, X, y), chosen, table)
 
 
-def demand_learnable(X: np.ndarray, y: np.ndarray, folds: int) -> None:
-    """Refuse labels and codes that cannot be cross-validated, saying why."""
-    counts = np.bincount(y)
+def demand_learnable(y: np.ndarray, classes: Sequence[str], folds: int) -> None:
+    """Refuse training labels that cannot be cross-validated, saying why."""
+    counts = np.bincount(y, minlength=len(classes))
+    present = counts[counts > 0]
     if folds < 2:
         raise PipelineError(f"--folds {folds} does not cross-validate. Take 2 or more.")
-    if np.count_nonzero(counts) < 2:
-        raise PipelineError("The training split has one class only. A classifier needs images of two or more.")
-    if counts[counts > 0].min() < folds:
-        fewest = int(np.flatnonzero(counts == counts[counts > 0].min())[0])
+    if not len(present):
+        raise PipelineError("The codes have no training images. Prepare the dataset with a train split.")
+    if len(present) == 1:
+        raise PipelineError(f"The training split has one class only, {classes[y[0]]!r}. A classifier needs two.")
+    if present.min() < folds:
         raise PipelineError(
-            f"Class number {fewest} has {counts[fewest]} training images, fewer than the {folds} folds. "
-            f"Add images, or take --folds {max(2, counts[fewest])}."
+            f"The class {classes[int(np.flatnonzero(counts == present.min())[0])]!r} has {present.min()} training "
+            f"images, fewer than the {folds} folds. Add images, or take --folds {max(2, present.min())}."
         )
 
 
@@ -90,10 +93,9 @@ def search(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, see
     """Cross-validate every setting of the grid; the folds run in parallel, one process a core."""
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
     jobs = [
-        joblib.delayed(_fit_fold)(X, y, rows, fold, model, normalise, parameters)
+        joblib.delayed(_fit_fold)(X, y, rows, fold, CLASSIFIERS[model], normalise, points(values))
         for normalise, values in grid.items()
         for fold, rows in enumerate(splitter.split(X, y))
-        for parameters in [[dict(zip(values, point, strict=True)) for point in product(*values.values())]]
     ]
     return [trial for trials in joblib.Parallel(n_jobs=-1)(jobs) for trial in trials]
 
@@ -103,7 +105,7 @@ def _fit_fold(
     y: np.ndarray,
     rows: tuple[np.ndarray, np.ndarray],
     fold: int,
-    model: str,
+    build: Callable[..., BaseEstimator],
     normalise: str,
     settings: Sequence[dict[str, Any]],
 ) -> list[Trial]:
@@ -114,13 +116,23 @@ def _fit_fold(
     trials = []
     for parameters in settings:
         start = time.perf_counter()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            classifier = CLASSIFIERS[model](**parameters).fit(codes, y[fitted])
-        converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+        classifier = build(**parameters)
+        converged = fit(classifier, codes, y[fitted])
         accuracy = float((classifier.predict(held_codes) == y[held]).mean())
         trials.append(Trial(normalise, parameters, fold, accuracy, time.perf_counter() - start, converged))
     return trials
+
+
+def fit(classifier: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
+    """Fit, and return whether the solver converged; its warning is kept for the summary, any other is passed on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        classifier.fit(X, y)
+    late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]
+    for warning in caught:
+        if warning not in late:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return not late
 
 
 def cv_table(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -142,8 +154,10 @@ def cv_table(trials: Sequence[Trial]) -> list[dict[str, Any]]:
     ]
 
 
-def demand_grid(grid: Any) -> None:
-    """Refuse a grid that is not {normalisation: {parameter: values}}."""
+def demand_grid(model: str, grid: Any) -> None:
+    """Refuse a model that is unknown, or a grid that is not {normalisation: {parameter: values that it takes}}."""
+    if model not in CLASSIFIERS:
+        raise errors.unknown("model", model, CLASSIFIERS)
     if not isinstance(grid, Mapping) or not grid:
         raise PipelineError("The grid must read {normalisation: {parameter: [values]}}, like {l2: {C: [0.1, 1, 10]}}.")
     for name, values in grid.items():
@@ -151,6 +165,25 @@ def demand_grid(grid: Any) -> None:
             raise errors.unknown("normalisation", str(name), NORMALISATIONS)
         if not isinstance(values, Mapping) or not all(isinstance(v, list) and v for v in values.values()):
             raise PipelineError(f"The grid of {name} must read {{parameter: [values]}}, like {{C: [0.1, 1, 10]}}.")
+        for point in points(values):
+            _demand_point(model, point)
+
+
+def _demand_point(model: str, point: dict[str, Any]) -> None:
+    known = CLASSIFIERS[model]().get_params()
+    for parameter in point:
+        if parameter not in known:
+            raise errors.unknown("parameter", parameter, known, where=model)
+    try:
+        CLASSIFIERS[model](**point).fit([[0.0], [1.0]], [0, 1])  # scikit-learn checks values when it fits
+    except ValueError as error:
+        setting = ", ".join(f"{name}={value}" for name, value in point.items())
+        raise PipelineError(f"{model} does not take {setting} ({error}). Change the grid.") from error
+
+
+def points(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Return all combinations of the parameters' values."""
+    return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
 
 
 def at_edge(trained: Trained) -> list[str]:

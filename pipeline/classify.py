@@ -36,23 +36,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Train what the options name."""
-    if options.model not in classifiers.CLASSIFIERS:
-        raise errors.unknown("model", options.model, classifiers.CLASSIFIERS)
     grid = read_grid(options.grid) if options.grid else experiment.section(options.model)
-    classifiers.demand_grid(grid)
+    classifiers.demand_grid(options.model, grid)
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     asked = {"backbone": options.backbone, "layer": options.layer, "weights": options.weights, "pool": options.pool}
     training = codes.read(
         options.codes or address.codes, {name: value for name, value in asked.items() if value}, "train"
     )
-    if not len(training.labels):
-        raise PipelineError("The codes have no training images. Prepare the dataset with a train split.")
+    classifiers.demand_learnable(training.labels, training.classes, options.folds)
     trained = classifiers.train(training.values, training.labels, options.model, grid, options.folds, options.seed)
     path = options.out or address.classifier
     facts = {
         "dataset": address.name,
         "model": options.model,
         "chosen": trained.chosen,
+        "converged": trained.converged,
         "n_train": len(training.labels),
         "folds": options.folds,
         "seed": options.seed,
@@ -78,10 +76,10 @@ def summary(trained: classifiers.Trained, training: Codes, path: Path) -> str:
         f"{path}: {chosen['normalise']}, {setting}; cross-validated accuracy {chosen['accuracy']:.4f} "
         f"± {chosen['deviation']:.4f} over {folds} folds, {len(training.labels)} images"
     ]
-    late = sum(folds - row["converged"] for row in trained.table)
-    if late:
-        beside = saved.description_path(path)
-        lines.append(f"{late} of {folds * len(trained.table)} fits stopped before they converged, see {beside}")
+    if not trained.converged:
+        lines.append("The classifier stopped before it converged: take a smaller C, or another normalisation")
+    if late := sum(folds - row["converged"] for row in trained.table):
+        lines.append(f"{late} of {folds * len(trained.table)} fits of the search stopped before they converged")
     lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained)]
     return "\n".join(lines)
 
