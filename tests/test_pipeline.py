@@ -1,0 +1,199 @@
+"""The whole: DVC re-runs what changed and nothing else, stages name what they import, the README's commands run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+STAGES = ("prepare", "extract", "classify", "evaluate")
+COMMANDS = sorted(
+    path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
+)
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def imported(module: str, seen: set[str]) -> set[str]:
+    """Return the modules of ours that a module imports, by whatever road, itself included."""
+    if module in seen:
+        return seen
+    seen.add(module)
+    names = {path.stem for path in (ROOT / "pipeline").glob("*.py")}
+    for node in ast.walk(ast.parse((ROOT / "pipeline" / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            parts = (node.module or "").split(".")[1:] + [alias.name for alias in node.names]
+            for part in names & set(parts):
+                imported(part, seen)
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_deps_of_a_stage_are_what_its_command_imports(stage: str) -> None:
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    ours = {dep for dep in deps if dep.startswith("pipeline/") and dep.endswith(".py")}
+    assert ours == {f"pipeline/{name}.py" for name in imported(stage, set()) | {"__init__"}}
+
+
+def test_imports_run_one_way() -> None:
+    for path in (ROOT / "pipeline").glob("*.py"):
+        others = imported(path.stem, set()) - {path.stem}
+        assert not others & set(COMMANDS), f"{path.stem} imports a command"
+        for other in others:
+            assert path.stem not in imported(other, set()), f"{path.stem} and {other} import each other"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_flag_has_help_and_every_command_an_example(command: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{command}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert f"example:\n  python -m pipeline.{command}" in shown
+    flags = re.findall(r"^  (-[-\w]+)[^\n]*\n?(.*)", shown.split("options:")[1].split("example:")[0], re.M)
+    assert len(flags) >= 2
+    for line in re.split(r"\n  (?=-)", shown.split("options:\n")[1].split("\nexample:")[0]):
+        assert len(line.split()) > 3, f"{command}: no help in {line!r}"
+
+
+def test_classify_and_evaluate_do_without_torch() -> None:
+    script = "import sys, pipeline.classify, pipeline.evaluate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0
+
+
+# DVC, in a clone of its own
+
+
+def call(folder: Path, *command: str) -> str:
+    """Run a command in the clone and return what it says."""
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    return ended.stdout + ended.stderr
+
+
+def repro(folder: Path) -> set[str]:
+    """Run `dvc repro` and return the stages that it ran."""
+    return set(re.findall(r"Running stage '([^']+)'", call(folder, "dvc", "repro")))
+
+
+def change(folder: Path, **sections: object) -> None:
+    """Change sections of the clone's params.yaml."""
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, value in sections.items():
+        params[name] = {**params[name], **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as git has it or would have it, with smaller grids, in a repository of its own."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    change(folder, svm={"l2": {"C": [10]}}, softmax={"l2": {"C": [100]}}, classify={"folds": 2})
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    for model in ("svm", "softmax"):
+        params[model].pop("standard")
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    call(folder, "git", "init", "-q")
+    call(folder, "git", "config", "user.email", "test@example.org")
+    call(folder, "git", "config", "user.name", "Test")
+    call(folder, "git", "add", "-A")
+    call(folder, "git", "commit", "-qm", "clone")
+    return folder
+
+
+def test_dvc_runs_what_changed_and_nothing_else(clone: Path) -> None:
+    pairs = {f"{layer}-{model}" for layer in ("pool3", "fc7") for model in ("svm", "softmax")}
+    everything = {"prepare", "extract"} | {f"{stage}@{pair}" for stage in ("classify", "evaluate") for pair in pairs}
+    assert everything <= repro(clone)
+    assert repro(clone) == set()
+    assert "up to date" in call(clone, "dvc", "status")
+
+    change(clone, softmax={"l2": {"C": [10]}})
+    softmax = {f"{stage}@{layer}-softmax" for stage in ("classify", "evaluate") for layer in ("pool3", "fc7")}
+    assert repro(clone) - {"report"} == softmax
+
+    change(clone, extract={"layer": ["pool3", "pool4", "fc7"]})
+    ran = repro(clone) - {"report"}
+    assert ran == {"extract"} | {
+        f"{stage}@pool4-{model}" for stage in ("classify", "evaluate") for model in ("svm", "softmax")
+    }
+
+
+def test_dvc_shows_and_compares_metrics_and_plots(clone: Path) -> None:
+    repro(clone)
+    shown = json.loads(call(clone, "dvc", "metrics", "show", "--json").splitlines()[-1])
+    assert any("metrics.json" in str(file) for file in str(shown).split())
+    call(clone, "git", "add", "-A")
+    call(clone, "git", "commit", "-qm", "run")
+    change(clone, svm={"l2": {"C": [0.001]}})
+    repro(clone)
+    difference = call(clone, "dvc", "metrics", "diff")
+    assert "fc7-svm/metrics.json" in difference and "top1" in difference and "softmax" not in difference
+    call(clone, "dvc", "plots", "show")
+    assert "confusion.png" in (clone / "dvc_plots" / "index.html").read_text(encoding="utf-8")
+
+
+def test_dvc_experiments_change_the_backbone(clone: Path) -> None:
+    call(clone, "git", "add", "-A")
+    call(clone, "git", "commit", "-qm", "before the experiment", "--allow-empty")
+    call(
+        clone,
+        "dvc",
+        "exp",
+        "run",
+        "-S",
+        "backbone=alexnet",
+        "-S",
+        "extract.weights=random",
+        "-S",
+        "extract.layer=[pool5]",
+        "-S",
+        "models=[svm]",
+    )
+    scores = json.loads((clone / "reports/digits/alexnet/pool5-svm/metrics.json").read_text(encoding="utf-8"))
+    assert 0.2 < scores["top1"] <= 1 and scores["n"] == 450
+
+
+def test_only_lock_files_and_artifacts_appear_in_the_clone(clone: Path) -> None:
+    changed = call(clone, "git", "status", "--short").split()[1::2]
+    assert set(changed) <= {"dvc.lock", "params.yaml"}
+
+
+# The README
+
+
+def readme_commands() -> list[str]:
+    """Return the README's commands that are marked as run by this test."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"<!-- tested -->\n```(?:sh|bash)\n(.*?)```", text, re.S)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def test_the_readmes_commands_run(clone: Path, tmp_path: Path) -> None:
+    from conftest import write_photos
+
+    commands = readme_commands()
+    assert len(commands) >= 5
+    write_photos(tmp_path / "photos", {"ants": 20, "bees": 20})
+    call(clone, "git", "checkout", "-q", "params.yaml")
+    for command in commands:
+        call(clone, "bash", "-c", command.replace("~/photos", str(tmp_path / "photos")))
