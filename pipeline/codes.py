@@ -19,6 +19,8 @@ from pipeline.errors import PipelineError
 
 FORMAT = "cnn-codes 1"
 CHUNK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 25
+"""What `blocks` reads at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,24 @@ class Codes:
     digests: tuple[str, ...]
     classes: tuple[str, ...]
     spec: CodesSpec
+
+
+@dataclass(frozen=True)
+class CodesIndex:
+    """What stands beside the values in a file of codes, as in `Codes`: small where the values are large.
+
+    path: the file; width: values a row; bad: what was set aside, each with its reason.
+    """
+
+    path: Path
+    labels: np.ndarray
+    paths: tuple[str, ...]
+    splits: tuple[str, ...]
+    digests: tuple[str, ...]
+    classes: tuple[str, ...]
+    spec: CodesSpec
+    width: int
+    bad: tuple[str, ...]
 
 
 @contextmanager
@@ -171,13 +191,46 @@ class CodesWriter:
 
 def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
     """Read the codes of one split (or all) from a file whose spec has the `expected` values; refuse any other."""
+    with _opened(path, expected) as file:
+        spec = _read_spec(file, path)
+        demand_same(spec, expected, str(path))
+        return _read_rows(file, spec, split)
+
+
+def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:
+    """Read all but the values of a file whose spec has the `expected` values; refuse any other."""
+    with _opened(path, expected) as file:
+        spec = _read_spec(file, path)
+        demand_same(spec, expected, str(path))
+        paths, splits, digests, classes, bad = (
+            tuple(_texts(file[name])) for name in ("paths", "splits", "digests", "classes", "bad")
+        )
+        width = file["values"].shape[1]
+        return CodesIndex(path, file["labels"][()], paths, splits, digests, classes, spec, width, bad)
+
+
+def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some of `rows` at a time with their (m, d) float32 values; one block at a time is in memory.
+
+    rows: increasing int64 row numbers.
+    """
+    with _opened(path, {}) as file:
+        values = file["values"]
+        step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
+        for start in range(0, len(values), step):
+            first, last = np.searchsorted(rows, (start, start + step))
+            if first < last:
+                yield rows[first:last], values[start : start + step][rows[first:last] - start]
+
+
+@contextmanager
+def _opened(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """Open a file of codes to read, and explain what is wrong with one that cannot be read."""
     if not path.exists():
         raise PipelineError(f"There are no codes at {path}. Make them: python -m pipeline.extract{_flags(expected)}.")
     try:
         with h5py.File(path) as file:
-            spec = _read_spec(file, path)
-            demand_same(spec, expected, str(path))
-            return _read_rows(file, spec, split)
+            yield file
     except (OSError, KeyError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise PipelineError(

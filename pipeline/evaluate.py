@@ -22,16 +22,6 @@ EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
 MOST_NUMBERED = 30
 
 
-def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
-    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity."""
-    raw = np.asarray(classifier.pipeline.decision_function(values), dtype=np.float64)
-    if raw.ndim == 1:
-        raw = np.stack([-raw, raw], 1)
-    every = np.full((len(raw), len(classifier.classes)), -np.inf)
-    every[:, classifier.pipeline.classes_] = raw
-    return every
-
-
 def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarray]:
     """Return the scores on the test codes, and the (n, classes) margins they come from."""
     if not len(test.labels):
@@ -42,7 +32,7 @@ def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarr
             f"({', '.join(classifier.classes[:3])}, …), the codes have {len(test.classes)} "
             f"({', '.join(test.classes[:3])}, …). Train on these codes first."
         )
-    found = margins(classifier, test.values)
+    found = saved.margins(classifier, test.values)
     return scores.score(test.labels, found, test.classes), found
 
 

@@ -59,10 +59,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, enough: int = 0) -> Image.Image:
     """Decode a file's bytes to an upright RGB picture; raise `BadImage` with the reason if that fails.
 
     Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; of an animation, the first frame.
+    enough: pixels of both sides that suffice (0: all there are); JPEG is decoded faster at a scale near that.
     """
     if not data:
         raise BadImage("the file is empty (zero bytes)")
@@ -71,6 +72,8 @@ def decode(data: bytes) -> Image.Image:
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             raise BadImage(f"{image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
+        if enough:
+            image.draft(None, (enough, enough))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except BadImage:

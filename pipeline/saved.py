@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sklearn.pipeline import Pipeline
 
 from pipeline.codes import CodesSpec
@@ -63,7 +64,7 @@ def load(path: Path) -> SavedClassifier:
     """
     if not path.exists():
         raise PipelineError(f"There is no classifier at {path}. Train it: python -m pipeline.classify.")
-    description, data = _read_description(path), path.read_bytes()
+    description, data = read_description(path), path.read_bytes()
     if hashlib.sha256(data).hexdigest() != description["sha256"]:
         raise PipelineError(f"{path} is not the file that its description vouches for: it was changed. Train it again.")
     import skops.io
@@ -82,7 +83,29 @@ def load(path: Path) -> SavedClassifier:
     return SavedClassifier(pipeline, description["spec"], description["classes"])
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
+    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity."""
+    raw = np.asarray(classifier.pipeline.decision_function(values), dtype=np.float64)
+    if raw.ndim == 1:
+        raw = np.stack([-raw, raw], 1)
+    return _for_all_classes(classifier, raw, -np.inf)
+
+
+def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray | None:
+    """Return (n, classes) probabilities of (n, d) codes, or None where the model gives none."""
+    if not hasattr(classifier.pipeline, "predict_proba"):
+        return None
+    return _for_all_classes(classifier, np.asarray(classifier.pipeline.predict_proba(values), dtype=np.float64), 0.0)
+
+
+def _for_all_classes(classifier: SavedClassifier, known: np.ndarray, otherwise: float) -> np.ndarray:
+    every = np.full((len(known), len(classifier.classes)), otherwise)
+    every[:, classifier.pipeline.classes_] = known
+    return every
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """Return what stands beside a classifier's file: its SHA-256, spec, classes, versions, and how it was trained."""
     beside = description_path(path)
     try:
         description = json.loads(beside.read_text(encoding="utf-8"))
