@@ -1,26 +1,25 @@
-"""The HDF5 file of CNN codes: its spec, writing, reading; the only importer of h5py."""
+"""The HDF5 file of CNN codes: its spec, its checksums, and how it is read and verified."""
 
 from __future__ import annotations
 
-import io
-import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError
 
-FORMAT = "cnn-codes 1"
-CHUNK_BYTES = 1 << 20
+FORMAT = "cnn-codes 2"
 BLOCK_BYTES = 1 << 25
-"""What `blocks` reads at a time."""
+"""What is read at a time where a whole file may not fit into memory."""
+
+COLUMNS = ("labels", "digests", "paths", "splits")
+"""What stands beside the values, row by row."""
 
 
 @dataclass(frozen=True)
@@ -81,129 +80,35 @@ class CodesIndex:
     bad: tuple[str, ...]
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Make sure that one run at a time writes codes to a folder; clear away what a killed one left half-written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise PipelineError(
-            f"Another run is writing to {folder}. Wait until it ends, or choose another --out."
-        ) from None
-    try:
-        for leftover in folder.glob(".*.h5.partial"):
-            leftover.unlink()
-        yield
-    finally:
-        lock.release()
-
-
-class CarefulFile(io.FileIO):
-    """A file for HDF5 to write to that keeps the first error, a full disk or an interrupt, until it is asked for.
-
-    HDF5 cannot close a file that it cannot write: it hangs or crashes when the program ends. So what follows an error
-    is dropped, HDF5 closes in peace, and whoever owns the file raises the error and throws the file away.
-    """
-
-    error: BaseException | None = None
-
-    def write(self, data: Any, /) -> int:
-        """Write all of the bytes, or remember why not."""
-        rest = memoryview(data).cast("B")
-        try:
-            while rest and self.error is None:
-                rest = rest[super().write(rest) :]
-        except BaseException as error:
-            self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None, /) -> int:
-        """Set the file's size, or remember why not."""
-        try:
-            if self.error is None:
-                super().truncate(size)
-        except BaseException as error:
-            self.error = error
-        return size or 0
-
-    def check(self) -> None:
-        """Raise the error that was kept."""
-        if self.error is not None:
-            raise self.error
-
-
-class CodesWriter:
-    """Write one layer's codes batch by batch beside `path`; `commit` completes the file and moves it in.
-
-    Whatever ends the program before that leaves the old file, or none. The values lie in chunks of about 1 MiB with
-    a Fletcher-32 checksum each, so that a damaged block is found when it is read.
-    """
-
-    def __init__(self, path: Path, spec: CodesSpec, width: int) -> None:
-        self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.sink = CarefulFile(self.partial, "w+")
-        self.file = h5py.File(self.sink, "w")
-        rows = max(1, CHUNK_BYTES // (4 * width))
-        self.values = self.file.create_dataset(
-            "values", (0, width), "f4", maxshape=(None, width), chunks=(rows, width), fletcher32=True
-        )
-        self.file.attrs["format"] = FORMAT
-        self.file.attrs.update(asdict(spec))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.file.close()
-        self.sink.close()
-        self.partial.unlink(missing_ok=True)
-
-    def append(self, values: np.ndarray) -> None:
-        """Add (n, width) float32 rows, all of them finite."""
-        if not np.isfinite(values).all():
-            spec = self.file.attrs
-            raise PipelineError(
-                f"Layer {spec['layer']} of {spec['backbone']} gives values that are not finite. Choose other --weights."
-            )
-        start = len(self.values)
-        self.values.resize(start + len(values), axis=0)
-        self.values[start:] = values
-        self.sink.check()
-
-    def commit(self, labels: np.ndarray, texts: Mapping[str, Sequence[str]]) -> None:
-        """Write the labels and the other columns (`paths`, `splits`, `digests`, `classes`), and move the file in."""
-        assert len(labels) == len(self.values) == len(texts["paths"]) == len(texts["digests"]) == len(texts["splits"])
-        self.file.create_dataset("labels", data=labels, fletcher32=True)
-        for name, column in texts.items():
-            encoded = np.array([text.encode("utf-8", "surrogateescape") for text in column], dtype="S")
-            self.file.create_dataset(name, data=encoded, fletcher32=len(column) > 0)
-        self.file.close()
-        self.sink.check()
-        os.fsync(self.sink.fileno())
-        self.partial.replace(self.path)
-
-
 def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
     """Read the codes of one split (or all) from a file whose spec has the `expected` values; refuse any other."""
-    with _opened(path, expected) as file:
-        spec = _read_spec(file, path)
+    with opened(path, expected) as file:
+        spec = read_spec(file, path)
         demand_same(spec, expected, str(path))
-        return _read_rows(file, spec, split)
+        splits = file["splits"][()]
+        mask = np.ones(len(splits), bool) if split is None else splits == split.encode()
+        rows = np.flatnonzero(mask)
+        first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
+        values, columns = read_rows(file, first, last)
+        within = mask[first:last]
+        return Codes(
+            values=values if within.all() else values[within],
+            labels=columns["labels"][within],
+            paths=texts(columns["paths"][within]),
+            splits=texts(columns["splits"][within]),
+            digests=texts(columns["digests"][within]),
+            classes=texts(file["classes"][()]),
+            spec=spec,
+        )
 
 
 def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:
     """Read all but the values of a file whose spec has the `expected` values; refuse any other."""
-    with _opened(path, expected) as file:
-        spec = _read_spec(file, path)
+    with opened(path, expected) as file:
+        spec = read_spec(file, path)
         demand_same(spec, expected, str(path))
         paths, splits, digests, classes, bad = (
-            tuple(_texts(file[name])) for name in ("paths", "splits", "digests", "classes", "bad")
+            texts(file[name][()]) for name in ("paths", "splits", "digests", "classes", "bad")
         )
         width = file["values"].shape[1]
         return CodesIndex(path, file["labels"][()], paths, splits, digests, classes, spec, width, bad)
@@ -214,17 +119,53 @@ def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
 
     rows: increasing int64 row numbers.
     """
-    with _opened(path, {}) as file:
-        values = file["values"]
-        step = max(1, BLOCK_BYTES // (4 * values.shape[1]))
-        for start in range(0, len(values), step):
-            first, last = np.searchsorted(rows, (start, start + step))
+    with opened(path, {}) as file:
+        for start, stop in block_bounds(file):
+            first, last = np.searchsorted(rows, (start, stop))
             if first < last:
-                yield rows[first:last], values[start : start + step][rows[first:last] - start]
+                yield rows[first:last], read_rows(file, start, stop)[0][rows[first:last] - start]
+
+
+def block_bounds(file: h5py.File) -> Iterator[tuple[int, int]]:
+    """Yield the first and last row of each block of about `BLOCK_BYTES`."""
+    count, width = file["values"].shape
+    step = max(1, BLOCK_BYTES // (4 * width))
+    yield from ((start, min(start + step, count)) for start in range(0, count, step))
+
+
+def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the (m, d) values of some rows and what stands beside them, all of it checked against its checksums."""
+    values = file["values"][first:last]
+    columns = {name: file[name][first:last] for name in COLUMNS}
+    wrong = np.flatnonzero(row_checksums(values, columns) != file["checksums"][first:last])
+    if len(wrong):
+        raise PipelineError(
+            f"{file.filename} is damaged: {len(wrong)} of its rows do not fit their checksums, the first is row "
+            f"{first + wrong[0]}. Run pipeline.extract again."
+        )
+    return values, columns
+
+
+def row_checksums(values: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return (m,) uint32: for each row the CRC-32 of its values, label, digest, path and split together.
+
+    So a flipped bit is found, and so is a row that stands beside another's label or path.
+    """
+    beside = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+    sums = [
+        zlib.crc32(b"\0".join((str(label).encode(), *rest)), zlib.crc32(row))
+        for row, (label, *rest) in zip(np.ascontiguousarray(values), beside, strict=True)
+    ]
+    return np.array(sums, dtype=np.uint32)
+
+
+def header_checksum(spec: CodesSpec, classes: Sequence[bytes], bad: Sequence[bytes]) -> int:
+    """Return the CRC-32 of what a file says about itself as a whole."""
+    return zlib.crc32(repr((sorted(asdict(spec).items()), list(classes), list(bad))).encode())
 
 
 @contextmanager
-def _opened(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
+def opened(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Open a file of codes to read, and explain what is wrong with one that cannot be read."""
     if not path.exists():
         raise PipelineError(f"There are no codes at {path}. Make them: python -m pipeline.extract{_flags(expected)}.")
@@ -255,9 +196,18 @@ def demand_same(spec: CodesSpec, expected: Mapping[str, Any], where: str) -> Non
         )
 
 
-def _read_spec(file: h5py.File, path: Path) -> CodesSpec:
+def read_spec(file: h5py.File, path: Path) -> CodesSpec:
+    """Return the spec of an open file of codes, checked against its checksum."""
     if file.attrs.get("format") != FORMAT:
         raise PipelineError(f"{path} is an HDF5 file of another format than {FORMAT!r}. Run pipeline.extract again.")
+    spec = spec_of(file)
+    if file.attrs["checksum"] != header_checksum(spec, file["classes"][()].tolist(), file["bad"][()].tolist()):
+        raise PipelineError(f"{path} is damaged: its spec does not fit its checksum. Run pipeline.extract again.")
+    return spec
+
+
+def spec_of(file: h5py.File) -> CodesSpec:
+    """Return the spec in a file's attributes, unchecked."""
     return CodesSpec(**{field.name: _plain(file.attrs[field.name]) for field in fields(CodesSpec)})
 
 
@@ -267,26 +217,11 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _read_rows(file: h5py.File, spec: CodesSpec, split: str | None) -> Codes:
-    splits = np.array(_texts(file["splits"]))
-    mask = np.ones(len(splits), bool) if split is None else splits == split
-    rows = np.flatnonzero(mask)
-    first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-    within = mask[first:last]
-
-    def column(name: str) -> tuple[str, ...]:
-        return tuple(np.array(_texts(file[name]))[rows])
-
-    return Codes(
-        values=file["values"][first:last][within],
-        labels=file["labels"][first:last][within],
-        paths=column("paths"),
-        splits=column("splits"),
-        digests=column("digests"),
-        classes=tuple(_texts(file["classes"])),
-        spec=spec,
-    )
+def texts(column: np.ndarray) -> tuple[str, ...]:
+    """Return a column of bytes as text; file names that are no UTF-8 keep their bytes (surrogateescape)."""
+    return tuple(text.decode("utf-8", "surrogateescape") for text in column.tolist())
 
 
-def _texts(column: h5py.Dataset) -> list[str]:
-    return [text.decode("utf-8", "surrogateescape") for text in column[()].tolist()]
+def encoded(column: Sequence[str]) -> np.ndarray:
+    """Return a column of text as bytes of a fixed length, what `texts` undoes."""
+    return np.array([text.encode("utf-8", "surrogateescape") for text in column], dtype="S")

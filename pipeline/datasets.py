@@ -42,9 +42,13 @@ class Manifest:
     splits: tuple[str, ...]
     classes: tuple[str, ...]
 
+    def file(self, row: int) -> Path:
+        """Return where an image lies."""
+        return self.root / self.paths[row]
+
     def files(self) -> list[Path]:
         """Return where each image lies."""
-        return [self.root / path for path in self.paths]
+        return [self.file(row) for row in range(len(self.paths))]
 
 
 def read_manifest(folder: Path) -> Manifest:

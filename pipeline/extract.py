@@ -5,88 +5,147 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from pipeline import datasets, errors, experiment, images
-from pipeline.codes import CodesWriter, claim
+from pipeline.codes import encoded
+from pipeline.codes_writer import CodesWriter, Columns, claim, store_of
 from pipeline.datasets import Manifest
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
-from pipeline.images import BadImage, Transform
+from pipeline.images import BadImage
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
 
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
+Item = TypeVar("Item")
+
 
 @dataclass
 class Extracted:
-    """What became of the images: the manifest's rows as they were written, their digests, the bad ones' reasons."""
+    """What became of the images: how many went through the network, and the bad ones with their reasons."""
 
-    rows: list[int] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    forwarded: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
 
 
-def extract(
-    manifest: Manifest, network: FrozenNetwork, files: Mapping[str, Path], batch_size: int, threads: int
-) -> Extracted:
-    """Write the codes of all images to one HDF5 file a layer. The files appear at the end, all of them complete."""
+def extract(manifest: Manifest, network: FrozenNetwork, folder: Path, batch_size: int, threads: int) -> Extracted:
+    """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
+
+    The files appear at the end, all of them complete; a run that does not get there is continued by the next.
+    """
     extracted = Extracted()
-    pictures = good_pictures(manifest, network.transform, extracted, threads, ahead=2 * batch_size)
+    columns = columns_of(manifest)
     with ExitStack() as stack:
         writers = {
-            layer: stack.enter_context(CodesWriter(path, network.specs[layer], network.widths[layer]))
-            for layer, path in files.items()
+            layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
+            for layer, spec in network.specs.items()
         }
-        while batch := list(islice(pictures, batch_size)):
-            for layer, values in network.codes(np.stack(batch)).items():
-                writers[layer].append(values)
-        if not extracted.rows:
-            path, reason = extracted.bad[0]
+        missing = find_missing(manifest, writers, extracted, threads)
+        lacking = [layer for layer in writers if missing[layer]]
+        if lacking:
+            rows = sorted(set().union(*missing.values()))
+            read = partial(images.read, transform=network.transform)
+            pictures = noted(manifest, rows, read, extracted, threads, ahead=2 * batch_size, doing="extracting")
+            compute(pictures, network.only(lacking), [writers[layer] for layer in lacking], extracted, batch_size)
+        if len(extracted.bad) == len(manifest.paths):
+            path, reason = next(iter(extracted.bad.items()))
             raise PipelineError(
                 f"None of the {len(extracted.bad)} images can be read; the first is {path!r}: {reason}."
             )
         for writer in writers.values():
-            writer.commit(manifest.labels[extracted.rows], texts(manifest, extracted))
+            writer.commit([f"{path}: {reason}" for path, reason in extracted.bad.items()])
     return extracted
 
 
-def good_pictures(
-    manifest: Manifest, transform: Transform, extracted: Extracted, threads: int, ahead: int
-) -> Iterator[np.ndarray]:
-    """Yield the (3, crop, crop) uint8 picture of each image, in order, and note in `extracted` what became of it."""
+def columns_of(manifest: Manifest) -> Columns:
+    """Return what stands beside the codes, as HDF5 keeps it."""
+    paths, splits, classes = (encoded(column) for column in (manifest.paths, manifest.splits, manifest.classes))
+    return Columns(paths, manifest.labels, splits, classes)
+
+
+def find_missing(
+    manifest: Manifest, writers: Mapping[str, CodesWriter], extracted: Extracted, threads: int
+) -> dict[str, list[int]]:
+    """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
+    if all(writer.fresh for writer in writers.values()):
+        return {layer: list(range(len(manifest.paths))) for layer in writers}
+    missing: dict[str, list[int]] = {layer: [] for layer in writers}
+    every = range(len(manifest.paths))
+    for row, digest in noted(manifest, every, images.read_digest, extracted, threads, 16 * threads, "comparing"):
+        for layer, writer in writers.items():
+            if not writer.find(row, digest):
+                missing[layer].append(row)
+    for writer in writers.values():
+        writer.settle()
+    return missing
+
+
+def noted(
+    manifest: Manifest,
+    rows: Sequence[int],
+    read: Callable[[Path], Item],
+    extracted: Extracted,
+    threads: int,
+    ahead: int,
+    doing: str,
+) -> Iterator[tuple[int, Item]]:
+    """Yield (row, what `read` gives of its file), in order, and note the bad images in `extracted`."""
     from tqdm import tqdm
 
-    items = images.ordered_map(partial(images.read, transform=transform), manifest.files(), threads, ahead)
-    for row, item in enumerate(tqdm(items, "extracting", len(manifest.paths), unit="image", disable=None)):
+    items = images.ordered_map(read, (manifest.file(row) for row in rows), threads, ahead)
+    for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
         if isinstance(item, BadImage):
-            extracted.bad.append((manifest.paths[row], str(item)))
-            continue
-        picture, digest = item
-        extracted.rows.append(row)
-        extracted.digests.append(digest)
-        yield picture
+            extracted.bad[manifest.paths[row]] = str(item)
+        else:
+            yield row, item
 
 
-def texts(manifest: Manifest, extracted: Extracted) -> dict[str, Sequence[str]]:
-    """Return the text columns that stand beside the codes."""
-    return {
-        "paths": [manifest.paths[row] for row in extracted.rows],
-        "splits": [manifest.splits[row] for row in extracted.rows],
-        "digests": extracted.digests,
-        "classes": manifest.classes,
-        "bad": [f"{path}: {reason}" for path, reason in extracted.bad],
-    }
+def compute(
+    pictures: Iterator[tuple[int, tuple[np.ndarray, str]]],
+    network: FrozenNetwork,
+    writers: Sequence[CodesWriter],
+    extracted: Extracted,
+    batch_size: int,
+) -> None:
+    """Run (row, (picture, digest)) through the network in batches, and commit each; the same bytes run once."""
+    seen: set[str] = set()
+    batch: dict[str, tuple[np.ndarray, list[int]]] = {}
+
+    def finish_batch() -> None:
+        outputs = network.codes(np.stack([picture for picture, _ in batch.values()]))
+        extracted.forwarded += len(batch)
+        places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
+        rows, order, digests = zip(*sorted(places), strict=True)
+        for writer in writers:
+            writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
+            writer.settle()
+        seen.update(batch)
+        batch.clear()
+
+    for row, (picture, digest) in pictures:
+        if digest in batch:
+            batch[digest][1].append(row)
+        elif digest in seen:
+            for writer in writers:
+                writer.find(row, digest)
+        else:
+            batch[digest] = (picture, [row])
+        if len(batch) == batch_size:
+            finish_batch()
+    if batch:
+        finish_batch()
+    for writer in writers:
+        writer.settle()
 
 
 def choose_device(name: str) -> str:
@@ -105,7 +164,8 @@ def demand_space(folder: Path, images_count: int, widths: Mapping[str, int]) -> 
     """Refuse to start where the codes will not fit on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = 4 * images_count * sum(widths.values()), shutil.disk_usage(folder).free
-    if needed > free:
+    begun = sum(512 * path.stat().st_blocks for path in store_of(folder).glob("*.partial"))
+    if needed > free + begun:
         raise PipelineError(
             f"The codes need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Choose fewer layers, "
             "--pool avg, or another disk with --out."
@@ -164,13 +224,16 @@ def run(options: argparse.Namespace) -> None:
     demand_space(folder, len(manifest.paths), network.widths)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
-    files = {layer: folder / f"{layer}.h5" for layer in options.layer}
     with claim(folder):
-        extracted = extract(manifest, network, files, options.batch_size, options.threads)
-    for image, reason in extracted.bad:
+        extracted = extract(manifest, network, folder, options.batch_size, options.threads)
+    for image, reason in extracted.bad.items():
         print(f"Set aside {image!r}: {reason}")
-    for layer, file in files.items():
-        print(f"{file}: {len(extracted.rows)} × {network.widths[layer]}, {len(extracted.bad)} images set aside")
+    count = len(manifest.paths) - len(extracted.bad)
+    for layer, width in network.widths.items():
+        print(f"{folder / layer}.h5: {count} × {width}, {len(extracted.bad)} images set aside")
+    print(
+        f"{extracted.forwarded} images went through the network, the others were there from earlier runs or are copies"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

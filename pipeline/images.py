@@ -127,6 +127,11 @@ def read(path: Path, transform: Transform) -> tuple[np.ndarray, str]:
     return shrink_and_crop(decode(data), transform), digest(data)
 
 
+def read_digest(path: Path) -> str:
+    """Return the digest of a file's bytes."""
+    return digest(read_bytes(path))
+
+
 def read_bytes(path: Path) -> bytes:
     """Return a file's bytes; one that cannot be read is a bad image, with the system's reason."""
     try:

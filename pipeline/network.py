@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Self
 
 import numpy as np
 import torch
@@ -59,6 +61,16 @@ class FrozenNetwork(nn.Module):
             for layer, node in self.nodes.items()
         }
 
+    def only(self, layers: Sequence[str]) -> Self:
+        """Return this network, cut once more to give some of its layers; the weights are shared."""
+        if list(layers) == list(self.nodes):
+            return self
+        fewer = copy.copy(self)
+        fewer.__dict__ = self.__dict__ | {"_modules": dict(self._modules)}
+        fewer.nodes = {layer: self.nodes[layer] for layer in layers}
+        fewer.graph = keep(self.graph, set(fewer.nodes.values()))
+        return fewer
+
     @torch.inference_mode()
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return {layer: (n, width) float32 codes} of (n, 3, crop, crop) uint8 pictures on the network's device."""
@@ -86,6 +98,18 @@ def cut(model: nn.Module, nodes: set[str]) -> torch.fx.GraphModule:
         node.target = OUT_OF_PLACE.get(node.target, node.target)
     graph.recompile()
     return graph
+
+
+def keep(module: torch.fx.GraphModule, nodes: set[str]) -> torch.fx.GraphModule:
+    """Return a copy of a cut network that gives some of its nodes and computes no more than they need."""
+    graph = copy.deepcopy(module.graph)
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = ({node: value for node, value in output.args[0].items() if node in nodes},)
+    kept = torch.fx.GraphModule(module, graph)
+    kept.graph.eliminate_dead_code()
+    kept.recompile()
+    kept.delete_all_unused_submodules()
+    return kept.eval()
 
 
 def pool_for(shape: tuple[int, ...], pool: str, layer: str) -> str:

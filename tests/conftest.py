@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.codes import CodesSpec, CodesWriter
+from pipeline.codes import CodesSpec, encoded
+from pipeline.codes_writer import CodesWriter, Columns, store_of
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,14 +105,12 @@ def write_codes(
     centres = rng.normal(size=(len(classes), width))
     noise = rng.normal(size=(len(labels), width))
     values = np.maximum(centres[np.asarray(labels)] + 0.5 * noise, 0).astype(np.float32)
-    with CodesWriter(path, make_spec(**spec), width) as writer:
-        writer.append(values)
-        texts = {
-            "paths": [f"{number}.png" for number in range(len(labels))],
-            "splits": splits,
-            "digests": [f"{number:064x}" for number in range(len(labels))],
-            "classes": classes,
-            "bad": [],
-        }
-        writer.commit(np.asarray(labels, dtype=np.int64), texts)
+    rows = range(len(labels))
+    columns = Columns(
+        encoded([f"{row}.png" for row in rows]), np.asarray(labels, dtype=np.int64), encoded(splits), encoded(classes)
+    )
+    shutil.rmtree(store_of(path.parent), ignore_errors=True)
+    with CodesWriter(path, make_spec(**spec), width, columns) as writer:
+        writer.write(rows, values, [f"{row:064x}" for row in rows])
+        writer.commit([])
     return values

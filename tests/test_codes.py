@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from conftest import make_spec, write_codes
 
 from pipeline import codes
-from pipeline.codes import CodesWriter
+from pipeline.codes import encoded
+from pipeline.codes_writer import CodesWriter, Columns, claim, store_of
 from pipeline.errors import PipelineError
 
 LABELS, SPLITS = [0, 1, 2, 0, 1, 2], ["train", "train", "test", "train", "test", "val"]
@@ -80,41 +82,120 @@ def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
         codes.read(tmp_path / "other.h5", {})
 
 
-def test_flipped_bits_in_the_values_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["values", "labels", "digests", "paths", "splits", "checksums", "classes"])
+def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     path = tmp_path / "fc7.h5"
-    values = write_codes(path, LABELS, SPLITS, CLASSES)
+    write_codes(path, LABELS, SPLITS, CLASSES)
+    with h5py.File(path) as file:
+        start, size = file[name].id.get_offset(), file[name].id.get_storage_size()
     good = path.read_bytes()
-    start = good.index(values.tobytes())
-    for place in np.random.default_rng(0).integers(0, values.nbytes * 8, 50):
+    for place in np.random.default_rng(0).integers(0, size * 8, 100):
         damaged = bytearray(good)
         damaged[start + place // 8] ^= 1 << (place % 8)
         path.write_bytes(damaged)
         with pytest.raises(PipelineError, match="damaged"):
             codes.read(path, {})
+    path.write_bytes(good)
+    codes.read(path, {})
 
 
-def test_an_unfinished_file_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "fc7.h5"
+def test_a_changed_spec_is_found(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    with h5py.File(tmp_path / "fc7.h5", "r+") as file:
+        file.attrs["pool"] = "max"
+    with pytest.raises(PipelineError, match="its spec does not fit"):
+        codes.read(tmp_path / "fc7.h5", {})
+
+
+def test_rows_that_changed_places_are_found(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    with h5py.File(tmp_path / "fc7.h5", "r+") as file:
+        file["labels"][:2] = file["labels"][:2][::-1]
+    with pytest.raises(PipelineError, match="2 of its rows do not fit"):
+        codes.read(tmp_path / "fc7.h5", {})
+
+
+def columns(count: int) -> Columns:
+    names = encoded([f"{row}.png" for row in range(count)])
+    return Columns(names, np.zeros(count, np.int64), encoded(["train"] * count), encoded(["a", "b"]))
+
+
+def digests(count: int) -> list[str]:
+    return [f"{row:064x}" for row in range(count)]
+
+
+def test_an_unfinished_file_leaves_the_old_one_and_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "fc7.h5"
     write_codes(path, LABELS, SPLITS, CLASSES)
     before = path.read_bytes()
-    with pytest.raises(ZeroDivisionError), CodesWriter(path, make_spec(), 16) as writer:
-        writer.append(np.ones((2, 16), np.float32))
+    values = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
+    with pytest.raises(ZeroDivisionError), CodesWriter(path, make_spec(), 16, columns(5)) as writer:
+        writer.write([0, 1], values[:2], digests(2))
         raise ZeroDivisionError
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["fc7.h5"]
+    with CodesWriter(path, make_spec(), 16, columns(5)) as writer:
+        assert sorted(writer.written) == [0, 1] and not writer.fresh
+        writer.write([2, 3, 4], values[2:], digests(5)[2:])
+        writer.commit([])
+    np.testing.assert_array_equal(codes.read(path, {}).values, values)
+    assert not list(store_of(path.parent).glob("*.partial"))
+
+
+def test_a_torn_row_is_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "fc7.h5"
+    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
+        writer.write([0, 1], np.ones((2, 16), np.float32), digests(2))
+        writer.file["values"][1, 5] = 7
+    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
+        assert sorted(writer.written) == [0]
+
+
+def test_half_a_layout_is_laid_out_again(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "fc7.h5"
+    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
+        partial = writer.partial
+    for keep in (0, 10, 500, 2000):
+        partial.write_bytes(partial.read_bytes()[:keep])
+        with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
+            assert writer.fresh
+
+
+def test_codes_of_another_spec_are_no_donors(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "fc7.h5"
+    write_codes(path, LABELS, SPLITS, CLASSES)
+    for changes, fresh in (({}, False), ({"weights_sha256": "cd" * 32}, True), ({"mean": (0.5, 0.5, 0.5)}, True)):
+        with CodesWriter(path, make_spec(**changes), 16, columns(3)) as writer:
+            assert writer.fresh == fresh
+
+
+def test_rows_never_written_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "fc7.h5"
+    values = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
+    with CodesWriter(path, make_spec(), 16, columns(5)) as writer:
+        writer.write([0, 2, 4], values[[0, 2, 4]], [digests(5)[row] for row in (0, 2, 4)])
+        writer.commit(["1.png: bad", "3.png: bad"])
+    found = codes.read(path, {})
+    np.testing.assert_array_equal(found.values, values[[0, 2, 4]])
+    assert found.paths == ("0.png", "2.png", "4.png")
+    assert codes.read_index(path, {}).bad == ("1.png: bad", "3.png: bad")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
-    with CodesWriter(tmp_path / "fc7.h5", make_spec(), 2) as writer, pytest.raises(PipelineError, match="not finite"):
-        writer.append(np.array([[1, value]], np.float32))
+    with (
+        CodesWriter(tmp_path / "fc7.h5", make_spec(), 2, columns(1)) as writer,
+        pytest.raises(PipelineError, match="not finite"),
+    ):
+        writer.write([0], np.array([[1, value]], np.float32), digests(1))
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     script = (
-        f"from pathlib import Path; from pipeline.codes import claim\nwith claim(Path({str(tmp_path / 'out')!r})): pass"
+        "import sys, pathlib; from pipeline import codes_writer as w\nwith w.claim(pathlib.Path(sys.argv[1])): pass"
     )
-    with codes.claim(tmp_path / "out"):
-        other = subprocess.run(["python", "-c", script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    with claim(tmp_path / "out"):
+        other = subprocess.run(command, capture_output=True, text=True, check=False)
     assert other.returncode and "Another run is writing" in other.stderr
-    with codes.claim(tmp_path / "out"):
+    with claim(tmp_path / "out"):
         pass

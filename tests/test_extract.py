@@ -22,6 +22,7 @@ import torchvision
 from conftest import ROOT, Outcome, spawn, write_photos
 
 from pipeline import codes, datasets
+from pipeline.codes_writer import store_of
 from pipeline.network import FrozenNetwork
 
 Run = Callable[..., Outcome]
@@ -59,10 +60,21 @@ def test_each_row_is_the_code_of_its_file(run: Run, prepared: Path) -> None:
             np.testing.assert_allclose(found.values[row], network.codes(picture[None])[layer][0], rtol=1e-4, atol=1e-5)
 
 
-def test_one_pass_serves_all_layers(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of images of each forward pass."""
+    seen: list[int] = []
     forward = FrozenNetwork.forward
-    monkeypatch.setattr(FrozenNetwork, "forward", lambda self, x: (seen.append(len(x)), forward(self, x))[1])
+
+    def counted(self: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append(len(pictures))
+        return forward(self, pictures)
+
+    monkeypatch.setattr(FrozenNetwork, "forward", counted)
+    return seen
+
+
+def test_one_pass_serves_all_layers(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = count_forwards(monkeypatch)
     run("extract", "--dataset", "photos", "--layer", "pool3", "pool4", "fc7", "--batch-size", 10)
     assert sum(seen) == 36
 
@@ -220,7 +232,7 @@ def test_an_interrupt_leaves_the_old_file(run: Run, photos: Path) -> None:
     run("extract", "--dataset", "photos", "--layer", "fc7")
     before = FC7.read_bytes()
     process = spawn("extract", "--dataset", "photos", "--layer", "fc7", "--batch-size", 1, cwd=photos.parent)
-    while not list(FC7.parent.glob(".*.partial")):
+    while not list(store_of(FC7.parent).glob("*.partial")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(0.2)
@@ -234,23 +246,56 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
-import pipeline.network
 from pipeline import extract
+from pipeline.network import FrozenNetwork
 
+kills, kinds, longest = int(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
+codes, log = FrozenNetwork.codes, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def counted(self, pictures):
+    os.write(log, bytes([len(pictures)]))
+    return codes(self, pictures)
+
+FrozenNetwork.codes = counted
 rng, killed = random.Random(0), 0
-for number in range(20):
-    weights = ("default", "random")[number % 2]
+for number in range(kills):
+    weights = kinds[number % len(kinds)]
     child = os.fork()
     if child == 0:
         os._exit(extract.main(["--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", "4"]))
-    time.sleep(rng.uniform(0, float(sys.argv[1])))
+    time.sleep(rng.uniform(0, longest))
     os.kill(child, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     if os.path.exists("features/photos/tinyvgg/fc7.h5"):
         shutil.copy("features/photos/tinyvgg/fc7.h5", f"after-{number}.h5")
 print(killed)
 """
-"""Kills 20 writers at random moments; they are forked, so that each moment falls into the work and not into imports."""
+"""Kills writers at random moments; they are forked, so that each moment falls into the work and not into imports."""
+
+
+def kill(kills: int, kinds: str, longest: float) -> int:
+    """Kill writers that have up to `longest` seconds, and return how many were killed before they ended."""
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLER, str(kills), kinds, str(longest)],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    return int(ended.stdout.splitlines()[-1])
+
+
+def undisturbed(*flags: str) -> float:
+    """Extract as the writers that are killed do, in one thread: the same sums in the same order; return the seconds."""
+    from pipeline import extract
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    assert extract.main(["--dataset", "photos", "--layer", "fc7", "--batch-size", "4", *flags]) == 0
+    torch.set_num_threads(threads)
+    return time.monotonic() - start
 
 
 def test_kill_9_at_20_random_moments_never_leaves_a_file_that_reads_wrong(run: Run, photos: Path) -> None:
@@ -259,22 +304,10 @@ def test_kill_9_at_20_random_moments_never_leaves_a_file_that_reads_wrong(run: R
     run("prepare", "--dataset", photos)
     expected, seconds = {}, 0.0
     for weights in ("default", "random"):
-        start = time.monotonic()
-        assert (
-            run("extract", "--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", 4).code == 0
-        )
-        seconds = time.monotonic() - start
+        seconds = undisturbed("--weights", weights)
         expected[weights] = codes.read(FC7, {"weights": weights}).values
-    FC7.unlink()
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLER, str(1.5 * seconds)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    assert int(killed.stdout.splitlines()[-1]) >= 8, "most runs were to be killed before they ended"
+    shutil.rmtree("features")
+    assert kill(20, "default,random", min(seconds, 4)) >= 5, "some runs were to be killed before they ended"
     survivors = sorted(Path().glob("after-*.h5"))
     assert survivors, "some runs were to end before they were killed"
     for path in survivors:
@@ -283,3 +316,86 @@ def test_kill_9_at_20_random_moments_never_leaves_a_file_that_reads_wrong(run: R
         assert len(found.paths) == len(found.labels) == 180
     assert run("extract", "--dataset", "photos", "--layer", "fc7").code == 0
     assert [path.name for path in FC7.parent.iterdir()] == ["fc7.h5"]
+
+
+def test_200_kills_cost_no_more_than_a_batch_each_and_change_nothing(run: Run, photos: Path) -> None:
+    write_photos(photos, {"red": 200, "green": 200, "blue": 200})
+    run("prepare", "--dataset", photos)
+    seconds = undisturbed()
+    whole = codes.read(FC7, {})
+    shutil.rmtree("features")
+    killed = kill(200, "default", min(0.25 * seconds, 0.7))
+    forwarded = sum(Path("forwards").read_bytes())
+    completed = 200 - killed
+    finished = sorted(Path().glob("after-*.h5"))
+    assert killed >= 20 and forwarded >= 600
+    # A run that completes is followed by runs that find everything and compute nothing.
+    assert forwarded <= 600 + 4 * killed, (forwarded, killed, completed)
+    assert finished
+    for path in finished:
+        found = codes.read(path, {})
+        np.testing.assert_array_equal(found.values, whole.values)
+        assert (found.paths, found.digests, found.splits) == (whole.paths, whole.digests, whole.splits)
+
+
+def test_only_what_is_new_is_computed(run: Run, prepared: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--dataset", "photos", "--layer", "fc7")
+    forwards = count_forwards(monkeypatch)
+
+    def again(*more: object) -> int:
+        forwards.clear()
+        assert run("prepare", "--dataset", photos, "--seed", 0).code == 0
+        shutil.rmtree(FC7.parent)  # as DVC does before it runs the stage
+        assert run("extract", *(more or flags)).code == 0
+        manifest = datasets.read_manifest(Path("data/photos"))
+        found = codes.read(FC7, {})
+        assert found.paths == manifest.paths and found.splits == manifest.splits
+        for row in range(0, len(found.paths), 5):
+            assert found.digests[row] == hashlib.sha256(manifest.file(row).read_bytes()).hexdigest()
+        return sum(forwards)
+
+    run("extract", *flags)
+    before = codes.read(FC7, {})
+    assert again() == 0
+    write_photos(photos, {"violet": 10}, seed=5)
+    assert again() == 10
+    (photos / "red" / "00.png").rename(photos / "red" / "renamed.png")
+    shutil.copy(photos / "blue" / "01.png", photos / "blue" / "copy.png")
+    assert again() == 0
+    shutil.rmtree(photos / "violet")
+    (photos / "blue" / "copy.png").unlink()
+    assert again() == 0
+    after = codes.read(FC7, {})
+    assert dict(zip(after.digests, map(bytes, after.values), strict=True)) == dict(
+        zip(before.digests, map(bytes, before.values), strict=True)
+    )
+    (photos / "green" / "02.png").write_bytes((photos / "green" / "03.png").read_bytes() + b"changed")
+    assert again() == 1
+    assert again("--dataset", "photos", "--layer", "fc7", "pool3") == 36
+    assert again("--dataset", "photos", "--layer", "fc7", "pool3") == 0
+
+
+def test_adding_an_earlier_layer_computes_that_layer_alone(
+    run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("extract", "--dataset", "photos", "--layer", "fc7")
+    graphs = []
+    forward = FrozenNetwork.forward
+    monkeypatch.setattr(FrozenNetwork, "forward", lambda self, x: (graphs.append(self.graph), forward(self, x))[1])
+    run("extract", "--dataset", "photos", "--layer", "pool2", "fc7")
+    assert graphs and all(
+        {name.split(".")[0] for name, _ in graph.named_parameters()} == {"features"} for graph in graphs
+    )
+    assert max(int(name.split(".")[1]) for name, _ in graphs[0].named_parameters()) == 5, "pool2 follows features.5"
+
+
+def test_the_same_bytes_are_computed_once(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        shutil.copy(photos / "red" / "00.png", photos / "red" / f"copy-{number:02}.png")
+    run("prepare", "--dataset", photos)
+    forwards = count_forwards(monkeypatch)
+    run("extract", "--dataset", "photos", "--layer", "fc7", "--batch-size", 5)
+    assert sum(forwards) == 36
+    found = codes.read(FC7, {})
+    same = [row for row, digest in enumerate(found.digests) if digest == found.digests[0]]
+    assert len({found.values[row].tobytes() for row in same}) == 1 and len(found.paths) == 48
