@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 
 FORMAT = "cnn-codes 1"
 CHUNK_BYTES = 1 << 20
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 23
 """What `blocks` reads at a time."""
 
 
