@@ -6,9 +6,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: demo test check clean
 
-demo: $(READY)  ## the whole pipeline on the embedded digits
+demo: $(READY)  ## the whole pipeline on the embedded digits; ends with the scores and where the report lies
 	dvc repro
-	python -m pipeline.report
+	python -m pipeline.report --table
 
 test: $(READY) check  ## style, types, tests
 	pytest

@@ -122,6 +122,13 @@ def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def in_order(backbone: Backbone, layers: Iterable[str]) -> list[str]:
+    """Return layers as the network computes them, from the input on."""
+    nodes, friendly = _nodes_and_layers(backbone)
+    places: dict[str | None, int] = {node: place for place, node in enumerate(nodes)}
+    return sorted(layers, key=lambda layer: places[friendly.get(layer, layer)])
+
+
 def layer_shapes(backbone: Backbone) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return {layer: (node, shape for one image)} of all of a backbone's layers, without making its weights."""
     nodes, friendly = _nodes_and_layers(backbone)

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import PipelineError
 
 FORMAT = "cnn-codes 2"
-BLOCK_BYTES = 1 << 25
+BLOCK_BYTES = 1 << 23
 """What is read at a time where a whole file may not fit into memory."""
 
 COLUMNS = ("labels", "digests", "paths", "splits")

@@ -20,6 +20,7 @@ from pipeline.scores import Scores
 
 EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
 MOST_NUMBERED = 30
+LONGEST_NAME = 24
 
 
 def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarray]:
@@ -63,8 +64,9 @@ def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
     figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}")
     if len(names) <= MOST_NUMBERED:
-        axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), names, parse_math=False)
+        short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+        axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(names)), short, parse_math=False)
         for (row, column), count in np.ndenumerate(result.confusion):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "black"

@@ -1,37 +1,23 @@
-"""Gather the scores of all experiments in one table."""
+"""Show all experiments on one page that opens offline: scores, mistakes, doubtful images, where it all comes from."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors, experiment
+from pipeline import errors, experiment, studies
 from pipeline.errors import PipelineError
 
-EXAMPLE = "python -m pipeline.report"
+EXAMPLE = "python -m pipeline.report --dataset digits"
 COLUMNS = ("dataset", "backbone", "layer", "model", "top-1", "95% interval", "balanced", "n")
+MEGABYTE = 1_000_000
 
 
-def summarise(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics of every experiment under a folder of reports, the best first within each dataset."""
-    rows = []
-    for path in sorted(folder.glob("*/*/*/metrics.json")):
-        dataset, backbone, name = path.parts[-4:-1]
-        layer, model = name.rsplit("-", 1)
-        address = {"dataset": dataset, "backbone": backbone, "layer": layer, "model": model}
-        rows.append(address | json.loads(path.read_text(encoding="utf-8")))
-    if not rows:
-        raise PipelineError(
-            f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
-        )
-    return sorted(rows, key=lambda row: (row["dataset"], -row["top1"]))
-
-
-def render(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as a table of text."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the experiments as a table of text."""
     cells = [COLUMNS] + [
         (
             *(row[word] for word in COLUMNS[:4]),
@@ -48,16 +34,39 @@ def render(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def write(path: Path, html: str) -> None:
+    """Write the page beside `path` and move it in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(path)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
+    """Return the command's flags."""
     parser = experiment.command("report", __doc__, EXAMPLE, ())
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of the scores")
+    for word in ("dataset", "backbone"):
+        parser.add_argument(f"--{word}", help=f"show the experiments of this {word} only")
+    parser.add_argument("--out", type=Path, help="the page (default: index.html in the folder of the scores)")
+    parser.add_argument("--thumbnails", type=float, default=8.0, help="megabytes of them at most")
+    parser.add_argument("--table", action="store_true", help="print the table, and leave the page as it is")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table."""
-    print(render(summarise(options.reports)))
+    """Print the table, write the page, and say where it lies."""
+    if options.thumbnails < 0:
+        raise PipelineError(f"--thumbnails {options.thumbnails} must be megabytes, 0 or more.")
+    rows = studies.find(options.reports, options.dataset, options.backbone)
+    path = options.out or options.reports / "index.html"
+    if not options.table:
+        from pipeline import pages, summaries
+
+        write(path, pages.render(summaries.summarise(options.reports, rows, int(options.thumbnails * MEGABYTE))))
+    print(table(rows))
+    if path.exists():
+        print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
 
 
 def main(argv: list[str] | None = None) -> int:

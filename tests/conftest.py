@@ -105,12 +105,28 @@ def write_codes(
     centres = rng.normal(size=(len(classes), width))
     noise = rng.normal(size=(len(labels), width))
     values = np.maximum(centres[np.asarray(labels)] + 0.5 * noise, 0).astype(np.float32)
-    rows = range(len(labels))
-    columns = Columns(
-        encoded([f"{row}.png" for row in rows]), np.asarray(labels, dtype=np.int64), encoded(splits), encoded(classes)
-    )
-    shutil.rmtree(store_of(path.parent), ignore_errors=True)
-    with CodesWriter(path, make_spec(**spec), width, columns) as writer:
-        writer.write(rows, values, [f"{row:064x}" for row in rows])
-        writer.commit([])
+    names, digests = zip(*((f"{row}.png", f"{row:064x}") for row in range(len(labels))), strict=True)
+    put_codes(path, values, Listing(names, labels, splits, digests, classes), **spec)
     return values
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What stands beside made-up codes."""
+
+    paths: Sequence[str]
+    labels: Sequence[int]
+    splits: Sequence[str]
+    digests: Sequence[str]
+    classes: Sequence[str]
+    bad: Sequence[str] = ()
+
+
+def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) -> None:
+    """Write given codes to an HDF5 file, and nothing that earlier ones left."""
+    shutil.rmtree(store_of(path.parent), ignore_errors=True)
+    labels = np.asarray(listing.labels, dtype=np.int64)
+    columns = Columns(encoded(listing.paths), labels, encoded(listing.splits), encoded(listing.classes))
+    with CodesWriter(path, make_spec(**spec), values.shape[1], columns) as writer:
+        writer.write(range(len(labels)), values.astype(np.float32), listing.digests)
+        writer.commit(listing.bad)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-STAGES = ("prepare", "extract", "classify", "evaluate")
+STAGES = ("prepare", "extract", "classify", "evaluate", "report")
 COMMANDS = sorted(
     path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
 )

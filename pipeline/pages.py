@@ -1,0 +1,66 @@
+"""A summary becomes one HTML file that needs no network: template, styles, script and data in one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent / "page"
+DRAWN_BY_TEMPLATE = ("layers", "parameters", "versions", "bad", "facts", "path", "reliability", "calibration")
+"""Names, at any depth, of what the script does not need."""
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Return the page of a summary as HTML."""
+    summary = legible(summary)
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    vouched = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    data = {name: value for name, value in summary.items() if name not in DRAWN_BY_TEMPLATE}
+    data["datasets"] = {name: _for_script(value) for name, value in summary["datasets"].items()}
+    data["experiments"] = [_for_script(value) for value in summary["experiments"]]
+    return environment.get_template("page.html.j2").render(
+        summary=summary,
+        script=Markup(script),  # noqa: S704 - ours
+        script_hash=vouched,
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
+        data=island(data),
+    )
+
+
+def _for_script(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in DRAWN_BY_TEMPLATE}
+
+
+def island(data: Any) -> Markup:
+    """Return data as JSON that stays inside a script element, whatever names are in it."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - nothing in it can end the element
+
+
+def legible(value: Any) -> Any:
+    """Return data in which all text can be shown: no control characters, nothing that is not Unicode."""
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return "".join(_legible_character(character) for character in text)
+    if isinstance(value, dict):
+        return {legible(name): legible(inner) for name, inner in value.items()}
+    return [legible(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _legible_character(character: str) -> str:
+    return character if character >= " " and character != "\x7f" else repr(character)[1:-1]

@@ -1,0 +1,223 @@
+"""Everything a report says of a project's experiments, as one dict: from their files to numbers and names."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipeline import charts, datasets, experiment, galleries, outcomes, studies
+from pipeline.charts import Point
+from pipeline.errors import PipelineError
+from pipeline.galleries import Gallery
+from pipeline.studies import Study
+from pipeline.thumbnails import Album
+
+PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
+Row = dict[str, Any]
+
+
+def summarise(folder: Path, rows: Sequence[Row], budget: int) -> dict[str, Any]:
+    """Return all that the page shows, ready for JSON.
+
+    folder: of the reports; rows: the experiments, as `studies.find` lists them; budget: bytes of thumbnails.
+    """
+    album, found, every = Album(), {}, []
+    for dataset, group in groupby(rows, key=lambda row: row["dataset"]):
+        some = list(group)
+        found[dataset], experiments = _dataset(folder, some, album)
+        every += experiments
+    small = album.thumbnails(budget)
+    return {
+        "datasets": found,
+        "experiments": every,
+        "layers": layer_charts(rows),
+        "images": _images(album, found),
+        "thumbs": small,
+        "thumbs_total": len(album.pictures),
+        "budget": budget,
+        "parameters": yaml.safe_dump(experiment.params(), sort_keys=False, allow_unicode=True),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+
+
+def _dataset(folder: Path, rows: Sequence[Row], album: Album) -> tuple[Row, list[Row]]:
+    """Summarise the experiments on one dataset; the images of the first with codes, the best, are studied in full."""
+    whole: Row = {}
+    experiments, right = [], []
+    for row in rows:
+        study = studies.load(folder, row)
+        if study.index is not None and not whole:
+            whole = _study_images(Gallery(study, study.index, album))
+        experiments.append(_experiment(study, album, whole.get("map")))
+        right.append((hash(study.outcomes.paths), study.outcomes.right))
+    for entry, test in zip(experiments, compare(right), strict=True):
+        entry.update(test)
+    found = study.outcomes
+    bad = read_bad(study.address.data / "bad.csv") + whole.pop("bad", [])
+    facts = {"classes": found.classes, "root": study.address.data, "folder": common_folder(found.paths)}
+    return {**facts, "bad": list(dict.fromkeys(bad)), **whole}, experiments
+
+
+def _images(album: Album, found: Mapping[str, Row]) -> list[tuple[str, int, str]]:
+    """Return (path, class, split) of each image, its path without the folder that a dataset's images share."""
+    folders = {dataset.pop("root"): dataset["folder"] for dataset in found.values()}
+    return [(p.path.removeprefix(folders[p.root]), p.label, p.split) for p in album.pictures]
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder, with its slash, of images that lie outside the dataset's own; "" where they lie within."""
+    if not paths or not all(path.startswith("/") for path in paths):
+        return ""
+    return os.path.commonpath(paths) + "/"
+
+
+def _study_images(gallery: Gallery) -> Row:
+    return {
+        "layer": f"{gallery.index.spec.backbone}, {gallery.index.spec.layer}",
+        "leaks": galleries.leaks(gallery),
+        "labels": galleries.doubtful_labels(gallery),
+        "odd": galleries.odd_ones(gallery),
+        "map": galleries.draw_map(gallery),
+        "bad": list(gallery.index.bad),
+        "folder": common_folder(gallery.index.paths),
+        "sizes": {split: len(gallery.rows(split)) for split in datasets.SPLITS},
+    }
+
+
+def _experiment(study: Study, album: Album, flat: Row | None) -> Row:
+    found = study.outcomes
+    probable = study.measure == "probability"
+    calibrated = outcomes.calibration(study.sureness, found.right) if probable else None
+    return {
+        **study.metrics,
+        "name": study.name,
+        "measure": study.measure,
+        "note": study.note,
+        "per_class": [tuple(round(value, 4) for value in row) for row in found.per_class],
+        "cells": galleries.cells(study, album),
+        "wrong": galleries.wrong_on_map(study, album, flat),
+        "wrong_total": int((~found.right).sum()),
+        "calibration": calibrated,
+        "reliability": reliability_chart(calibrated) if calibrated else None,
+        "path": path_chart(study.facts.get("cv", [])),
+        "facts": plain_facts(study.facts),
+        **galleries.lists(study, album),
+    }
+
+
+def compare(right: Sequence[tuple[int, np.ndarray]]) -> list[dict[str, Any]]:
+    """Test every experiment against the first: {"p": McNemar's p or None, "differs": after Holm, or None}.
+
+    right: for each a hash of its test images' paths, and (n,) bool, which are right.
+    """
+    pairs = [number for number in range(1, len(right)) if right[number][0] == right[0][0]]
+    p_values = [outcomes.mcnemar(right[0][1], right[number][1]) for number in pairs]
+    found = {n: {"p": p, "differs": d} for n, p, d in zip(pairs, p_values, outcomes.significant(p_values), strict=True)}
+    return [{"best": number == 0, **found.get(number, {"p": None, "differs": None})} for number in range(len(right))]
+
+
+def read_bad(path: Path) -> list[str]:
+    """Return "path: reason" of the files that `prepare` set aside."""
+    if not path.exists():
+        return []
+    with path.open(**datasets.UTF8) as file:  # type: ignore[call-overload]
+        return [f"{row['path']}: {row['reason']}" for row in csv.DictReader(file)]
+
+
+def layer_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a chart of accuracy against layer for each dataset and backbone with several layers."""
+    result = []
+    groups = {(row["dataset"], row["backbone"]): True for row in rows}
+    for dataset, backbone in groups:
+        some = [row for row in rows if (row["dataset"], row["backbone"]) == (dataset, backbone)]
+        layers = order_layers(backbone, {row["layer"] for row in some})
+        if len(layers) > 1:
+            series = {model: _layer_points(some, model, layers) for model in sorted({row["model"] for row in some})}
+            title = f"{dataset}, {backbone}"
+            result.append(charts.chart(series, list(enumerate(layers)), (title, "layer", "top-1 accuracy")))
+    return result
+
+
+def _layer_points(rows: Sequence[Row], model: str, layers: Sequence[str]) -> list[Point]:
+    found = {row["layer"]: row for row in rows if row["model"] == model}
+    return [
+        Point(number, row["top1"], row["top1_low"], row["top1_high"], f"{model}, {layer}: {row['top1']:.4f}")
+        for number, layer in enumerate(layers)
+        if (row := found.get(layer))
+    ]
+
+
+def order_layers(backbone: str, layers: set[str]) -> list[str]:
+    """Return layers from a network's input to its output; by name, where the network is not known here."""
+    if len(layers) < 2:
+        return list(layers)
+    from pipeline import backbones  # imports torch, which takes seconds
+
+    try:
+        return backbones.in_order(backbones.get(backbone), layers)
+    except (PipelineError, KeyError):
+        return sorted(layers)
+
+
+def path_chart(table: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the chart of the cross-validated accuracy against C; None where C was not searched over.
+
+    table: the rows of `classifiers.cv_table`.
+    """
+    rows = [row for row in table if isinstance(row["parameters"].get("C"), (int, float)) and row["parameters"]["C"] > 0]
+    values = sorted({row["parameters"]["C"] for row in rows})
+    if len(values) < 2:
+        return None
+    series: dict[str, list[Point]] = {}
+    for row in sorted(rows, key=lambda row: float(row["parameters"]["C"])):
+        others = [f"{name}={value}" for name, value in row["parameters"].items() if name != "C"]
+        mean, spread, C = row["accuracy"], row["deviation"], row["parameters"]["C"]
+        title = f"C={C:g}: {mean:.4f} ± {spread:.4f}"
+        point = Point(math.log10(C), mean, mean - spread, mean + spread, title)
+        series.setdefault(", ".join([row["normalise"], *others]), []).append(point)
+    first, last = math.floor(math.log10(values[0])), math.ceil(math.log10(values[-1]))
+    ticks = [(float(power), f"1e{power}") for power in range(first, last + 1)]
+    return charts.chart(series, ticks, ("", "C", "cross-validated accuracy"))
+
+
+def reliability_chart(calibrated: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the chart of accuracy against probability, bin by bin."""
+    most = max(bin["n"] for bin in calibrated["bins"])
+    points = [
+        Point(
+            bin["confidence"],
+            bin["accuracy"],
+            bin["low"],
+            bin["high"],
+            f"{bin['n']} images: probability {bin['confidence']:.3f}, accuracy {bin['accuracy']:.3f}",
+            radius=2 + 6 * math.sqrt(bin["n"] / most),
+        )
+        for bin in calibrated["bins"]
+    ]
+    ticks = [(share / 4, f"{share / 4:g}") for share in range(5)]
+    titles = ("", "mean probability", "accuracy")
+    return charts.chart({"test images": points}, ticks, titles, y_range=(0, 1), diagonal=True)
+
+
+def plain_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a description's values as names and text, nested names joined by a dot, without the CV table."""
+    result = []
+    for name, value in facts.items():
+        if name == "spec":
+            value = asdict(value)
+        if isinstance(value, Mapping):
+            result += [(f"{name}.{inner}", text) for inner, text in plain_facts(value)]
+        elif name not in ("cv", "classes", "folds") or isinstance(value, int):
+            result.append((name, ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)))
+    return result
