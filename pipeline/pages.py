@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ DRAWN_BY_TEMPLATE = ("layers", "parameters", "versions", "bad", "facts", "path",
 """Names, at any depth, of what the script does not need."""
 
 
+TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Unicode's characters that only turn the direction of writing."""
+
+
 def render(summary: dict[str, Any]) -> str:
     """Return the page of a summary as HTML."""
-    summary = legible(summary)
+    summary = legible(summary) | {"parameters": summary["parameters"]}  # whose line breaks are its own
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -53,14 +58,22 @@ def island(data: Any) -> Markup:
 
 
 def legible(value: Any) -> Any:
-    """Return data in which all text can be shown: no control characters, nothing that is not Unicode."""
+    """Return data in which all text can be shown as what it is.
+
+    Control characters, line breaks, what is not Unicode, and what would turn the direction of the letters after it
+    (in gnp.exe, say) become escapes.
+    """
     if isinstance(value, str):
         text = value.encode("utf-8", "backslashreplace").decode("utf-8")
-        return "".join(_legible_character(character) for character in text)
+        return "".join(_escape(character) if _is_hidden(character) else character for character in text)
     if isinstance(value, dict):
         return {legible(name): legible(inner) for name, inner in value.items()}
     return [legible(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def _legible_character(character: str) -> str:
-    return character if character >= " " and character != "\x7f" else repr(character)[1:-1]
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in TURNING
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

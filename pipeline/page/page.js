@@ -122,13 +122,22 @@ function painted(classes, cells) {
     brush.fillStyle = `rgb(${style.getPropertyValue(truth === said ? "--good" : "--bad")} / ${alpha})`;
     brush.fillRect(said * size, truth * size, size, size);
   }
-  const at = (event) => [Math.floor(event.offsetY / size), Math.floor(event.offsetX / size)].map((place) => Math.max(0, Math.min(classes.length - 1, place)));
+  /* The cell under the pointer; as cells are small, else the nearest one within 8 pixels that holds images. */
+  const at = (event) => {
+    const row = Math.floor(event.offsetY / size), column = Math.floor(event.offsetX / size), reach = Math.floor(8 / size);
+    let best, nearest = Infinity;
+    for (let truth = row - reach; truth <= row + reach; truth++) for (let said = column - reach; said <= column + reach; said++) {
+      const cell = said >= 0 && said < classes.length && found.get(truth * classes.length + said), far = (truth - row) ** 2 + (said - column) ** 2;
+      if (cell && far < nearest) [best, nearest] = [cell, far];
+    }
+    return best;
+  };
   canvas.addEventListener("pointermove", (event) => {
-    const [truth, said] = at(event), cell = found.get(truth * classes.length + said);
-    tip(event, name(className(truth)), " → ", name(className(said)), `: ${cell ? count(cell[2]) : 0}`);
+    const cell = at(event);
+    if (cell) tip(event, name(className(cell[0])), " → ", name(className(cell[1])), `: ${count(cell[2])}`); else hideTip();
   });
   canvas.addEventListener("pointerleave", hideTip);
-  canvas.addEventListener("click", (event) => { const [truth, said] = at(event), cell = found.get(truth * classes.length + said); hideTip(); if (cell) openCell(cell); });
+  canvas.addEventListener("click", (event) => { const cell = at(event); hideTip(); if (cell) openCell(cell); });
   return [el("p", { class: "side" }, "Rows: true class; columns: predicted, both in the order of the table below. Click a cell for its images."), el("div", { class: "scroll" }, canvas)];
 }
 function fullest(classes, cells) {
@@ -149,6 +158,7 @@ function fullest(classes, cells) {
 }
 function confusion() {
   const classes = dataset().classes, cells = picked.cells;
+  document.querySelector(".columns").classList.toggle("broad", classes.length > 16 && classes.length <= CELLS);
   const top = classes.length <= NUMBERED ? numbered(classes, cells) : classes.length <= CELLS ? painted(classes, cells) :
     el("p", { class: "small" }, `${count(classes.length)} classes are too many for a matrix with readable cells: these are the fullest of its cells.`);
   fill("confusion", top, fullest(classes, cells));
@@ -303,6 +313,7 @@ document.addEventListener("click", (event) => {
 });
 $("picker").addEventListener("change", (event) => pick(Number(event.target.value)));
 addEventListener("beforeprint", () => {
+  redraw();
   document.querySelectorAll("[data-thumb]").forEach(show);
   document.querySelectorAll("details").forEach((one) => { one.open = true; });
 });
