@@ -21,7 +21,7 @@ LOOSE = 5
 """How far the bound of the gradient may be above the tolerance when the decrease tells that it is reached."""
 
 NOTHING = 1e-6
-"""Share of where an objective began, below which it is as good as its minimum of 0 (of rows all of one class)."""
+"""Loss of a row that is as good as none: the objective of rows all of one class falls towards 0 for ever."""
 
 TINY = 1e-300
 
@@ -155,6 +155,7 @@ class _Live:
     W: Any
     Z: Any
     bend: Any
+    floor: Any
     stiffness: Any
     values: list[Any] = field(default_factory=list)
     gradient: Any = None
@@ -164,9 +165,10 @@ class _Live:
 
     def keep(self, kept: Any, columns: Any) -> None:
         """Go on with some of the units; kept: (n_units,) bool, columns: (n_columns,) bool."""
-        self.units, self.bend, self.stiffness = self.units[kept], self.bend[kept], self.stiffness[columns]
+        self.units, self.bend, self.floor = self.units[kept], self.bend[kept], self.floor[kept]
         self.values = [value[kept] for value in self.values]
         self.W, self.Z, self.gradient = self.W[:, columns], self.Z[:, columns], self.gradient[:, columns]
+        self.stiffness = self.stiffness[columns]
         if self.direction is not None:
             self.direction, self.previous = self.direction[:, columns], self.previous[:, columns]
             self.fall = self.fall[kept]
@@ -186,7 +188,8 @@ def minimise(
     """
     units = objective.design.xp.arange(objective.loss.units)
     bend = objective.curvature(solution.Z, units)
-    live = _Live(units, solution.W, solution.Z, bend, objective.spread(C * bend, solution.W))
+    floor = NOTHING * C * objective.loss.weights.sum(0)[objective.loss.problems]
+    live = _Live(units, solution.W, solution.Z, bend, floor, objective.spread(C * bend, solution.W))
     solution = Solution(solution.W, solution.Z, np.full(len(units), max_iter), np.zeros(len(units), bool))
     for iteration in range(max_iter + 1):
         value, live.gradient = objective.at(C, live.W, live.Z, live.units)
@@ -204,7 +207,7 @@ def _done(objective: Objective, C: float, live: _Live, value: Any, tol: float) -
     """Say of each unit whether its objective is within `tol` of its minimum, (n_units,) bool."""
     live.values.append(value)
     bound = objective.gap(C, live.gradient, live.bend)
-    allowed = tol * (value + NOTHING * live.values[0])
+    allowed = tol * (value + live.floor)
     return (bound <= allowed) | ((bound <= LOOSE * allowed) & (_remaining(live.values) <= 0.5 * allowed))
 
 
@@ -262,7 +265,7 @@ def move(objective: Objective, C: float, at: tuple[Any, Any], D: Any, scores: An
     for _ in range(12):
         loss_slope, loss_bend = objective.slopes(C, Z, scores, objective.spread(t, W), units)
         slope, bend = first + t * second + loss_slope, second + loss_bend
-        limit = 0.01 * abs(slope) if limit is None else limit
+        limit = 0.05 * abs(slope) if limit is None else limit
         low, high = objective.design.xp.where(slope < 0, t, low), objective.design.xp.where(slope > 0, t, high)
         newton = t - slope / (bend + TINY)
         inside = (newton >= low) & (newton <= high)
