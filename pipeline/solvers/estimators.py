@@ -1,0 +1,171 @@
+"""Scikit-learn estimators of dense codes: the squared-hinge SVM, and multinomial logistic regression."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+from scipy.special import log_softmax
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model._base import LinearClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from pipeline.solvers import checks
+from pipeline.solvers.descent import Objective, Solution, Spectrum, path
+from pipeline.solvers.design import Design, compact
+from pipeline.solvers.losses import CrossEntropy, Loss, SquaredHinge, entropy, hinge
+
+MAX_RUNGS = 4
+"""Powers of ten below C, at most, from which a fit is led there."""
+
+
+class _Linear(LinearClassifierMixin, BaseEstimator):
+    """A linear classifier fitted by `minimise`; a subclass says its loss and whether the intercept is penalised."""
+
+    penalised: bool
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        tol: float = 1e-4,
+        max_iter: int = 1000,
+        class_weight: dict[Any, float] | str | None = None,
+        fit_intercept: bool = True,
+        device: str | None = None,
+    ) -> None:
+        self.C = C
+        self.tol = tol
+        self.max_iter = max_iter
+        self.class_weight = class_weight
+        self.fit_intercept = fit_intercept
+        self.device = device
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit the classifier.
+
+        X: (n, d) float32 or float64, computed with as it is; y: (n,) labels; sample_weight: (n,) >= 0, factors of C.
+        """
+        for name in ("C", "tol", "max_iter"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, but it is {getattr(self, name)!r}.")
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], order="C")
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        checks.two_classes(self.classes_)
+        weights = checks.weights(sample_weight, X)
+        loss = self._loss(labels, weights[:, None], compute_class_weight(self.class_weight, classes=self.classes_, y=y))
+        self._keep(*self._solve(X, loss))
+        return self
+
+    def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> Loss:
+        raise NotImplementedError
+
+    def _solve(self, X: np.ndarray, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coefficients (n_columns, width) and the iterations; warn if they have not converged."""
+        with _context(self.device) as xp:
+            if xp is not np:
+                loss = loss.on(xp)
+            design, restore = compact(Design(xp.asarray(X), intercept=self.fit_intercept, xp=xp))
+            objective, spectrum = Objective(design, loss, self.penalised), Spectrum.of(design, loss.weights.mean(1))
+            *_, solution = self._climb(objective, spectrum)
+            W = restore(solution.W)
+        if not solution.converged.all():
+            warnings.warn(
+                f"{type(self).__name__} did not converge within {self.max_iter} iterations. Raise max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return (W if xp is np else W.cpu().numpy()).T, solution.iterations
+
+    def _climb(self, objective: Objective, spectrum: Spectrum) -> Iterator[Solution]:
+        """Yield solutions for smaller C, then the one asked for.
+
+        A large C from nothing takes three times the iterations of a path that leads there.
+        """
+        reach = self.C * float(spectrum.squares.sum())
+        rungs = [self.C / 10**power for power in range(MAX_RUNGS, 0, -1) if reach > 10**power]
+        yield from path(objective, spectrum, [*rungs, self.C], self.tol, self.max_iter)
+
+    def _keep(self, W: np.ndarray, iterations: np.ndarray) -> None:
+        """Set the attributes of a fitted classifier."""
+        self.n_iter_ = iterations
+        self.coef_ = np.ascontiguousarray(W[:, : self.n_features_in_])
+        self.intercept_ = W[:, -1].copy() if self.fit_intercept else np.zeros(len(W), W.dtype)
+
+
+class LinearSVM(_Linear):
+    """L2-regularised squared-hinge SVM, one class against the rest, on dense codes.
+
+    For each class it minimises ½ ||(w, b)||² + C Σ cᵢ max(0, 1 - yᵢ (w·xᵢ + b))², as
+    LinearSVC(loss="squared_hinge", intercept_scaling=1) does: the intercept b is the coefficient of a column of ones,
+    and is penalised like the others. All classes are solved side by side by preconditioned conjugate gradients on
+    matrix products (see `minimise`), in the dtype of X.
+
+    C: weight of the loss; tol: how far, relative to itself, the objective may be above its minimum; max_iter: of
+    conjugate gradients; class_weight: None, "balanced" or {class: factor of C}, which for three or more classes
+    weighs the rows of a class where it stands against the rest, and there alone (as LIBLINEAR does); fit_intercept:
+    whether there is a b; device: None for numpy, or a torch device.
+
+    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (n_classes,).
+    """
+
+    penalised = True
+
+    def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> SquaredHinge:
+        loss, factors = hinge(labels, weights, len(factors)), factors.astype(weights.dtype)
+        if self.class_weight is None:
+            return loss
+        others = np.ones_like(factors) if len(factors) > 2 else factors[:1]
+        return replace(loss, boost=np.stack([others, factors[-len(others) :]], 1))
+
+
+class Softmax(_Linear):
+    """Multinomial logistic regression with an L2 penalty, on dense codes.
+
+    It minimises ½ ||W||² + C Σ cᵢ (log Σₖ exp fₖ(xᵢ) - f of the label), f = W x + b, as LogisticRegression does: the
+    intercepts are not penalised, and two classes share one w. Solved by preconditioned conjugate gradients on matrix
+    products (see `minimise`), in the dtype of X.
+
+    The parameters are those of `LinearSVM`; class_weight is a factor of the weight of each row of the class.
+
+    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (1,).
+    """
+
+    penalised = False
+
+    def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> CrossEntropy:
+        return entropy(labels, weights * factors.astype(weights.dtype)[labels][:, None], len(factors))
+
+    def _keep(self, W: np.ndarray, iterations: np.ndarray) -> None:
+        super()._keep(W[1:] - W[:1] if len(self.classes_) == 2 else W, iterations)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of each class's probability, (n, n_classes)."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], 1)
+        return log_softmax(scores, axis=1)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return each class's probability, (n, n_classes)."""
+        return np.exp(self.predict_log_proba(X))
+
+
+@contextmanager
+def _context(device: str | None) -> Iterator[Any]:
+    """Yield numpy; or torch, with new tensors on the device."""
+    if device is None:
+        yield np
+        return
+    import torch  # imported here: without a device none is needed
+
+    with torch.device(device):
+        yield torch
