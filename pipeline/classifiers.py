@@ -15,18 +15,23 @@ import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import StratifiedKFold
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import LinearSVC
 
-from pipeline import errors
+from pipeline import errors, solvers
 from pipeline.errors import PipelineError
 
+PATHS = {"svm": 2_000, "softmax": 2_000}
+"""The models whose whole path of C is solved at once, and the iterations allowed for it."""
+
 CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
-    "svm": partial(LinearSVC, max_iter=10_000, random_state=0),
-    "softmax": partial(LogisticRegression, max_iter=2_000),
+    "svm": partial(solvers.LinearSVM, max_iter=PATHS["svm"]),
+    "softmax": partial(solvers.Softmax, max_iter=PATHS["softmax"]),
+    "knn": partial(KNeighborsClassifier, metric="cosine"),
+    "ridge": RidgeClassifier,
 }
 """The linear classifiers by name; the grids of their hyper-parameters stand in params.yaml under the same names."""
 
@@ -34,6 +39,7 @@ NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {"l2": Normalizer, "sta
 """What is done to the codes first: each row to length 1 (Razavian et al., "CNN features off-the-shelf", 2014), or
 each column to mean 0 and variance 1."""
 
+Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
@@ -90,12 +96,42 @@ def demand_learnable(y: np.ndarray, classes: Sequence[str], folds: int) -> None:
 
 
 def search(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> list[Trial]:
-    """Cross-validate every setting of the grid; the folds run in parallel, one process a core."""
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    """Cross-validate every setting of the grid on the same folds."""
+    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(X, y))
+    trials: list[Trial] = []
+    for normalise, values in grid.items():
+        along_path = model in PATHS and set(values) == {"C"}
+        search_one = _search_path if along_path else _search_folds
+        trials += search_one(X, y, splits, model, normalise, values)
+    return trials
+
+
+def _search_path(
+    X: np.ndarray, y: np.ndarray, splits: Splits, model: str, normalise: str, values: Mapping[str, Sequence[Any]]
+) -> list[Trial]:
+    """Solve all folds, classes and values of C side by side."""
+    found = solvers.search(X, y, splits, values["C"], model, normalise=normalise, max_iter=PATHS[model])
+    return [
+        Trial(
+            normalise,
+            {"C": C},
+            fold,
+            accuracy=float(found.accuracy[place, fold]),
+            seconds=float(found.seconds[place]) / len(splits),
+            converged=bool(found.converged[place, fold]),
+        )
+        for place, C in enumerate(values["C"])
+        for fold in range(len(splits))
+    ]
+
+
+def _search_folds(
+    X: np.ndarray, y: np.ndarray, splits: Splits, model: str, normalise: str, values: Mapping[str, Sequence[Any]]
+) -> list[Trial]:
+    """Fit each setting on each fold; the folds run in parallel, one process a core."""
     jobs = [
         joblib.delayed(_fit_fold)(X, y, rows, fold, CLASSIFIERS[model], normalise, points(values))
-        for normalise, values in grid.items()
-        for fold, rows in enumerate(splitter.split(X, y))
+        for fold, rows in enumerate(splits)
     ]
     return [trial for trials in joblib.Parallel(n_jobs=-1)(jobs) for trial in trials]
 

@@ -17,9 +17,10 @@ from sklearn.pipeline import Pipeline
 
 from pipeline.codes import CodesSpec
 from pipeline.errors import PipelineError
+from pipeline.solvers import LinearSVM, Softmax
 
-TRUSTED: list[str] = []
-"""Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold: none so far."""
+TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (LinearSVM, Softmax)]
+"""Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold."""
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "skops")
 
@@ -70,7 +71,7 @@ def load(path: Path) -> SavedClassifier:
     import skops.io
 
     try:
-        untrusted = skops.io.get_untrusted_types(data=data)
+        untrusted = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
         if untrusted:
             raise PipelineError(
                 f"{path} holds types that are not trusted ({', '.join(untrusted)}). Use only files of your own."
@@ -85,7 +86,9 @@ def load(path: Path) -> SavedClassifier:
 
 def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
     """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity."""
-    raw = np.asarray(classifier.pipeline.decision_function(values), dtype=np.float64)
+    pipeline = classifier.pipeline
+    scored = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict_proba
+    raw = np.asarray(scored(values), dtype=np.float64)
     if raw.ndim == 1:
         raw = np.stack([-raw, raw], 1)
     return _for_all_classes(classifier, raw, -np.inf)

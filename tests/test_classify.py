@@ -16,7 +16,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 from test_prepare import mistake
 
-from pipeline import classifiers, saved
+from pipeline import classifiers, saved, solvers
 from pipeline.errors import PipelineError
 
 Run = Callable[..., Outcome]
@@ -81,7 +81,8 @@ def test_a_choice_at_the_edge_of_the_grid_is_said(run: Run) -> None:
 
 
 def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(classifiers.CLASSIFIERS, "svm", partial(LinearSVC, max_iter=1))
+    monkeypatch.setitem(classifiers.PATHS, "svm", 1)
+    monkeypatch.setitem(classifiers.CLASSIFIERS, "svm", partial(solvers.LinearSVM, max_iter=1))
     write_training()
     outcome = run("classify", "--grid", "{l2: {C: [100]}}")
     assert "5 of 5 fits of the search stopped before they converged" in outcome.out

@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT
 
 STAGES = ("prepare", "extract", "classify", "evaluate", "report")
+PACKAGES = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
 COMMANDS = sorted(
     path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
 )
@@ -27,8 +28,10 @@ def imported(module: str, seen: set[str]) -> set[str]:
     if module in seen:
         return seen
     seen.add(module)
-    names = {path.stem for path in (ROOT / "pipeline").glob("*.py")}
-    for node in ast.walk(ast.parse((ROOT / "pipeline" / f"{module}.py").read_text(encoding="utf-8"))):
+    path = ROOT / "pipeline" / module
+    sources = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    names = {path.stem for path in (ROOT / "pipeline").glob("*.py")} | PACKAGES
+    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
             parts = (node.module or "").split(".")[1:] + [alias.name for alias in node.names]
             for part in names & set(parts):
@@ -39,8 +42,8 @@ def imported(module: str, seen: set[str]) -> set[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_deps_of_a_stage_are_what_its_command_imports(stage: str) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    ours = {dep for dep in deps if dep.startswith("pipeline/") and dep.endswith(".py")}
-    assert ours == {f"pipeline/{name}.py" for name in imported(stage, set()) | {"__init__"}}
+    ours = {Path(dep).stem for dep in deps if dep.endswith(".py") or Path(dep).name in PACKAGES}
+    assert ours == imported(stage, set()) | {"__init__"}
 
 
 def test_imports_run_one_way() -> None:
