@@ -30,122 +30,108 @@ EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 Item = TypeVar("Item")
 
 
-@dataclass
-class Extracted:
-    """What became of the images: how many went through the network, and the bad ones with their reasons."""
+Batch = dict[str, tuple[np.ndarray, list[int]]]
+"""{digest: (picture, the rows of the dataset that have it)}."""
 
+
+@dataclass
+class Extraction:
+    """One run over a dataset: forwarded counts the images that went through the network; bad: {path: reason}."""
+
+    manifest: Manifest
+    batch_size: int
+    threads: int
     forwarded: int = 0
     bad: dict[str, str] = field(default_factory=dict)
 
+    def find_missing(self, writers: Mapping[str, CodesWriter]) -> dict[str, list[int]]:
+        """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
+        every = range(len(self.manifest.paths))
+        if all(writer.fresh for writer in writers.values()):
+            return {layer: list(every) for layer in writers}
+        missing: dict[str, list[int]] = {layer: [] for layer in writers}
+        for row, digest in self._each(every, images.read_digest, "comparing"):
+            for layer, writer in writers.items():
+                if not writer.find(row, digest):
+                    missing[layer].append(row)
+        for writer in writers.values():
+            writer.settle()
+        return missing
 
-def extract(manifest: Manifest, network: FrozenNetwork, folder: Path, batch_size: int, threads: int) -> Extracted:
+    def compute(self, rows: Sequence[int], network: FrozenNetwork, writers: Sequence[CodesWriter]) -> None:
+        """Run the images of some rows through the network in batches, and commit each; the same bytes run once."""
+        seen: set[str] = set()
+        batch: Batch = {}
+        read = partial(images.read, transform=network.transform)
+        for row, (picture, digest) in self._each(rows, read, "extracting"):
+            if digest in seen:
+                for writer in writers:
+                    writer.find(row, digest)
+                continue
+            batch.setdefault(digest, (picture, []))[1].append(row)
+            if len(batch) == self.batch_size:
+                seen |= self._commit(batch, network, writers)
+                batch = {}
+        if batch:
+            self._commit(batch, network, writers)
+        for writer in writers:
+            writer.settle()
+
+    def _commit(self, batch: Batch, network: FrozenNetwork, writers: Sequence[CodesWriter]) -> set[str]:
+        """Compute a batch and write it to all of its rows; return its digests."""
+        outputs = network.codes(np.stack([picture for picture, _ in batch.values()]))
+        self.forwarded += len(batch)
+        places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
+        rows, order, digests = zip(*sorted(places), strict=True)
+        for writer in writers:
+            writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
+            writer.settle()
+        return set(batch)
+
+    def _each(self, rows: Sequence[int], read: Callable[[Path], Item], doing: str) -> Iterator[tuple[int, Item]]:
+        """Yield (row, what `read` gives of its file), in order, and note the bad images."""
+        from tqdm import tqdm
+
+        files = (self.manifest.file(row) for row in rows)
+        items = images.ordered_map(read, files, self.threads, ahead=max(2 * self.batch_size, 16 * self.threads))
+        for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
+            if isinstance(item, BadImage):
+                self.bad[self.manifest.paths[row]] = str(item)
+            else:
+                yield row, item
+
+
+def extract(manifest: Manifest, network: FrozenNetwork, folder: Path, batch_size: int, threads: int) -> Extraction:
     """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
 
     The files appear at the end, all of them complete; a run that does not get there is continued by the next.
     """
-    extracted = Extracted()
+    extraction = Extraction(manifest, batch_size, threads)
     columns = columns_of(manifest)
     with ExitStack() as stack:
         writers = {
             layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
             for layer, spec in network.specs.items()
         }
-        missing = find_missing(manifest, writers, extracted, threads)
+        missing = extraction.find_missing(writers)
         lacking = [layer for layer in writers if missing[layer]]
         if lacking:
             rows = sorted(set().union(*missing.values()))
-            read = partial(images.read, transform=network.transform)
-            pictures = noted(manifest, rows, read, extracted, threads, ahead=2 * batch_size, doing="extracting")
-            compute(pictures, network.only(lacking), [writers[layer] for layer in lacking], extracted, batch_size)
-        if len(extracted.bad) == len(manifest.paths):
-            path, reason = next(iter(extracted.bad.items()))
+            extraction.compute(rows, network.only(lacking), [writers[layer] for layer in lacking])
+        if len(extraction.bad) == len(manifest.paths):
+            path, reason = next(iter(extraction.bad.items()))
             raise PipelineError(
-                f"None of the {len(extracted.bad)} images can be read; the first is {path!r}: {reason}."
+                f"None of the {len(manifest.paths)} images can be read; the first is {path!r}: {reason}."
             )
         for writer in writers.values():
-            writer.commit([f"{path}: {reason}" for path, reason in extracted.bad.items()])
-    return extracted
+            writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()])
+    return extraction
 
 
 def columns_of(manifest: Manifest) -> Columns:
     """Return what stands beside the codes, as HDF5 keeps it."""
     paths, splits, classes = (encoded(column) for column in (manifest.paths, manifest.splits, manifest.classes))
     return Columns(paths, manifest.labels, splits, classes)
-
-
-def find_missing(
-    manifest: Manifest, writers: Mapping[str, CodesWriter], extracted: Extracted, threads: int
-) -> dict[str, list[int]]:
-    """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
-    if all(writer.fresh for writer in writers.values()):
-        return {layer: list(range(len(manifest.paths))) for layer in writers}
-    missing: dict[str, list[int]] = {layer: [] for layer in writers}
-    every = range(len(manifest.paths))
-    for row, digest in noted(manifest, every, images.read_digest, extracted, threads, 16 * threads, "comparing"):
-        for layer, writer in writers.items():
-            if not writer.find(row, digest):
-                missing[layer].append(row)
-    for writer in writers.values():
-        writer.settle()
-    return missing
-
-
-def noted(
-    manifest: Manifest,
-    rows: Sequence[int],
-    read: Callable[[Path], Item],
-    extracted: Extracted,
-    threads: int,
-    ahead: int,
-    doing: str,
-) -> Iterator[tuple[int, Item]]:
-    """Yield (row, what `read` gives of its file), in order, and note the bad images in `extracted`."""
-    from tqdm import tqdm
-
-    items = images.ordered_map(read, (manifest.file(row) for row in rows), threads, ahead)
-    for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
-        if isinstance(item, BadImage):
-            extracted.bad[manifest.paths[row]] = str(item)
-        else:
-            yield row, item
-
-
-def compute(
-    pictures: Iterator[tuple[int, tuple[np.ndarray, str]]],
-    network: FrozenNetwork,
-    writers: Sequence[CodesWriter],
-    extracted: Extracted,
-    batch_size: int,
-) -> None:
-    """Run (row, (picture, digest)) through the network in batches, and commit each; the same bytes run once."""
-    seen: set[str] = set()
-    batch: dict[str, tuple[np.ndarray, list[int]]] = {}
-
-    def finish_batch() -> None:
-        outputs = network.codes(np.stack([picture for picture, _ in batch.values()]))
-        extracted.forwarded += len(batch)
-        places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
-        rows, order, digests = zip(*sorted(places), strict=True)
-        for writer in writers:
-            writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
-            writer.settle()
-        seen.update(batch)
-        batch.clear()
-
-    for row, (picture, digest) in pictures:
-        if digest in batch:
-            batch[digest][1].append(row)
-        elif digest in seen:
-            for writer in writers:
-                writer.find(row, digest)
-        else:
-            batch[digest] = (picture, [row])
-        if len(batch) == batch_size:
-            finish_batch()
-    if batch:
-        finish_batch()
-    for writer in writers:
-        writer.settle()
 
 
 def choose_device(name: str) -> str:
