@@ -180,6 +180,7 @@ def test_an_end_before_convergence_is_warned_of(model):
         ({"sample_weight": np.array([1, np.nan, 1, 1, 1, 1.0])}, "finite and not negative, but that of row 1 is nan"),
         ({"sample_weight": np.ones(5)}, "one weight for each of the 6 rows"),
         ({"sample_weight": np.zeros(6)}, "no row is left"),
+        ({"sample_weight": np.arange(6) % 2}, "that have a weight are of one class"),
     ],
 )
 @pytest.mark.parametrize("model", MODELS)
@@ -198,6 +199,7 @@ def test_bad_input_is_refused_with_a_sentence(model, changes, sentence):
         ({"Cs": []}, "must be one"),
         ({"folds": []}, "there must be a fold"),
         ({"model": "forest"}, "Unknown model 'forest'. Choose from: svm, softmax"),
+        ({"folds": [(np.arange(4), np.arange(4, 6)), (np.array([0, 2]), np.arange(4))]}, "rows of fold 1 .*one class"),
         ({"normalise": "max"}, "Unknown normalisation 'max'. Choose from: l2, standard"),
         ({"y": np.arange(5)}, r"X must be \(n, d\) and y \(n,\)"),
     ],

@@ -37,6 +37,14 @@ def two_classes(classes: np.ndarray) -> None:
         raise ValueError(f"All labels are of one class, {classes[0]!r}. A classifier needs two classes or more.")
 
 
+def weighted_classes(labels: np.ndarray, weights: np.ndarray) -> None:
+    """Refuse weights (n, n_problems) that leave a problem rows of one class."""
+    for problem, column in enumerate(weights.T):
+        if len(np.unique(labels[column > 0])) < 2:
+            which = f" of fold {problem}" if weights.shape[1] > 1 else ""
+            raise ValueError(f"The rows{which} that have a weight are of one class. A classifier needs two classes.")
+
+
 def weights(sample_weight: Any, X: np.ndarray) -> np.ndarray:
     """Return weights (n,) >= 0 of the dtype of X; 1 where none are given."""
     n = X.shape[0]

@@ -20,9 +20,6 @@ WINDOW = 4
 LOOSE = 5
 """How far the bound of the gradient may be above the tolerance when the decrease tells that it is reached."""
 
-NOTHING = 1e-6
-"""Loss of a row that is as good as none: the objective of rows all of one class falls towards 0 for ever."""
-
 TINY = 1e-300
 
 
@@ -155,7 +152,6 @@ class _Live:
     W: Any
     Z: Any
     bend: Any
-    floor: Any
     stiffness: Any
     values: list[Any] = field(default_factory=list)
     gradient: Any = None
@@ -165,10 +161,9 @@ class _Live:
 
     def keep(self, kept: Any, columns: Any) -> None:
         """Go on with some of the units; kept: (n_units,) bool, columns: (n_columns,) bool."""
-        self.units, self.bend, self.floor = self.units[kept], self.bend[kept], self.floor[kept]
+        self.units, self.bend, self.stiffness = self.units[kept], self.bend[kept], self.stiffness[columns]
         self.values = [value[kept] for value in self.values]
         self.W, self.Z, self.gradient = self.W[:, columns], self.Z[:, columns], self.gradient[:, columns]
-        self.stiffness = self.stiffness[columns]
         if self.direction is not None:
             self.direction, self.previous = self.direction[:, columns], self.previous[:, columns]
             self.fall = self.fall[kept]
@@ -188,8 +183,7 @@ def minimise(
     """
     units = objective.design.xp.arange(objective.loss.units)
     bend = objective.curvature(solution.Z, units)
-    floor = NOTHING * C * objective.loss.weights.sum(0)[objective.loss.problems]
-    live = _Live(units, solution.W, solution.Z, bend, floor, objective.spread(C * bend, solution.W))
+    live = _Live(units, solution.W, solution.Z, bend, objective.spread(C * bend, solution.W))
     solution = Solution(solution.W, solution.Z, np.full(len(units), max_iter), np.zeros(len(units), bool))
     for iteration in range(max_iter + 1):
         value, live.gradient = objective.at(C, live.W, live.Z, live.units)
@@ -207,7 +201,7 @@ def _done(objective: Objective, C: float, live: _Live, value: Any, tol: float) -
     """Say of each unit whether its objective is within `tol` of its minimum, (n_units,) bool."""
     live.values.append(value)
     bound = objective.gap(C, live.gradient, live.bend)
-    allowed = tol * (value + live.floor)
+    allowed = tol * value
     return (bound <= allowed) | ((bound <= LOOSE * allowed) & (_remaining(live.values) <= 0.5 * allowed))
 
 

@@ -61,6 +61,7 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
         self.classes_, labels = np.unique(y, return_inverse=True)
         checks.two_classes(self.classes_)
         weights = checks.weights(sample_weight, X)
+        checks.weighted_classes(labels, weights[:, None])
         loss = self._loss(labels, weights[:, None], compute_class_weight(self.class_weight, classes=self.classes_, y=y))
         self._keep(*self._solve(X, loss))
         return self

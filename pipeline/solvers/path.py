@@ -62,6 +62,7 @@ def search(
     weights = np.zeros((len(X), len(folds)), X.dtype)
     for fold, (fitted, _) in enumerate(folds):
         weights[fitted, fold] = each[fitted]
+    checks.weighted_classes(labels, weights)
     order = np.argsort(Cs, kind="stable")
     tally = _Tally(labels, folds, len(Cs), floor=0.0 if model == "svm" and n_classes == 2 else -np.inf)
     design = normalised(X, [fitted for fitted, _ in folds], normalise)
