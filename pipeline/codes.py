@@ -185,15 +185,17 @@ def _flags(expected: Mapping[str, Any]) -> str:
 
 def demand_same(spec: CodesSpec, expected: Mapping[str, Any], where: str) -> None:
     """Raise an error that names each difference between a spec and the values expected of it."""
-    found = asdict(spec)
-    differences = [
-        f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value
-    ]
-    if differences:
+    if found := differences(spec, expected):
         raise PipelineError(
-            f"The codes in {where} have another spec than asked: {'; '.join(differences)}. "
+            f"The codes in {where} have another spec than asked: {'; '.join(found)}. "
             "Ask for what they are, or run pipeline.extract again."
         )
+
+
+def differences(spec: CodesSpec, expected: Mapping[str, Any]) -> list[str]:
+    """Name each difference between a spec and the values expected of it."""
+    found = asdict(spec)
+    return [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
 
 
 def read_spec(file: h5py.File, path: Path) -> CodesSpec:

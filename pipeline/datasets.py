@@ -159,14 +159,15 @@ def _split_of_folder(folder: Path) -> str:
 
 
 def _list_classes(root: Path, split: str | None) -> list[Listed]:
-    return [Listed(file, folder.name, split) for folder in _subfolders(root) for file in _files_below(folder)]
+    return [Listed(file, folder.name, split) for folder in _subfolders(root) for file in files_below(folder)]
 
 
 def _subfolders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _files_below(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """List all files below a folder, sorted; what is hidden (`.DS_Store`) does not count."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

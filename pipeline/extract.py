@@ -134,18 +134,6 @@ def columns_of(manifest: Manifest) -> Columns:
     return Columns(paths, manifest.labels, splits, classes)
 
 
-def choose_device(name: str) -> str:
-    """Return the device asked for, if it is there; for "auto" CUDA, else Apple's, else the processor."""
-    import torch
-
-    present = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
-    if name == "auto":
-        return present[0]
-    if name.split(":")[0] not in present:
-        raise PipelineError(f"Device {name!r} is not here. Choose from: auto, {', '.join(present)}.")
-    return name
-
-
 def demand_space(folder: Path, images_count: int, widths: Mapping[str, int]) -> None:
     """Refuse to start where the codes will not fit on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +191,7 @@ def run(options: argparse.Namespace) -> None:
     address = Experiment(options.dataset, options.backbone)
     folder = options.out or address.features
     manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
-    from pipeline.network import FrozenNetwork
+    from pipeline.network import FrozenNetwork, choose_device
 
     device = choose_device(options.device)
     network = FrozenNetwork(options.backbone, options.layer, options.weights, options.pool).to(device)

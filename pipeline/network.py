@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline import backbones, weights
-from pipeline.codes import CodesSpec
+from pipeline.codes import CodesSpec, differences
 from pipeline.errors import PipelineError
 
 POOLS = "avg, max, flatten, or avgN and maxN for a grid of N×N cells"
@@ -135,3 +135,29 @@ def pool_maps(output: torch.Tensor, pool: str) -> torch.Tensor:
 def width(shape: tuple[int, ...], pool: str) -> int:
     """Return how many numbers a pooling makes of one image's output of that shape."""
     return pool_maps(torch.empty(1, *shape, device="meta"), pool if len(shape) == 3 else "none").shape[1]
+
+
+def choose_device(name: str) -> str:
+    """Return the device asked for, if it is there; for "auto" CUDA, else Apple's, else the processor."""
+    present = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
+    if name == "auto":
+        return present[0]
+    if name.split(":")[0] not in present:
+        raise PipelineError(f"Device {name!r} is not here. Choose from: auto, {', '.join(present)}.")
+    return name
+
+
+def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
+    """Return the network that gives codes of that spec; refuse one that differs, whatever its weights are called.
+
+    origin: where its weights are to be had, if not where the spec's came from.
+    """
+    name = origin or spec.weights
+    network = FrozenNetwork(spec.backbone, [spec.layer], name, "avg" if spec.pool == "none" else spec.pool)
+    expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
+    if found := differences(network.specs[spec.layer], expected):
+        raise PipelineError(
+            f"{spec.backbone} with the weights {name!r} is not the network that gave the codes: {'; '.join(found)}. "
+            "Give the weights of then with --weights, or run pipeline.extract and pipeline.classify again."
+        )
+    return network

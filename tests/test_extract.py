@@ -231,7 +231,8 @@ def test_an_interrupt_leaves_the_old_file(run: Run, photos: Path) -> None:
     run("prepare", "--dataset", photos)
     run("extract", "--dataset", "photos", "--layer", "fc7")
     before = FC7.read_bytes()
-    process = spawn("extract", "--dataset", "photos", "--layer", "fc7", "--batch-size", 1, cwd=photos.parent)
+    flags = ("--dataset", "photos", "--layer", "fc7", "--weights", "random", "--batch-size", 1)
+    process = spawn("extract", *flags, cwd=photos.parent)
     while not list(store_of(FC7.parent).glob("*.partial")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -260,6 +261,8 @@ FrozenNetwork.codes = counted
 rng, killed = random.Random(0), 0
 for number in range(kills):
     weights = kinds[number % len(kinds)]
+    if len(kinds) > 1:
+        shutil.rmtree("features/photos/.store", ignore_errors=True)  # each starts anew, to be killed anywhere
     child = os.fork()
     if child == 0:
         os._exit(extract.main(["--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", "4"]))

@@ -35,7 +35,7 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
         self,
         C: float = 1.0,
         *,
-        tol: float = 1e-4,
+        tol: float = 2e-5,
         max_iter: int = 1000,
         class_weight: dict[Any, float] | str | None = None,
         fit_intercept: bool = True,

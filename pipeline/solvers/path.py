@@ -44,7 +44,7 @@ def search(
     *,
     normalise: str | None = None,
     sample_weight: np.ndarray | None = None,
-    tol: float = 1e-4,
+    tol: float = 2e-5,
     max_iter: int = 1000,
 ) -> Path:
     """Cross-validate a linear classifier at each value of C.

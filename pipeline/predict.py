@@ -1,0 +1,207 @@
+"""Tell the classes of new images with a saved classifier: CSV or JSON lines on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+from pipeline import datasets, errors, experiment, images, saved
+from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
+from pipeline.images import BadImage
+from pipeline.saved import SavedClassifier
+
+if TYPE_CHECKING:
+    from pipeline.network import FrozenNetwork
+
+EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
+UNDECODABLE = "surrogateescape"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an image shows: the classes of the highest margins, best first, each with its probability or margin."""
+
+    path: Path
+    classes: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """An image that cannot be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def predict(
+    classifier: SavedClassifier, network: FrozenNetwork, paths: Iterable[Path], top: int, batch_size: int, threads: int
+) -> Iterator[Prediction | Unread]:
+    """Yield what becomes of each image, bad ones ahead of the batch they stand in; a few batches are in memory.
+
+    The classes are those that `evaluate` would name: the order is that of the margins.
+    """
+    read = partial(images.read, transform=network.transform)
+    batch: list[tuple[Path, np.ndarray]] = []
+    for path, item in named(read, paths, threads, ahead=2 * batch_size):
+        if isinstance(item, BadImage):
+            yield Unread(path, str(item))
+            continue
+        batch.append((path, item[0]))
+        if len(batch) == batch_size:
+            yield from predict_batch(classifier, network, batch, top)
+            batch.clear()
+    if batch:
+        yield from predict_batch(classifier, network, batch, top)
+
+
+def named(
+    read: Callable[[Path], tuple[np.ndarray, str]], paths: Iterable[Path], threads: int, ahead: int
+) -> Iterator[tuple[Path, tuple[np.ndarray, str] | BadImage]]:
+    """Yield each path with what `read` gives of it, or with the reason why it gives nothing."""
+    waiting: deque[Path] = deque()
+
+    def passing() -> Iterator[Path]:
+        for path in paths:
+            waiting.append(path)
+            yield path
+
+    for item in images.ordered_map(read, passing(), threads, ahead):
+        yield waiting.popleft(), item
+
+
+def predict_batch(
+    classifier: SavedClassifier, network: FrozenNetwork, batch: Sequence[tuple[Path, np.ndarray]], top: int
+) -> Iterator[Prediction]:
+    """Yield the predictions of some (path, (3, crop, crop) uint8 picture)."""
+    values = network.codes(np.stack([picture for _, picture in batch]))[classifier.spec.layer]
+    margins = saved.margins(classifier, values)
+    shown = saved.probabilities(classifier, values)
+    best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
+    for (path, _), order, row in zip(batch, best, margins if shown is None else shown, strict=True):
+        names = tuple(classifier.classes[place] for place in order)
+        yield Prediction(path, names, tuple(round(float(value), 6) for value in row[order]))
+
+
+def list_paths(given: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
+    """Yield the images named: files as they are, all files below folders, and for `-` the paths on `lines`."""
+    for name in given:
+        if name == "-":
+            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+        elif Path(name).is_dir():
+            yield from datasets.files_below(Path(name))
+        else:
+            yield Path(name)
+
+
+def csv_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
+    """Write the header path,rank,class,`measure`; return what writes a prediction, a line a class."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("path", "rank", "class", measure))
+
+    def write(found: Prediction) -> None:
+        rows = zip(found.classes, found.values, strict=True)
+        writer.writerows((found.path, rank, *row) for rank, row in enumerate(rows, start=1))
+
+    return write
+
+
+def json_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
+    """Return what writes a prediction as one line, {"path": …, "top": [{"class": …, `measure`: …}]}."""
+
+    def write(found: Prediction) -> None:
+        top = [{"class": name, measure: value} for name, value in zip(found.classes, found.values, strict=True)]
+        file.write(json.dumps({"path": str(found.path), "top": top}) + "\n")
+
+    return write
+
+
+WRITERS = {"csv": csv_writer, "json": json_writer}
+
+
+def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], None]) -> tuple[int, int]:
+    """Write the predictions, name the bad images on stderr; return how many there were of either."""
+    counts = {Prediction: 0, Unread: 0}
+    for result in results:
+        counts[type(result)] += 1
+        if isinstance(result, Unread):
+            print(f"Set aside {str(result.path)!r}: {result.reason}", file=sys.stderr)
+        else:
+            write(result)
+    return counts[Prediction], counts[Unread]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
+    parser = experiment.command("predict", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE|FOLDER|-", help="files, folders with all below, or - for paths on stdin"
+    )
+    parser.add_argument(
+        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
+    )
+    parser.add_argument("--top", type=int, default=1, help="how many classes an image, best first")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="CSV, or one JSON object a line")
+    parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
+    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict what the options name."""
+    for flag in ("top", "batch_size", "threads"):
+        if getattr(options, flag) < 1:
+            raise PipelineError(f"--{flag.replace('_', '-')} must be 1 or more.")
+    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
+    classifier = saved.load(options.classifier or address.classifier)
+    from pipeline.network import choose_device, rebuild
+
+    network = rebuild(classifier.spec, options.weights).to(choose_device(options.device))
+    paths = list_paths(options.images, stdin_lines())
+    results = predict(classifier, network, paths, options.top, options.batch_size, options.threads)
+    reconfigure(sys.stdout)
+    measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
+    try:
+        done, bad = emit(results, WRITERS[options.format](sys.stdout, measure))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
+    if not done:
+        raise PipelineError(f"None of the {bad} images can be read." if bad else "No images were named, or found.")
+    print(f"{done} images, {bad} set aside", file=sys.stderr)
+
+
+def stdin_lines() -> Iterator[str]:
+    """Yield the lines of stdin as they come."""
+    reconfigure(sys.stdin)
+    yield from sys.stdin
+
+
+def reconfigure(stream: TextIO) -> None:
+    """Let a stream pass file names that are no text."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(encoding="utf-8", errors=UNDECODABLE)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
