@@ -309,10 +309,9 @@ def test_kill_9_at_20_random_moments_never_leaves_a_file_that_reads_wrong(run: R
     for weights in ("default", "random"):
         seconds = undisturbed("--weights", weights)
         expected[weights] = codes.read(FC7, {"weights": weights}).values
-    shutil.rmtree("features")
-    assert kill(20, "default,random", min(seconds, 4)) >= 5, "some runs were to be killed before they ended"
+    assert kill(20, "default,random", min(seconds, 2)) >= 5, "some runs were to be killed before they ended"
     survivors = sorted(Path().glob("after-*.h5"))
-    assert survivors, "some runs were to end before they were killed"
+    assert len(survivors) == 20, "there was a file before, and there is one after each kill"
     for path in survivors:
         found = codes.read(path, {})
         np.testing.assert_allclose(found.values, expected[found.spec.weights], rtol=1e-4, atol=1e-5)
