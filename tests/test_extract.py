@@ -326,7 +326,7 @@ def test_200_kills_cost_no_more_than_a_batch_each_and_change_nothing(run: Run, p
     seconds = undisturbed()
     whole = codes.read(FC7, {})
     shutil.rmtree("features")
-    killed = kill(200, "default", min(0.25 * seconds, 0.7))
+    killed = kill(200, "default", min(max(0.25 * seconds, 0.7), 1.5))
     forwarded = sum(Path("forwards").read_bytes())
     completed = 200 - killed
     finished = sorted(Path().glob("after-*.h5"))
