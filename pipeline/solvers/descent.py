@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ WINDOW = 4
 
 LOOSE = 5
 """How far the bound of the gradient may be above the tolerance when the decrease tells that it is reached."""
+
+CHUNK = 16
+"""Columns whose line search is done at once: so many floats fill a line of the cache."""
 
 TINY = 1e-300
 
@@ -72,10 +75,22 @@ class Objective:
         self.penalty(gradient)[...] += self.penalty(W)
         return 0.5 * self.dot(self.penalty(W), self.penalty(W)) + C * self._total(losses), gradient
 
-    def slopes(self, C: float, Z: Any, D: Any, t: Any, units: Any) -> tuple[Any, Any]:
-        """Return first and second derivative (n_units,) of C times the loss along scores D, at Z + t D."""
-        parts = [self.loss.slopes(rows, Z[rows] + t * D[rows], D[rows], units) for rows in self.design.blocks]
-        return C * self._total([first for first, _ in parts]), C * self._total([second for _, second in parts])
+    def along(self, Z: Any, D: Any, units: Any) -> Callable[[Any], tuple[Any, Any]]:
+        """Return what gives first and second derivative (n_units,) of the loss along scores D, at Z + t D."""
+        parts = [self.loss.along(rows, Z[rows], D[rows], units) for rows in self.design.blocks]
+
+        def slopes(t: Any) -> tuple[Any, Any]:
+            firsts, seconds = zip(*(part(self.spread(t, Z)) for part in parts), strict=True)
+            return self._total(firsts), self._total(seconds)
+
+        return slopes
+
+    def chunks(self, units: Any) -> Iterator[tuple[slice, slice]]:
+        """Yield some units at a time, with their columns, for what is done to each on its own."""
+        step = max(1, CHUNK // self.loss.columns)
+        for first in range(0, len(units), step):
+            last = min(first + step, len(units))
+            yield slice(first, last), slice(first * self.loss.columns, last * self.loss.columns)
 
     def curvature(self, Z: Any, units: Any) -> Any:
         """Return the curvature (n_units,) of the loss at scores Z, summed over the rows."""
@@ -254,22 +269,29 @@ def move(objective: Objective, C: float, at: tuple[Any, Any], D: Any, scores: An
     W, Z = at
     first = objective.dot(objective.penalty(W), objective.penalty(D))
     second = objective.dot(objective.penalty(D), objective.penalty(D))
+    for some, columns in objective.chunks(units):
+        slopes = objective.along(Z[:, columns], scores[:, columns], units[some])
+        t = lowest(slopes, C, first[some], second[some], objective.design.xp)
+        step = objective.spread(t, D[:, columns])
+        W[:, columns] += step * D[:, columns]
+        Z[:, columns] += step * scores[:, columns]
+
+
+def lowest(slopes: Callable[[Any], tuple[Any, Any]], C: float, first: Any, second: Any, xp: Any) -> Any:
+    """Return where C times the loss of those slopes and a parabola, of that derivatives at 0, are lowest together."""
     t, low, high = first * 0, first * 0, first * 0 + float("inf")
-    slope = limit = None
+    limit = None
     for _ in range(12):
-        loss_slope, loss_bend = objective.slopes(C, Z, scores, objective.spread(t, W), units)
-        slope, bend = first + t * second + loss_slope, second + loss_bend
+        loss_slope, loss_bend = slopes(t)
+        slope, bend = first + t * second + C * loss_slope, second + C * loss_bend
         limit = 0.05 * abs(slope) if limit is None else limit
-        low, high = objective.design.xp.where(slope < 0, t, low), objective.design.xp.where(slope > 0, t, high)
+        low, high = xp.where(slope < 0, t, low), xp.where(slope > 0, t, high)
         newton = t - slope / (bend + TINY)
         inside = (newton >= low) & (newton <= high)
-        middle = objective.design.xp.where(high < float("inf"), (low + high) / 2, 2 * low + 1)
-        t = objective.design.xp.where(inside, newton, middle)
+        t = xp.where(inside, newton, xp.where(high < float("inf"), (low + high) / 2, 2 * low + 1))
         if bool((abs(slope) <= limit).all()) and bool(inside.all()):
             break
-    step = objective.spread(t, W)
-    W += step * D
-    Z += step * scores
+    return t
 
 
 def path(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -43,8 +44,9 @@ class Loss(ABC):
 
     def on(self, xp: Any) -> Self:
         """Return this loss in another namespace, on its default device."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return replace(self, **{name: xp.asarray(value) for name, value in arrays.items()}, xp=xp)
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: xp.asarray(value) for name, value in given.items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, xp=xp)
 
     @abstractmethod
     def split(self, n_columns: int) -> list[Self]:
@@ -55,8 +57,11 @@ class Loss(ABC):
         """Return the loss of each unit (n_units,) and its derivative by the scores, (rows, n_columns)."""
 
     @abstractmethod
-    def slopes(self, rows: slice, Z: Any, D: Any, units: Any) -> tuple[Any, Any]:
-        """Return the first and second derivative of the loss along D at Z, (n_units,) each."""
+    def along(self, rows: slice, Z: Any, D: Any, units: Any) -> Callable[[Any], tuple[Any, Any]]:
+        """Return what gives the first and second derivative of the loss along D at Z + t D, (n_units,) each.
+
+        t: (n_columns,).
+        """
 
     @abstractmethod
     def curvature(self, rows: slice, Z: Any, units: Any) -> Any:
@@ -85,32 +90,49 @@ class SquaredHinge(Loss):
         boosts = [None if self.boost is None else self.boost[span] for span in spans]
         return [replace(self, classes=self.classes[s], boost=b) for s, b in zip(spans, boosts, strict=True)]
 
-    def _margins(self, rows: slice, Z: Any, units: Any) -> tuple[Any, Any, Any]:
-        """Return signs, weights and hinges max(0, 1 - s f), (rows, n_units) each."""
-        own = self.labels[rows, None] == self.classes[units % len(self.classes)]
-        signs = self.xp.asarray(own * 2 - 1, dtype=Z.dtype)
-        weights = self.weights[rows][:, units // len(self.classes)]
+    @cached_property
+    def _roots(self) -> Any:
+        return self.xp.sqrt(self.weights)
+
+    def _pulls(self, rows: slice, units: Any) -> Any:
+        """Return s √c, (rows, n_units): times f, what lowers the root of a row's loss, √c where f = 0."""
+        classes = units % len(self.classes)
+        own = self.labels[rows, None] == self.classes[classes]
+        roots = self._roots[rows][:, units // len(self.classes)]
         if self.boost is not None:
-            others, ones = self.boost[units % len(self.classes)].T
-            weights = weights * self.xp.where(own, ones, others)
-        return signs, weights, self.xp.clip(1 - signs * Z, 0, None)
+            others, ones = self.xp.sqrt(self.boost[classes]).T
+            roots = roots * self.xp.where(own, ones, others)
+        return self.xp.where(own, roots, -roots)
 
     def value(self, rows: slice, Z: Any, units: Any) -> tuple[Any, Any]:
         """Return losses and residuals."""
-        signs, weights, hinges = self._margins(rows, Z, units)
-        pulls = weights * hinges
-        return (pulls * hinges).sum(0), -2 * signs * pulls
+        pulls = self._pulls(rows, units)
+        roots = self.xp.clip(abs(pulls) - pulls * Z, 0, None)
+        pulls *= roots
+        pulls *= -2
+        return self.xp.einsum("ij,ij->j", roots, roots), pulls
 
-    def slopes(self, rows: slice, Z: Any, D: Any, units: Any) -> tuple[Any, Any]:
-        """Return first and second derivatives along D."""
-        signs, weights, hinges = self._margins(rows, Z, units)
-        pushes = weights * D
-        return -2 * (signs * hinges * pushes).sum(0), 2 * (pushes * D * (hinges > 0)).sum(0)
+    def along(self, rows: slice, Z: Any, D: Any, units: Any) -> Callable[[Any], tuple[Any, Any]]:
+        """Return the derivatives of a piecewise quadratic."""
+        pulls = self._pulls(rows, units)
+        start, step = abs(pulls) - pulls * Z, pulls * D
+        buffer = self.xp.empty_like(start)
+
+        def slopes(t: Any) -> tuple[Any, Any]:
+            self.xp.multiply(step, t, out=buffer)
+            self.xp.subtract(start, buffer, out=buffer)
+            roots = self.xp.clip(buffer, 0, None, out=buffer)
+            first = -2 * self.xp.einsum("ij,ij->j", roots, step)
+            inside = self.xp.multiply(step, roots > 0, out=buffer)
+            return first, 2 * self.xp.einsum("ij,ij->j", inside, inside)
+
+        return slopes
 
     def curvature(self, rows: slice, Z: Any, units: Any) -> Any:
         """Return twice the weight of the rows within the margin."""
-        _, weights, hinges = self._margins(rows, Z, units)
-        return 2 * (weights * (hinges > 0)).sum(0)
+        pulls = self._pulls(rows, units)
+        pulls *= abs(pulls) > pulls * Z
+        return 2 * self.xp.einsum("ij,ij->j", pulls, pulls)
 
 
 @dataclass(frozen=True)
@@ -147,15 +169,19 @@ class CrossEntropy(Loss):
         P *= weights[:, :, None]
         return (weights * (logs - own)).sum(0), P.reshape(Z.shape)
 
-    def slopes(self, rows: slice, Z: Any, D: Any, units: Any) -> tuple[Any, Any]:
-        """Return first and second derivatives along D."""
-        P, _ = self._chances(Z, units)
-        D, weights = D.reshape(P.shape), self.weights[rows][:, units]
-        own = D[self.xp.arange(len(Z)), :, self.labels[rows]]
-        P *= D
-        mean = P.sum(2)
-        P *= D
-        return (weights * (mean - own)).sum(0), (weights * (P.sum(2) - mean**2)).sum(0)
+    def along(self, rows: slice, Z: Any, D: Any, units: Any) -> Callable[[Any], tuple[Any, Any]]:
+        """Return mean and variance of D, less its value at the label, by the probabilities."""
+        weights, steps = self.weights[rows][:, units], D.reshape(len(D), len(units), self.columns)
+        own = steps[self.xp.arange(len(D)), :, self.labels[rows]]
+
+        def slopes(t: Any) -> tuple[Any, Any]:
+            P, _ = self._chances(Z + t * D, units)
+            P *= steps
+            mean = P.sum(2)
+            P *= steps
+            return (weights * (mean - own)).sum(0), (weights * (P.sum(2) - mean**2)).sum(0)
+
+        return slopes
 
     def curvature(self, rows: slice, Z: Any, units: Any) -> Any:
         """Return the mean of p (1 - p) over classes."""
