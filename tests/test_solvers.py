@@ -2,19 +2,21 @@
 
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pipeline.solvers import LinearSVM, Softmax, search
+from pipeline.solvers import LinearSVM, Softmax, held_out, search
 from pipeline.solvers import path as paths
 
 SHAPES = {"tall": (600, 80, 10), "square": (250, 200, 3), "wide": (90, 400, 10), "two classes": (300, 60, 2)}
@@ -122,9 +124,76 @@ def test_the_path_is_the_same_in_parts(model, monkeypatch):
     folds = list(StratifiedKFold(3).split(X, y))
     weight = np.arange(300) % 3
     whole = search(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
-    monkeypatch.setattr(paths, "_room", lambda design: 4)
+    monkeypatch.setattr(paths, "_room", lambda design, memory: 4)
     parts = search(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
     np.testing.assert_allclose(whole.accuracy, parts.accuracy, atol=0.011)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normalise", [None, "l2", "standard"])
+def test_rows_on_disk_are_as_good_as_an_array(model, shape, normalise, tmp_path):
+    X, y = codes(*SHAPES[shape])
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
+    with h5py.File(tmp_path / "codes.h5", "w") as file:
+        stored = file.create_dataset("values", data=X)
+        here, there = (search(rows, y, folds, [0.01, 0.1], model, normalise=normalise) for rows in (X, stored))
+        design = paths.normalised(stored, [np.arange(len(y))], normalise)
+        fitted = MODELS[model](C=0.1).fit_design(design, y)
+    np.testing.assert_array_equal(here.accuracy, there.accuracy)
+    scaler = {None: FunctionTransformer, "l2": Normalizer, "standard": StandardScaler}[normalise]()
+    reference = MODELS[model](C=0.1).fit(scaler.fit_transform(X), y)
+    np.testing.assert_allclose(fitted.coef_, reference.coef_, atol=2e-2 * abs(reference.coef_).max())
+    weight = np.ones(len(y))
+    objective = {"svm": hinges, "softmax": entropies}[model]
+    ours, theirs = (np.sum(objective(fit, scaler.transform(X), y, weight)) for fit in (fitted, reference))
+    assert abs(ours / theirs - 1) < 1e-4
+
+
+def several(n: int, d: int, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make codes, and labels (n, n_labels) of 0 and 1: each row has two or three of them."""
+    X, y = codes(n, d, n_labels)
+    hot = np.eye(n_labels, dtype=np.uint8)
+    return X, hot[y] | hot[(y + 1) % n_labels] | hot[np.where(X[:, 0] > 0.1, y, (y + 2) % n_labels)]
+
+
+def test_of_several_labels_each_is_learnt_against_its_absence():
+    X, Y = several(300, 60, 4)
+    ours = LinearSVM(C=1).fit(X, Y)
+    scores = ours.decision_function(X)
+    for label in range(4):
+        theirs = LinearSVC(C=1, tol=1e-7, max_iter=200_000).fit(X, Y[:, label])
+        np.testing.assert_allclose(scores[:, label], theirs.decision_function(X), atol=0.02)
+    np.testing.assert_array_equal(ours.predict(X), scores > 0)
+
+
+def test_a_search_of_several_labels_is_scored_by_the_mean_of_average_precisions():
+    X, Y = several(300, 60, 4)
+    Y[:, 3] = 0
+    Y[90:110, 3] = 1
+    folds = [(np.arange(100, 300), np.arange(100)), (np.arange(200), np.arange(200, 300))]
+    found = search(X, Y, folds, [0.1, 1], normalise="l2")
+    for place, C in enumerate([0.1, 1]):
+        for fold, (fitted, held) in enumerate(folds):
+            labels = [label for label in range(4) if Y[held, label].any()]
+            scores = [
+                LinearSVC(C=C, max_iter=100_000).fit(X[fitted], Y[fitted, label]).decision_function(X[held])
+                for label in labels
+            ]
+            precisions = [average_precision_score(Y[held, k], s) for k, s in zip(labels, scores, strict=True)]
+            assert abs(found.accuracy[place, fold] - np.mean(precisions)) < 0.005
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_held_out_scores_are_those_of_the_fold_that_did_not_see_the_row(model, n_classes):
+    X, y = codes(200, 40, n_classes)
+    folds = list(StratifiedKFold(4).split(X, y))[:3]
+    scores = held_out(X, y, folds, 10.0, model, normalise="l2", tol=1e-8)
+    for fitted, held in folds:
+        one = MODELS[model](C=10.0, tol=1e-8).fit(X[fitted], y[fitted])
+        np.testing.assert_allclose(scores[held], one.decision_function(X[held]).reshape(scores[held].shape), atol=0.05)
+    assert np.isnan(scores[np.setdiff1d(np.arange(200), np.concatenate([held for _, held in folds]))]).all()
 
 
 def test_a_class_that_a_fold_lacks_is_never_given():
@@ -202,6 +271,10 @@ def test_bad_input_is_refused_with_a_sentence(model, changes, sentence):
         ({"folds": [(np.arange(4), np.arange(4, 6)), (np.array([0, 2]), np.arange(4))]}, "rows of fold 1 .*one class"),
         ({"normalise": "max"}, "Unknown normalisation 'max'. Choose from: l2, standard"),
         ({"y": np.arange(5)}, r"X must be \(n, d\) and y \(n,\)"),
+        ({"y": np.array([[0, 1]] * 3 + [[1, 1]] * 3)}, "Every row has the label of column 1"),
+        ({"y": np.array([[0, 0]] * 3 + [[1, 0]] * 3)}, "No row has the label of column 1"),
+        ({"y": np.array([[0, 2]] * 3 + [[1, 0]] * 3)}, "a matrix of 0 and 1"),
+        ({"y": np.array([[0, 1]] * 3 + [[1, 0]] * 3), "model": "softmax"}, "one label a row.* Take the SVM"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(changes, sentence):

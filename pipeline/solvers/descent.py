@@ -23,6 +23,9 @@ LOOSE = 5
 CHUNK = 16
 """Columns whose line search is done at once: so many floats fill a line of the cache."""
 
+MAX_RUNGS = 4
+"""Powers of ten below the first C, at most, from which it is led to."""
+
 TINY = 1e-300
 
 
@@ -106,7 +109,7 @@ class Objective:
             gap += self.dot(G[-1:], G[-1:]) / (C * bend + TINY)
         return gap
 
-    def _total(self, parts: list[Any]) -> Any:
+    def _total(self, parts: Sequence[Any]) -> Any:
         return sum(self.design.xp.asarray(part, dtype=self.design.xp.float64) for part in parts)
 
 
@@ -299,12 +302,16 @@ def path(
 ) -> Iterator[Solution]:
     """Yield the solution for each C, ascending: the same arrays again and again.
 
-    Each starts where the line through the two before it lies lowest.
+    Each starts where the line through the two before it lies lowest. A large first C from nothing takes three times
+    the iterations of a path that leads there, so smaller ones do.
     """
     units = objective.design.xp.arange(objective.loss.units)
+    reach = Cs[0] * float(spectrum.squares.sum())
+    rungs = [Cs[0] / 10**power for power in range(MAX_RUNGS, 0, -1) if reach > 10**power]
+    steps = [*rungs, *Cs]
     solution, before = start(objective), None
-    for index, C in enumerate(Cs):
-        now = (solution.W + 0, solution.Z + 0) if 0 < index < len(Cs) - 1 else None
+    for index, C in enumerate(steps):
+        now = (solution.W + 0, solution.Z + 0) if 0 < index < len(steps) - 1 else None
         if before is not None:
             W, Z = before
             W -= solution.W
@@ -312,4 +319,5 @@ def path(
             move(objective, C, (solution.W, solution.Z), -W, -Z, units)
         before = now
         solution = minimise(objective, spectrum, C, solution, tol, max_iter)
-        yield solution
+        if index >= len(rungs):
+            yield solution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -112,6 +112,12 @@ class Design:
             total -= self.centre[problems].T * sums
             total *= self.scale[problems].T
         return self.xp.concatenate([total, sums[None]]) if self.intercept else total
+
+    def on(self, xp: Any) -> Design:
+        """Return the design in another namespace, on its default device."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        arrays = {name: xp.asarray(value) for name, value in given.items() if isinstance(value, np.ndarray)}
+        return replace(self, **arrays, xp=xp)
 
     def of(self, problems: slice) -> Design:
         """Return the design with the statistics of some of the problems."""

@@ -18,12 +18,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from pipeline.solvers import checks
-from pipeline.solvers.descent import Objective, Solution, Spectrum, path
+from pipeline.solvers.descent import Objective, Spectrum, path
 from pipeline.solvers.design import Design, compact
 from pipeline.solvers.losses import CrossEntropy, Loss, SquaredHinge, entropy, hinge
-
-MAX_RUNGS = 4
-"""Powers of ten below C, at most, from which a fit is led there."""
 
 
 class _Linear(LinearClassifierMixin, BaseEstimator):
@@ -53,47 +50,56 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
 
         X: (n, d) float32 or float64, computed with as it is; y: (n,) labels; sample_weight: (n,) >= 0, factors of C.
         """
+        y = y if y is None else np.asarray(y)
+        several = y is not None and y.ndim == 2 and y.shape[1] > 1
+        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], order="C", multi_output=several)
+        check_classification_targets(y)
+        return self.fit_design(Design(X), y, sample_weight)
+
+    def fit_design(self, design: Design, y: np.ndarray, sample_weight: Any = None) -> Self:
+        """Fit the classifier to codes as a design normalises them, which may lie on disk; otherwise as `fit`.
+
+        What was fitted takes codes that are normalised in the same way.
+        """
         for name in ("C", "tol", "max_iter"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, but it is {getattr(self, name)!r}.")
-        X, y = validate_data(self, X, y, dtype=[np.float32, np.float64], order="C")
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        checks.two_classes(self.classes_)
+        X, labels, n_classes = checks.samples(design.X, y)
+        self.n_features_in_ = X.shape[1]
+        self.classes_ = np.unique(y) if labels.ndim == 1 else np.arange(n_classes)
         weights = checks.weights(sample_weight, X)
         checks.weighted_classes(labels, weights[:, None])
-        loss = self._loss(labels, weights[:, None], compute_class_weight(self.class_weight, classes=self.classes_, y=y))
-        self._keep(*self._solve(X, loss))
+        loss = self._loss(labels, weights[:, None], self._factors(y))
+        self._keep(*self._solve(replace(design, X=X, intercept=self.fit_intercept), loss))
         return self
+
+    def _factors(self, y: np.ndarray) -> np.ndarray:
+        """Return the factor of the weight of each class."""
+        if y.ndim == 1:
+            return compute_class_weight(self.class_weight, classes=self.classes_, y=y)
+        if self.class_weight is not None:
+            raise ValueError("class_weight is for one label a row, and these rows have several. Leave it out.")
+        return np.ones(y.shape[1])
 
     def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> Loss:
         raise NotImplementedError
 
-    def _solve(self, X: np.ndarray, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, design: Design, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
         """Return the coefficients (n_columns, width) and the iterations; warn if they have not converged."""
         with _context(self.device) as xp:
             if xp is not np:
-                loss = loss.on(xp)
-            design, restore = compact(Design(xp.asarray(X), intercept=self.fit_intercept, xp=xp))
+                loss, design = loss.on(xp), design.on(xp)
+            design, restore = compact(design)
             objective, spectrum = Objective(design, loss, self.penalised), Spectrum.of(design, loss.weights.mean(1))
-            *_, solution = self._climb(objective, spectrum)
+            solution = next(path(objective, spectrum, [self.C], self.tol, self.max_iter))
             W = restore(solution.W)
         if not solution.converged.all():
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} iterations. Raise max_iter or tol.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return (W if xp is np else W.cpu().numpy()).T, solution.iterations
-
-    def _climb(self, objective: Objective, spectrum: Spectrum) -> Iterator[Solution]:
-        """Yield solutions for smaller C, then the one asked for.
-
-        A large C from nothing takes three times the iterations of a path that leads there.
-        """
-        reach = self.C * float(spectrum.squares.sum())
-        rungs = [self.C / 10**power for power in range(MAX_RUNGS, 0, -1) if reach > 10**power]
-        yield from path(objective, spectrum, [*rungs, self.C], self.tol, self.max_iter)
 
     def _keep(self, W: np.ndarray, iterations: np.ndarray) -> None:
         """Set the attributes of a fitted classifier."""
@@ -115,12 +121,21 @@ class LinearSVM(_Linear):
     weighs the rows of a class where it stands against the rest, and there alone (as LIBLINEAR does); fit_intercept:
     whether there is a b; device: None for numpy, or a torch device.
 
+    Of several labels a row, y (n, n_labels) of 0 and 1, each is learnt against its absence.
+
     Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (n_classes,).
     """
 
     penalised = True
 
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the class of each row (n,), or which labels it has, (n, n_labels) of 0 and 1."""
+        if not getattr(self, "multilabel_", False):
+            return super().predict(X)
+        return (self.decision_function(X) > 0).astype(int)
+
     def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> SquaredHinge:
+        self.multilabel_ = labels.ndim == 2
         loss, factors = hinge(labels, weights, len(factors)), factors.astype(weights.dtype)
         if self.class_weight is None:
             return loss

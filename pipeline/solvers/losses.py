@@ -15,8 +15,8 @@ import numpy as np
 class Loss(ABC):
     """A sum over rows of a convex function of the scores.
 
-    labels: (n,) class numbers; weights: (n, n_problems), 0 for the rows that a problem (a fold) holds out;
-    classes: the class numbers that have a column each; xp: numpy, or torch.
+    labels: (n,) class numbers, or (n, n_labels) of 0 and 1; weights: (n, n_problems), 0 for the rows that a problem
+    (a fold) holds out; classes: the class numbers that have a column each; xp: numpy, or torch.
 
     A unit is what is solved on its own: one class of one problem for the SVM, one problem for softmax. Scores are
     (rows, n_columns), the columns of the given units side by side; `rows` is a slice of all the rows.
@@ -97,12 +97,18 @@ class SquaredHinge(Loss):
     def _pulls(self, rows: slice, units: Any) -> Any:
         """Return s √c, (rows, n_units): times f, what lowers the root of a row's loss, √c where f = 0."""
         classes = units % len(self.classes)
-        own = self.labels[rows, None] == self.classes[classes]
+        own = self._own(rows, self.classes[classes])
         roots = self._roots[rows][:, units // len(self.classes)]
         if self.boost is not None:
             others, ones = self.xp.sqrt(self.boost[classes]).T
             roots = roots * self.xp.where(own, ones, others)
         return self.xp.where(own, roots, -roots)
+
+    def _own(self, rows: slice, classes: Any) -> Any:
+        """Return which rows are of a class, or have it among their labels: (rows, n_classes) bool."""
+        if self.labels.ndim == 2:
+            return self.labels[rows][:, classes] > 0
+        return self.labels[rows, None] == classes
 
     def value(self, rows: slice, Z: Any, units: Any) -> tuple[Any, Any]:
         """Return losses and residuals."""
@@ -190,8 +196,9 @@ class CrossEntropy(Loss):
 
 
 def hinge(labels: np.ndarray, weights: np.ndarray, n_classes: int) -> SquaredHinge:
-    """Return the loss of the SVM; of two classes the second alone has a column."""
-    return SquaredHinge(labels, weights, np.arange(n_classes) if n_classes > 2 else np.array([1]))
+    """Return the loss of the SVM; of two classes the second alone has a column, of two labels a row each has one."""
+    one = labels.ndim == 1 and n_classes == 2
+    return SquaredHinge(labels, weights, np.array([1]) if one else np.arange(n_classes))
 
 
 def entropy(labels: np.ndarray, weights: np.ndarray, n_classes: int) -> CrossEntropy:
@@ -199,6 +206,8 @@ def entropy(labels: np.ndarray, weights: np.ndarray, n_classes: int) -> CrossEnt
 
     Of two classes scikit-learn has one column w; with two, ±w/2 costs half the penalty, hence half the loss.
     """
+    if labels.ndim == 2:
+        raise ValueError("Softmax takes one label a row, and these rows have several. Take the SVM.")
     return CrossEntropy(labels, weights * weights.dtype.type(0.5 if n_classes == 2 else 1), np.arange(n_classes))
 
 
