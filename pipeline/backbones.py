@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,13 +27,60 @@ class Backbone:
     """A network that can be built with any number of classes, and how its layers are named.
 
     name_layers: from the module and its graph nodes, in order, to {friendly name: node after the ReLU};
-    weights: torchvision's enum of weights, or None for the embedded backbone.
+    weights: torchvision's enum of weights, or None for the embedded backbone; head: whether fully connected layers
+    follow its maps, which run as convolutions at other sizes than the network's own.
     """
 
     name: str
     build: Callable[..., nn.Module]
     name_layers: Callable[[nn.Module, list[str]], dict[str, str]]
     weights: Any = None
+    head: bool = False
+
+
+class Convolutional(nn.Module):
+    """A VGG or AlexNet whose fully connected layers are convolutions over maps of any size (Sermanet et al.,
+    "OverFeat", ICLR 2014): the same weights, reshaped, under the same names.
+
+    The average pool before them becomes one of the fixed window that it has at the native size.
+    """
+
+    def __init__(self, model: Any, native: int) -> None:
+        super().__init__()
+        self.features = model.features
+        with torch.device("meta"):
+            side = copy.deepcopy(model.features).to("meta").eval()(torch.empty(1, 3, native, native)).shape[-1]
+        cells = _side(model.avgpool.output_size)
+        self.avgpool = nn.AvgPool2d(side // cells)
+        layers, kernel = [], cells
+        for module in model.classifier:
+            linear = isinstance(module, nn.Linear)
+            layers.append(_as_convolution(module, kernel) if linear else module)
+            kernel = 1 if linear else kernel
+        self.classifier = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, num_classes, h, w) scores of (n, 3, height, width) normalised images."""
+        return self.classifier(self.avgpool(self.features(images)))
+
+
+def _side(size: Any) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _as_convolution(linear: nn.Linear, kernel: int) -> nn.Conv2d:
+    """Return a convolution with a linear layer's own weights, each row seen as (channels, kernel, kernel)."""
+    with torch.device("meta"):
+        convolution = nn.Conv2d(linear.in_features // kernel**2, linear.out_features, kernel)
+    convolution.weight = nn.Parameter(linear.weight.detach().view(convolution.weight.shape))
+    convolution.bias = linear.bias
+    return convolution
+
+
+def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Return a backbone's network as it runs at a (height, width): other than its own, its head as convolutions."""
+    native = native_transform(backbone)
+    return model if size == native.size or not backbone.head else Convolutional(model, native.crop)
 
 
 def _vgg_layers(model: Any, nodes: list[str]) -> dict[str, str]:
@@ -89,12 +137,13 @@ BUILD_OPTIONS = {
 def registry() -> dict[str, Backbone]:
     """Return all backbones by name: the embedded one and torchvision's classification models."""
     models = torchvision.models
-    found = {"tinyvgg": Backbone("tinyvgg", tinyvgg.TinyVGG, lambda model, nodes: tinyvgg.LAYERS)}
+    found = {"tinyvgg": Backbone("tinyvgg", tinyvgg.TinyVGG, lambda model, nodes: tinyvgg.LAYERS, head=True)}
     for name in models.list_models(module=models):
         family = re.match(r"[a-z]+(_resnet)?", name)
         layers = FAMILIES.get(family.group() if family else "", _no_layers)
         build = partial(models.get_model, name, weights=None, **BUILD_OPTIONS.get(name, {}))
-        found[name] = Backbone(name, build, layers, models.get_model_weights(name))
+        head = layers in (_vgg_layers, _alexnet_layers)
+        found[name] = Backbone(name, build, layers, models.get_model_weights(name), head)
     return found
 
 
@@ -137,13 +186,44 @@ def layer_shapes(backbone: Backbone) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {layer: (node, shapes[node]) for layer, node in layers.items() if node in shapes}
 
 
-def node_shapes(backbone: Backbone, nodes: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shape that each node gives for one image; nodes that give no tensor are left out."""
-    crop = native_transform(backbone).crop
+def node_shapes(
+    backbone: Backbone, nodes: Iterable[str], size: tuple[int, int] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each node gives for one image; nodes that give no tensor are left out.
+
+    size: (height, width) of the image, by default the network's own; one that it cannot run at is refused.
+    """
+    own = native_transform(backbone).size
+    asked = size or own
     with torch.device("meta"):
-        graph = create_feature_extractor(backbone.build().eval(), {node: node for node in nodes})
-        outputs = graph(torch.empty(1, 3, crop, crop))
+        model = at_size(backbone, backbone.build().eval(), asked)
+        graph = create_feature_extractor(model, {node: node for node in nodes})
+        outputs = _outputs(graph, asked)
+        if outputs is None:
+            raise PipelineError(_too_small(backbone.name, graph, asked, own))
     return {node: tuple(output.shape[1:]) for node, output in outputs.items() if isinstance(output, torch.Tensor)}
+
+
+def _outputs(graph: nn.Module, size: tuple[int, int]) -> dict[str, Any] | None:
+    """Return what a network gives for one image of a size on the meta device; None where it cannot run."""
+    try:
+        outputs = graph(torch.empty(1, 3, *size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError):  # a window beyond the map; transformers assert their size
+        return None
+    empty = any(isinstance(output, torch.Tensor) and not output.numel() for output in outputs.values())
+    return None if empty else outputs
+
+
+def _too_small(name: str, graph: nn.Module, asked: tuple[int, int], own: tuple[int, int]) -> str:
+    """Say that a network cannot run at a size, and what the least side is at which it can."""
+    least = next((side for side in range(min(asked) + 1, max(own) + 1) if _outputs(graph, (side, side))), max(own))
+    height, width = asked
+    if min(asked) >= least:
+        return f"{name} cannot run at {height}x{width} pixels, only at {own[0]}x{own[1]}. Leave --size out."
+    return (
+        f"{name} cannot run at {height}x{width} pixels for these layers: the least that works is --size {least}. "
+        "Take that or more, or an earlier layer."
+    )
 
 
 def native_transform(backbone: Backbone) -> Transform:

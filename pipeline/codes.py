@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 
-FORMAT = "cnn-codes 2"
+FORMAT = "cnn-codes 3"
 BLOCK_BYTES = 1 << 23
 """What is read at a time where a whole file may not fit into memory."""
 
@@ -27,7 +27,8 @@ class CodesSpec:
     """What makes two codes comparable: the network up to the layer, what it saw, and how its maps became vectors.
 
     weights_sha256: digest of names, shapes and values of the state dict, however it was stored;
-    resize, crop, interpolation, mean, std: as in `images.Transform`; pool: "none" where the layer gives a vector.
+    resize, crop, interpolation, mean, std, crop_width, fit: as in `images.Transform`; pool: "none" where the layer
+    gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU.
     """
 
     backbone: str
@@ -43,6 +44,9 @@ class CodesSpec:
     pool: str
     precision: str
     dtype: str = "float32"
+    crop_width: int = 0
+    fit: str = "crop"
+    relu: str = "post"
 
 
 @dataclass(frozen=True)

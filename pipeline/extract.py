@@ -20,7 +20,7 @@ from pipeline.codes_writer import CodesWriter, Columns, claim, store_of
 from pipeline.datasets import Manifest
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
-from pipeline.images import BadImage
+from pipeline.images import BadImage, Framing
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
@@ -171,6 +171,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pool", default="avg", help="how maps become vectors: avg, max, flatten, or avgN/maxN for N×N cells"
     )
+    parser.add_argument("--size", help="pixels the network sees: 320, or 448x336 for height x width (default: its own)")
+    parser.add_argument(
+        "--resize", type=int, help="pixels of the shorter side before the crop (default: in proportion)"
+    )
+    parser.add_argument(
+        "--crop", choices=("center", "none"), default="center", help="none: the whole picture, resized to --size"
+    )
+    parser.add_argument(
+        "--relu", choices=("post", "pre"), default="post", help="codes after or before the layer's ReLU"
+    )
     parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the forward pass")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
@@ -181,6 +191,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(**experiment.section("extract"))
     return parser
+
+
+def framing_of(options: argparse.Namespace) -> Framing:
+    """Return what the options say of sizes."""
+    size = images.parse_size(str(options.size)) if options.size else None
+    return Framing(size, options.resize, "whole" if options.crop == "none" else "crop")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -194,7 +210,10 @@ def run(options: argparse.Namespace) -> None:
     from pipeline.network import FrozenNetwork, choose_device
 
     device = choose_device(options.device)
-    network = FrozenNetwork(options.backbone, options.layer, options.weights, options.pool).to(device)
+    network = FrozenNetwork(
+        options.backbone, options.layer, options.weights, options.pool, framing_of(options), options.relu
+    )
+    network = network.to(device)
     demand_space(folder, len(manifest.paths), network.widths)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")

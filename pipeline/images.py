@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from pipeline.errors import PipelineError
 
 MAX_PIXELS = 89_478_485
 """Images of more pixels than this (Pillow's own limit: 256 MiB of RGB) are bad: they may be decompression bombs."""
@@ -44,7 +47,9 @@ class Transform:
     """What happens to a picture before the network sees it.
 
     resize: pixels of the shorter side (antialiased), crop: side of the central square, interpolation: a key of
-    `RESAMPLING`; mean and std: per channel (RGB), of values in [0, 1].
+    `RESAMPLING`; mean and std: per channel (RGB), of values in [0, 1]. crop_width: not 0 where the crop is no square
+    but `crop` high and this wide; the picture then covers a rectangle of these proportions with `resize` as its
+    shorter side. fit: "crop", or "whole": the whole picture is resized to the crop's size, whatever its proportions.
     """
 
     resize: int
@@ -52,6 +57,58 @@ class Transform:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_width: int = 0
+    fit: str = "crop"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        return self.crop, self.crop_width or self.crop
+
+    def covering(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) to which a picture is resized before its centre is cut out."""
+        crop_height, crop_width = self.size
+        if self.fit == "whole":
+            return crop_width, crop_height
+        shorter = min(crop_height, crop_width)
+        box_width, box_height = (round(self.resize * side / shorter) for side in (crop_width, crop_height))
+        if box_width * height >= box_height * width:
+            return box_width, int(box_width * height / width)
+        return int(box_height * width / height), box_height
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What of a picture the network is shown, where that is to differ from what its weights were made for.
+
+    size: (height, width) in pixels; resize: as in `Transform`; None for either: the weights' own, in proportion.
+    fit: "crop" or "whole".
+    """
+
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    fit: str = "crop"
+
+    def of(self, native: Transform) -> Transform:
+        """Return a transform changed to this framing."""
+        height, width = self.size or native.size
+        shorter = min(height, width)
+        resize = self.resize or round(native.resize * shorter / min(native.size))
+        if self.fit == "whole":
+            resize = shorter
+        elif resize < shorter:
+            raise PipelineError(
+                f"--resize {resize} leaves pictures smaller than the crop of {height}x{width}. Take {shorter} or more."
+            )
+        return replace(native, resize=resize, crop=height, crop_width=0 if width == height else width, fit=self.fit)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of "320" or "448x336"."""
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", text):
+        raise PipelineError(f"--size {text!r} is no size. Write 320, or 448x336 for height x width, in pixels.")
+    sides = [int(side) for side in text.split("x")]
+    return sides[0], sides[-1]
 
 
 def digest(data: bytes) -> str:
@@ -104,25 +161,25 @@ def _grey16_to_rgb(grey: np.ndarray) -> Image.Image:
 
 
 def shrink_and_crop(image: Image.Image, transform: Transform) -> np.ndarray:
-    """Return the (3, crop, crop) uint8 centre of a picture whose shorter side was resized to `transform.resize`.
+    """Return the (3, height, width) uint8 centre of a picture whose shorter side was resized to `transform.resize`.
 
     Equal, bit for bit, to torchvision's Resize and CenterCrop on the same Pillow image.
     """
     width, height = image.size
-    shorter = min(width, height)
-    size = (int(transform.resize * width / shorter), int(transform.resize * height / shorter))
+    size = transform.covering(width, height)
     if size[0] * size[1] > MAX_PIXELS:
         raise BadImage(f"{width} × {height} pixels are too long and narrow: resized, they exceed {MAX_PIXELS:,}")
     if size != image.size:
         image = image.resize(size, RESAMPLING[transform.interpolation])
-    left = round((size[0] - transform.crop) / 2)
-    top = round((size[1] - transform.crop) / 2)
-    image = image.crop((left, top, left + transform.crop, top + transform.crop))
+    crop_height, crop_width = transform.size
+    left = round((size[0] - crop_width) / 2)
+    top = round((size[1] - crop_height) / 2)
+    image = image.crop((left, top, left + crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def read(path: Path, transform: Transform) -> tuple[np.ndarray, str]:
-    """Return the (3, crop, crop) uint8 picture of a file and the digest of its bytes."""
+    """Return the (3, height, width) uint8 picture of a file and the digest of its bytes."""
     data = read_bytes(path)
     return shrink_and_crop(decode(data), transform), digest(data)
 

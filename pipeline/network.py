@@ -18,8 +18,10 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from pipeline import backbones, weights
 from pipeline.codes import CodesSpec, differences
 from pipeline.errors import PipelineError
+from pipeline.images import Framing
 
 POOLS = "avg, max, flatten, or avgN and maxN for a grid of N×N cells"
+AS_TRAINED = Framing()
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
@@ -32,16 +34,26 @@ class FrozenNetwork(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, layers: Iterable[str], origin: str, pool: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        layers: Iterable[str],
+        origin: str,
+        pool: str,
+        framing: Framing = AS_TRAINED,
+        relu: str = "post",
+    ) -> None:
         super().__init__()
         backbone = backbones.get(name)
         self.nodes = backbones.find_nodes(backbone, layers)
-        shapes = backbones.node_shapes(backbone, self.nodes.values())
+        size = framing.of(backbones.native_transform(backbone)).size
+        shapes = backbones.node_shapes(backbone, self.nodes.values(), size)
         self.pools = {layer: pool_for(shapes.get(node, ()), pool, layer) for layer, node in self.nodes.items()}
         self.widths = {layer: width(shapes[node], self.pools[layer]) for layer, node in self.nodes.items()}
-        model, self.transform = backbones.load(backbone, origin)
+        model, native = backbones.load(backbone, origin)
+        self.transform, self.relu = framing.of(native), relu
         self.specs = self._specs(name, origin, weights.state_sha256(model))
-        self.graph = cut(model, set(self.nodes.values()))
+        self.graph = cut(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
         self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.transform.std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
@@ -56,6 +68,7 @@ class FrozenNetwork(nn.Module):
                 weights_sha256=sha256,
                 pool=self.pools[layer],
                 precision="fp32",
+                relu=self.relu,
                 **asdict(self.transform),
             )
             for layer, node in self.nodes.items()
@@ -83,10 +96,11 @@ class FrozenNetwork(nn.Module):
         return {layer: values.cpu().numpy() for layer, values in outputs.items()}
 
 
-def cut(model: nn.Module, nodes: set[str]) -> torch.fx.GraphModule:
+def cut(model: nn.Module, nodes: set[str], relu: str = "post") -> torch.fx.GraphModule:
     """Return the part of a network that the graph nodes need; it maps a batch to {node: output}.
 
-    No operation works in place: a ReLU that did would change what the node before it returned.
+    relu: "post", or "pre" for what goes into each node, which must be a ReLU. No operation works in place: a ReLU that
+    did would change what the node before it returned.
     """
     graph = create_feature_extractor(model.eval(), {node: node for node in nodes}).eval()
     for module in graph.modules():
@@ -96,8 +110,38 @@ def cut(model: nn.Module, nodes: set[str]) -> torch.fx.GraphModule:
         if "inplace" in node.kwargs:
             node.kwargs = node.kwargs | {"inplace": False}
         node.target = OUT_OF_PLACE.get(node.target, node.target)
+    if relu == "pre":
+        _step_before(graph)
     graph.recompile()
     return graph
+
+
+def _step_before(module: torch.fx.GraphModule) -> None:
+    """Let a cut network give what goes into its ReLUs, instead of what comes out of them."""
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    for name, node in output.args[0].items():
+        if not _is_relu(module, node):
+            raise PipelineError(
+                f"{name} is no ReLU, so there is nothing before it. Leave --relu pre out, or the layer."
+            )
+    output.args = ({name: node.args[0] for name, node in output.args[0].items()},)
+    module.graph.eliminate_dead_code()
+
+
+def _is_relu(module: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6))
+    return node.target in (torch.relu, nn.functional.relu, "relu")
+
+
+def relu_layers(name: str) -> list[str]:
+    """Return the friendly names of a backbone's layers that end in a ReLU, in order."""
+    backbone = backbones.get(name)
+    nodes = {layer: node for layer, (node, _) in backbones.layer_shapes(backbone).items()}
+    with torch.device("meta"):
+        graph = create_feature_extractor(backbone.build().eval(), {node: node for node in nodes.values()})
+    output = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    return [layer for layer, node in nodes.items() if _is_relu(graph, output[node])]
 
 
 def keep(module: torch.fx.GraphModule, nodes: set[str]) -> torch.fx.GraphModule:
@@ -153,7 +197,9 @@ def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     origin: where its weights are to be had, if not where the spec's came from.
     """
     name = origin or spec.weights
-    network = FrozenNetwork(spec.backbone, [spec.layer], name, "avg" if spec.pool == "none" else spec.pool)
+    pool = "avg" if spec.pool == "none" else spec.pool
+    framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit)
+    network = FrozenNetwork(spec.backbone, [spec.layer], name, pool, framing, spec.relu)
     expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
     if found := differences(network.specs[spec.layer], expected):
         raise PipelineError(
