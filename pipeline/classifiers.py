@@ -23,6 +23,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from pipeline import errors, solvers
 from pipeline.errors import PipelineError
+from pipeline.normalisers import SignedRoot, signed_root
 
 PATHS = {"svm": 2_000, "softmax": 2_000}
 """The models whose whole path of C is solved at once, and the iterations allowed for it."""
@@ -35,9 +36,13 @@ CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
 }
 """The linear classifiers by name; the grids of their hyper-parameters stand in params.yaml under the same names."""
 
-NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {"l2": Normalizer, "standard": StandardScaler}
-"""What is done to the codes first: each row to length 1 (Razavian et al., "CNN features off-the-shelf", 2014), or
-each column to mean 0 and variance 1."""
+NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {
+    "l2": Normalizer,
+    "standard": StandardScaler,
+    "sqrt": SignedRoot,
+}
+"""What is done to the codes first: each row to length 1 (Razavian et al., "CNN features off-the-shelf", 2014), each
+column to mean 0 and variance 1, or the signed square root of each number before the rows' length."""
 
 Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]
@@ -65,13 +70,15 @@ class Trained:
     table: list[dict[str, Any]]
 
 
-def train(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> Trained:
+def train(
+    X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int, groups: np.ndarray | None = None
+) -> Trained:
     """Choose normalisation and hyper-parameters by stratified cross-validation, then fit on everything.
 
     X: (n, d) float32 codes; y: (n,) int64 labels, of the training split only; grid: {normalisation: {parameter:
-    values}}. Of equally good settings the first of the grid wins.
+    values}}; groups: as in `search`. Of equally good settings the first of the grid wins.
     """
-    table = cv_table(search(X, y, model, grid, folds, seed))
+    table = cv_table(search(X, y, model, grid, folds, seed, groups))
     chosen = max(table, key=lambda row: row["accuracy"])
     scaler, classifier = NORMALISATIONS[chosen["normalise"]](), CLASSIFIERS[model](**chosen["parameters"])
     pipeline = Pipeline([("normalise", scaler), ("classify", classifier)])
@@ -95,9 +102,14 @@ def demand_learnable(y: np.ndarray, classes: Sequence[str], folds: int) -> None:
         )
 
 
-def search(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> list[Trial]:
-    """Cross-validate every setting of the grid on the same folds."""
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(X, y))
+def search(
+    X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int, groups: np.ndarray | None = None
+) -> list[Trial]:
+    """Cross-validate every setting of the grid on the same folds.
+
+    groups: (n,) of rows that stand in the same fold, the views of an image; a group has one label.
+    """
+    splits = split(y, folds, seed, groups)
     trials: list[Trial] = []
     for normalise, values in grid.items():
         along_path = model in PATHS and set(values) == {"C"}
@@ -106,14 +118,26 @@ def search(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, see
     return trials
 
 
+def split(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Splits:
+    """Return the rows to fit and those held out, by fold, each with its share of every class; groups stay whole."""
+    if groups is None:
+        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y))
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(first, y[first])
+    return [(np.flatnonzero(np.isin(group, a)), np.flatnonzero(np.isin(group, b))) for a, b in parts]
+
+
 def _search_path(
     X: np.ndarray, y: np.ndarray, splits: Splits, model: str, normalise: str, values: Mapping[str, Sequence[Any]]
 ) -> list[Trial]:
     """Solve all folds, classes and values of C side by side."""
+    name = normalise
+    if normalise == "sqrt":
+        X, normalise = signed_root(X), "l2"
     found = solvers.search(X, y, splits, values["C"], model, normalise=normalise, max_iter=PATHS[model])
     return [
         Trial(
-            normalise,
+            name,
             {"C": C},
             fold,
             accuracy=float(found.accuracy[place, fold]),

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> None:
         options.codes or address.codes, {name: value for name, value in asked.items() if value}, "train"
     )
     classifiers.demand_learnable(training.labels, training.classes, options.folds)
-    trained = classifiers.train(training.values, training.labels, options.model, grid, options.folds, options.seed)
+    X, y, images = codes.each_view(training)
+    trained = classifiers.train(X, y, options.model, grid, options.folds, options.seed, images)
     path = options.out or address.classifier
     facts = {
         "dataset": address.name,

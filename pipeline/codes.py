@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline import views
 from pipeline.errors import PipelineError
 
 FORMAT = "cnn-codes 3"
@@ -27,8 +28,8 @@ class CodesSpec:
     """What makes two codes comparable: the network up to the layer, what it saw, and how its maps became vectors.
 
     weights_sha256: digest of names, shapes and values of the state dict, however it was stored;
-    resize, crop, interpolation, mean, std, crop_width, fit: as in `images.Transform`; pool: "none" where the layer
-    gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU.
+    resize, crop, interpolation, mean, std, crop_width, fit, views: as in `images.Transform`; pool: "none" where the
+    layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU.
     """
 
     backbone: str
@@ -46,6 +47,7 @@ class CodesSpec:
     dtype: str = "float32"
     crop_width: int = 0
     fit: str = "crop"
+    views: str = "one"
     relu: str = "post"
 
 
@@ -53,8 +55,9 @@ class CodesSpec:
 class Codes:
     """CNN codes, one row an image.
 
-    values: (n, d) float32, >= 0 after a ReLU; labels: (n,) int64, indices into `classes`; paths, splits: n each;
-    digests: n SHA-256 of the images' bytes, in hex; classes: sorted class names; spec: what the codes are.
+    values: (n, d) float32, >= 0 after a ReLU, or (n, n_views × d), the views of an image side by side; labels: (n,)
+    int64, indices into `classes`; paths, splits: n each; digests: n SHA-256 of the images' bytes, in hex; classes:
+    sorted class names; spec: what the codes are.
     """
 
     values: np.ndarray
@@ -104,6 +107,18 @@ def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> C
             classes=texts(file["classes"][()]),
             spec=spec,
         )
+
+
+def each_view(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the codes of all views, (n × n_views, d), with their labels and the numbers of their images.
+
+    The numbers are None where each image has one view.
+    """
+    number, count = views.count(found.spec.views), len(found.labels)
+    if number == 1 or not count:
+        return found.values, found.labels, None
+    values = found.values.reshape(count * number, -1)
+    return values, np.repeat(found.labels, number), np.repeat(np.arange(count), number)
 
 
 def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:

@@ -142,7 +142,7 @@ def demand_space(folder: Path, images_count: int, widths: Mapping[str, int]) -> 
     if needed > free + begun:
         raise PipelineError(
             f"The codes need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Choose fewer layers, "
-            "--pool avg, or another disk with --out."
+            "--pool avg, fewer --views, or another disk with --out."
         )
 
 
@@ -179,6 +179,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--crop", choices=("center", "none"), default="center", help="none: the whole picture, resized to --size"
     )
     parser.add_argument(
+        "--views", default="one", help="of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED"
+    )
+    parser.add_argument(
         "--relu", choices=("post", "pre"), default="post", help="codes after or before the layer's ReLU"
     )
     parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the forward pass")
@@ -196,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
 def framing_of(options: argparse.Namespace) -> Framing:
     """Return what the options say of sizes."""
     size = images.parse_size(str(options.size)) if options.size else None
-    return Framing(size, options.resize, "whole" if options.crop == "none" else "crop")
+    return Framing(size, options.resize, "whole" if options.crop == "none" else "crop", str(options.views))
 
 
 def run(options: argparse.Namespace) -> None:

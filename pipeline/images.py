@@ -17,7 +17,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline import views
 from pipeline.errors import PipelineError
+from pipeline.views import View
 
 MAX_PIXELS = 89_478_485
 """Images of more pixels than this (Pillow's own limit: 256 MiB of RGB) are bad: they may be decompression bombs."""
@@ -50,6 +52,7 @@ class Transform:
     `RESAMPLING`; mean and std: per channel (RGB), of values in [0, 1]. crop_width: not 0 where the crop is no square
     but `crop` high and this wide; the picture then covers a rectangle of these proportions with `resize` as its
     shorter side. fit: "crop", or "whole": the whole picture is resized to the crop's size, whatever its proportions.
+    views: a name that `views.count` knows.
     """
 
     resize: int
@@ -59,6 +62,7 @@ class Transform:
     std: tuple[float, float, float]
     crop_width: int = 0
     fit: str = "crop"
+    views: str = "one"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,15 +86,17 @@ class Framing:
     """What of a picture the network is shown, where that is to differ from what its weights were made for.
 
     size: (height, width) in pixels; resize: as in `Transform`; None for either: the weights' own, in proportion.
-    fit: "crop" or "whole".
+    fit: "crop" or "whole"; views: as in `Transform`.
     """
 
     size: tuple[int, int] | None = None
     resize: int | None = None
     fit: str = "crop"
+    views: str = "one"
 
     def of(self, native: Transform) -> Transform:
         """Return a transform changed to this framing."""
+        views.count(self.views)
         height, width = self.size or native.size
         shorter = min(height, width)
         resize = self.resize or round(native.resize * shorter / min(native.size))
@@ -100,7 +106,13 @@ class Framing:
             raise PipelineError(
                 f"--resize {resize} leaves pictures smaller than the crop of {height}x{width}. Take {shorter} or more."
             )
-        return replace(native, resize=resize, crop=height, crop_width=0 if width == height else width, fit=self.fit)
+        if self.views in views.CROPPING and resize == shorter:
+            raise PipelineError(
+                f"With --resize {resize} and a crop of {height}x{width}, the corners of --views {self.views} are the "
+                f"centre. Take --resize {round(shorter * 256 / 224)}, or --views cnnaug."
+            )
+        other = 0 if width == height else width
+        return replace(native, resize=resize, crop=height, crop_width=other, fit=self.fit, views=self.views)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -160,8 +172,31 @@ def _grey16_to_rgb(grey: np.ndarray) -> Image.Image:
     return Image.fromarray((grey.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
 
 
-def shrink_and_crop(image: Image.Image, transform: Transform) -> np.ndarray:
+def show(image: Image.Image, transform: Transform, name: str) -> np.ndarray:
+    """Return what the network sees of a picture: (3, height, width) uint8, or (n_views, 3, height, width) of several.
+
+    name: the digest of the file's bytes.
+    """
+    if transform.views == "one":
+        return shrink_and_crop(image, transform)
+    return np.stack([_show_view(image, transform, view) for view in views.of(transform.views, name, image.size)])
+
+
+def _show_view(image: Image.Image, transform: Transform, view: View) -> np.ndarray:
+    """Return one view; what a turn leaves empty has the colour that the network takes for zero."""
+    if view.turn:
+        red, green, blue = (round(255 * value) for value in transform.mean)
+        image = image.rotate(view.turn, Image.Resampling.BILINEAR, fillcolor=(red, green, blue))
+    left, top, right, bottom = (round(p * side) for p, side in zip(view.box, 2 * image.size, strict=True))
+    image = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    seen = shrink_and_crop(image, replace(transform, fit="whole") if view.squeezed else transform, view.anchor)
+    return np.ascontiguousarray(seen[:, :, ::-1]) if view.mirrored else seen
+
+
+def shrink_and_crop(image: Image.Image, transform: Transform, anchor: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     """Return the (3, height, width) uint8 centre of a picture whose shorter side was resized to `transform.resize`.
+
+    anchor: where the crop lies, if not in the centre, as in `views.View`.
 
     Equal, bit for bit, to torchvision's Resize and CenterCrop on the same Pillow image.
     """
@@ -172,16 +207,17 @@ def shrink_and_crop(image: Image.Image, transform: Transform) -> np.ndarray:
     if size != image.size:
         image = image.resize(size, RESAMPLING[transform.interpolation])
     crop_height, crop_width = transform.size
-    left = round((size[0] - crop_width) / 2)
-    top = round((size[1] - crop_height) / 2)
+    left = round((size[0] - crop_width) * anchor[0])
+    top = round((size[1] - crop_height) * anchor[1])
     image = image.crop((left, top, left + crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def read(path: Path, transform: Transform) -> tuple[np.ndarray, str]:
-    """Return the (3, height, width) uint8 picture of a file and the digest of its bytes."""
+    """Return what the network sees of a file, as `show` gives it, and the digest of its bytes."""
     data = read_bytes(path)
-    return shrink_and_crop(decode(data), transform), digest(data)
+    name = digest(data)
+    return show(decode(data), transform, name), name
 
 
 def read_digest(path: Path) -> str:

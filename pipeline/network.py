@@ -15,7 +15,7 @@ import torch.fx
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pipeline import backbones, weights
+from pipeline import backbones, views, weights
 from pipeline.codes import CodesSpec, differences
 from pipeline.errors import PipelineError
 from pipeline.images import Framing
@@ -52,6 +52,7 @@ class FrozenNetwork(nn.Module):
         self.widths = {layer: width(shapes[node], self.pools[layer]) for layer, node in self.nodes.items()}
         model, native = backbones.load(backbone, origin)
         self.transform, self.relu = framing.of(native), relu
+        self.widths = {layer: views.count(framing.views) * width for layer, width in self.widths.items()}
         self.specs = self._specs(name, origin, weights.state_sha256(model))
         self.graph = cut(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
         self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
@@ -86,7 +87,13 @@ class FrozenNetwork(nn.Module):
 
     @torch.inference_mode()
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return {layer: (n, width) float32 codes} of (n, 3, crop, crop) uint8 pictures on the network's device."""
+        """Return {layer: (n, width) float32 codes} of (n, 3, height, width) uint8 pictures on the network's device.
+
+        Of (n, n_views, 3, height, width), one view after the other: {layer: (n, n_views × width)}.
+        """
+        if pictures.ndim == 5:
+            found = [self(view) for view in pictures.unbind(1)]
+            return {layer: torch.cat([codes[layer] for codes in found], 1) for layer in self.nodes}
         outputs = self.graph((pictures / 255 - self.mean) / self.std)
         return {layer: pool_maps(outputs[node], self.pools[layer]) for layer, node in self.nodes.items()}
 
@@ -198,7 +205,7 @@ def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     """
     name = origin or spec.weights
     pool = "avg" if spec.pool == "none" else spec.pool
-    framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit)
+    framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit, spec.views)
     network = FrozenNetwork(spec.backbone, [spec.layer], name, pool, framing, spec.relu)
     expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
     if found := differences(network.specs[spec.layer], expected):

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from pipeline import views
 from pipeline.codes import CodesSpec
 from pipeline.errors import PipelineError
+from pipeline.normalisers import SignedRoot
 from pipeline.solvers import LinearSVM, Softmax
 
-TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (LinearSVM, Softmax)]
+TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (LinearSVM, Softmax, SignedRoot)]
 """Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold."""
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "skops")
@@ -85,20 +87,32 @@ def load(path: Path) -> SavedClassifier:
 
 
 def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
-    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity."""
+    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity.
+
+    Of several views of an image, which stand side by side, it is the mean margin.
+    """
     pipeline = classifier.pipeline
     scored = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict_proba
-    raw = np.asarray(scored(values), dtype=np.float64)
+    raw = np.asarray(scored(_each_view(classifier, values)), dtype=np.float64)
     if raw.ndim == 1:
         raw = np.stack([-raw, raw], 1)
-    return _for_all_classes(classifier, raw, -np.inf)
+    return _for_all_classes(classifier, _mean_of_views(raw, len(values)), -np.inf)
 
 
 def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray | None:
-    """Return (n, classes) probabilities of (n, d) codes, or None where the model gives none."""
+    """Return (n, classes) probabilities of (n, d) codes, or None where the model gives none; of views the mean."""
     if not hasattr(classifier.pipeline, "predict_proba"):
         return None
-    return _for_all_classes(classifier, np.asarray(classifier.pipeline.predict_proba(values), dtype=np.float64), 0.0)
+    raw = np.asarray(classifier.pipeline.predict_proba(_each_view(classifier, values)), dtype=np.float64)
+    return _for_all_classes(classifier, _mean_of_views(raw, len(values)), 0.0)
+
+
+def _each_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values) * views.count(classifier.spec.views), -1) if len(values) else values
+
+
+def _mean_of_views(scored: np.ndarray, n_images: int) -> np.ndarray:
+    return scored.reshape(n_images, -1, scored.shape[1]).mean(1) if n_images else scored
 
 
 def _for_all_classes(classifier: SavedClassifier, known: np.ndarray, otherwise: float) -> np.ndarray:
