@@ -16,14 +16,14 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import RidgeClassifier
-from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from pipeline import errors, solvers
+from pipeline import errors, partitions, solvers
 from pipeline.errors import PipelineError
-from pipeline.normalisers import SignedRoot, signed_root
+from pipeline.normalisers import SignedRoot, rooted
+from pipeline.partitions import Splits
 
 PATHS = {"svm": 2_000, "softmax": 2_000}
 """The models whose whole path of C is solved at once, and the iterations allowed for it."""
@@ -44,7 +44,6 @@ NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {
 """What is done to the codes first: each row to length 1 (Razavian et al., "CNN features off-the-shelf", 2014), each
 column to mean 0 and variance 1, or the signed square root of each number before the rows' length."""
 
-Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
@@ -62,89 +61,98 @@ class Trial:
 
 @dataclass(frozen=True)
 class Trained:
-    """A fitted pipeline (normalisation, classifier), whether it converged, and the CV table with its chosen row."""
+    """A fitted pipeline (normalisation, classifier), whether it converged, and the CV table with its chosen row.
+
+    widened: what was added to the grid, since the best setting lay at its edge.
+    """
 
     pipeline: Pipeline
     converged: bool
     chosen: dict[str, Any]
     table: list[dict[str, Any]]
+    widened: list[dict[str, Any]]
 
 
 def train(
-    X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int, groups: np.ndarray | None = None
+    X: Any,
+    y: np.ndarray,
+    model: str,
+    grid: Grid,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    *,
+    rule: str = "best",
+    widen: int = 0,
+    memory: int | None = None,
 ) -> Trained:
     """Choose normalisation and hyper-parameters by stratified cross-validation, then fit on everything.
 
-    X: (n, d) float32 codes; y: (n,) int64 labels, of the training split only; grid: {normalisation: {parameter:
-    values}}; groups: as in `search`. Of equally good settings the first of the grid wins.
+    X: (n, d) float32 codes, or rows on disk for the models of `PATHS`; y: (n,) int64 labels of the training split
+    only, or (n, n_labels) of 0 and 1 for the SVM; grid: {normalisation: {parameter: values}}; groups: (n,), rows of
+    the same one are held out together; rule: of `RULES`; widen: how often, at most, the grid grows beyond an edge
+    where the best setting lies; memory: bytes for the state of the search. Of equally good settings the first wins.
     """
-    table = cv_table(search(X, y, model, grid, folds, seed, groups))
-    chosen = max(table, key=lambda row: row["accuracy"])
-    scaler, classifier = NORMALISATIONS[chosen["normalise"]](), CLASSIFIERS[model](**chosen["parameters"])
-    pipeline = Pipeline([("normalise", scaler), ("classify", classifier)])
-    return Trained(pipeline, fit(pipeline, X, y), chosen, table)
-
-
-def demand_learnable(y: np.ndarray, classes: Sequence[str], folds: int) -> None:
-    """Refuse training labels that cannot be cross-validated, saying why."""
-    counts = np.bincount(y, minlength=len(classes))
-    present = counts[counts > 0]
-    if folds < 2:
-        raise PipelineError(f"--folds {folds} does not cross-validate. Take 2 or more.")
-    if not len(present):
-        raise PipelineError("The codes have no training images. Prepare the dataset with a train split.")
-    if len(present) == 1:
-        raise PipelineError(f"The training split has one class only, {classes[y[0]]!r}. A classifier needs two.")
-    if present.min() < folds:
-        raise PipelineError(
-            f"The class {classes[int(np.flatnonzero(counts == present.min())[0])]!r} has {present.min()} training "
-            f"images, fewer than the {folds} folds. Add images, or take --folds {max(2, present.min())}."
-        )
+    look = partial(search, X, y, model, folds=folds, seed=seed, groups=groups, memory=memory)
+    table, widened = cv_table(look(grid=grid)), []
+    for _ in range(widen):
+        further = beyond(table)
+        if not further:
+            break
+        table += cv_table(look(grid=further))
+        widened.append(further)
+    chosen = RULES[rule](table)
+    pipeline, converged = refit(X, y, model, chosen["normalise"], chosen["parameters"])
+    return Trained(pipeline, converged, chosen, table, widened)
 
 
 def search(
-    X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int, groups: np.ndarray | None = None
+    X: Any,
+    y: np.ndarray,
+    model: str,
+    grid: Grid,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    memory: int | None = None,
 ) -> list[Trial]:
-    """Cross-validate every setting of the grid on the same folds.
-
-    groups: (n,) of rows that stand in the same fold, the views of an image; a group has one label.
-    """
-    splits = split(y, folds, seed, groups)
+    """Cross-validate every setting of the grid on the same folds; the arguments are those of `train`."""
+    splits = partitions.draw(y, folds, seed, groups)
     trials: list[Trial] = []
     for normalise, values in grid.items():
-        along_path = model in PATHS and set(values) == {"C"}
-        search_one = _search_path if along_path else _search_folds
-        trials += search_one(X, y, splits, model, normalise, values)
+        if along_path(model, values):
+            trials += _search_path(X, y, splits, model, normalise, values["C"], memory)
+        else:
+            trials += _search_folds(X, y, splits, model, normalise, values)
     return trials
 
 
-def split(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Splits:
-    """Return the rows to fit and those held out, by fold, each with its share of every class; groups stay whole."""
-    if groups is None:
-        return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y))
-    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
-    parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(first, y[first])
-    return [(np.flatnonzero(np.isin(group, a)), np.flatnonzero(np.isin(group, b))) for a, b in parts]
+def along_path(model: str, values: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether the settings are solved side by side, by a solver that takes rows on disk."""
+    return model in PATHS and set(values) == {"C"}
+
+
+def as_solved(X: Any, normalise: str) -> tuple[Any, str]:
+    """Return codes and the normalisation that the solvers know, which do the rest as they go."""
+    return (rooted(X), "l2") if normalise == "sqrt" else (X, normalise)
 
 
 def _search_path(
-    X: np.ndarray, y: np.ndarray, splits: Splits, model: str, normalise: str, values: Mapping[str, Sequence[Any]]
+    X: Any, y: np.ndarray, splits: Splits, model: str, normalise: str, Cs: Sequence[float], memory: int | None
 ) -> list[Trial]:
     """Solve all folds, classes and values of C side by side."""
-    name = normalise
-    if normalise == "sqrt":
-        X, normalise = signed_root(X), "l2"
-    found = solvers.search(X, y, splits, values["C"], model, normalise=normalise, max_iter=PATHS[model])
+    rows, how = as_solved(X, normalise)
+    found = solvers.search(rows, y, splits, Cs, model, normalise=how, max_iter=PATHS[model], memory=memory)
     return [
         Trial(
-            name,
+            normalise,
             {"C": C},
             fold,
             accuracy=float(found.accuracy[place, fold]),
             seconds=float(found.seconds[place]) / len(splits),
             converged=bool(found.converged[place, fold]),
         )
-        for place, C in enumerate(values["C"])
+        for place, C in enumerate(Cs)
         for fold in range(len(splits))
     ]
 
@@ -177,17 +185,32 @@ def _fit_fold(
     for parameters in settings:
         start = time.perf_counter()
         classifier = build(**parameters)
-        converged = fit(classifier, codes, y[fitted])
+        converged = converges(partial(classifier.fit, codes, y[fitted]))
         accuracy = float((classifier.predict(held_codes) == y[held]).mean())
         trials.append(Trial(normalise, parameters, fold, accuracy, time.perf_counter() - start, converged))
     return trials
 
 
-def fit(classifier: BaseEstimator, X: np.ndarray, y: np.ndarray) -> bool:
+def refit(X: Any, y: np.ndarray, model: str, normalise: str, parameters: Mapping[str, Any]) -> tuple[Pipeline, bool]:
+    """Return the pipeline of one setting, fitted to all rows, and whether it converged.
+
+    The solvers of `PATHS` normalise as they go: no copy of the codes is made, and rows on disk stay there.
+    """
+    classifier, every = CLASSIFIERS[model](**parameters), [np.arange(len(y))]
+    if model not in PATHS:
+        pipeline = Pipeline([("normalise", NORMALISATIONS[normalise]()), ("classify", classifier)])
+        return pipeline, converges(partial(pipeline.fit, X, y))
+    rows, how = as_solved(X, normalise)
+    converged = converges(partial(classifier.fit_design, solvers.normalised(rows, every, how), y))
+    scaler = solvers.scalers(X, every)[0] if normalise == "standard" else NORMALISATIONS[normalise]().fit(X[:1])
+    return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
+
+
+def converges(fit: Callable[[], Any]) -> bool:
     """Fit, and return whether the solver converged; its warning is kept for the summary, any other is passed on."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        classifier.fit(X, y)
+        fit()
     late = [warning for warning in caught if issubclass(warning.category, ConvergenceWarning)]
     for warning in caught:
         if warning not in late:
@@ -246,10 +269,53 @@ def points(values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(values, point, strict=True)) for point in product(*values.values())]
 
 
-def at_edge(trained: Trained) -> list[str]:
-    """Return the hyper-parameters whose chosen value is the smallest or largest of several."""
-    rows = [row["parameters"] for row in trained.table if row["normalise"] == trained.chosen["normalise"]]
-    ranges = {name: sorted({row[name] for row in rows}) for name in trained.chosen["parameters"]}
-    return [
-        n for n, v in trained.chosen["parameters"].items() if len(ranges[n]) > 1 and v in (ranges[n][0], ranges[n][-1])
-    ]
+def best(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of the highest accuracy, the first of several."""
+    return max(table, key=lambda row: row["accuracy"])
+
+
+def simplest_near_best(table: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the most regularised row within one standard error of the best one, of the same normalisation.
+
+    The rule of Breiman, Friedman, Olshen and Stone ("Classification and Regression Trees", 1984).
+    """
+    top = best(table)
+    enough = top["accuracy"] - top["deviation"] / len(top["folds"]) ** 0.5
+    near = [row for row in table if row["normalise"] == top["normalise"] and row["accuracy"] >= enough]
+    return min(near, key=lambda row: [SIMPLER.get(name, 0) * value for name, value in row["parameters"].items()])
+
+
+RULES: dict[str, Callable[[Sequence[dict[str, Any]]], dict[str, Any]]] = {
+    "best": best,
+    "one-standard-error": simplest_near_best,
+}
+"""How a row of the CV table is chosen."""
+
+SIMPLER = {"C": 1, "alpha": -1, "n_neighbors": -1}
+"""The parameters that regularise: 1 where less of it is simpler, -1 where more is."""
+
+WIDENED = ("C", "alpha")
+"""The parameters whose grid may grow, each on a scale from 0 to infinity."""
+
+
+def beyond(table: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Return the grid's next value beyond the edge where the best row lies, or {} where it lies at none."""
+    top = best(table)
+    for name in at_edge(table):
+        if name in WIDENED:
+            values = _values(table, top["normalise"], name)
+            last, inner = (values[-1], values[-2]) if top["parameters"][name] == values[-1] else (values[0], values[1])
+            fixed = {other: [value] for other, value in top["parameters"].items()}
+            return {top["normalise"]: fixed | {name: [float(f"{last * last / inner:.6g}")]}}
+    return {}
+
+
+def at_edge(table: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the hyper-parameters whose value in the best row is the smallest or largest of several."""
+    top = best(table)
+    ranges = {name: _values(table, top["normalise"], name) for name in top["parameters"]}
+    return [n for n, v in top["parameters"].items() if len(ranges[n]) > 1 and v in (ranges[n][0], ranges[n][-1])]
+
+
+def _values(table: Sequence[dict[str, Any]], normalise: str, name: str) -> list[Any]:
+    return sorted({row["parameters"][name] for row in table if row["normalise"] == normalise})

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import classifiers, codes, errors, experiment, saved
+from pipeline import classifiers, codes, errors, experiment, partitions, saved
 from pipeline.codes import Codes
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     training = codes.read(
         options.codes or address.codes, {name: value for name, value in asked.items() if value}, "train"
     )
-    classifiers.demand_learnable(training.labels, training.classes, options.folds)
+    partitions.demand_learnable(training.labels, training.classes, options.folds)
     X, y, images = codes.each_view(training)
     trained = classifiers.train(X, y, options.model, grid, options.folds, options.seed, images)
     path = options.out or address.classifier
@@ -81,7 +81,7 @@ def summary(trained: classifiers.Trained, training: Codes, path: Path) -> str:
         lines.append("The classifier stopped before it converged: take a smaller C, or another normalisation")
     if late := sum(folds - row["converged"] for row in trained.table):
         lines.append(f"{late} of {folds * len(trained.table)} fits of the search stopped before they converged")
-    lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained)]
+    lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained.table)]
     return "\n".join(lines)
 
 

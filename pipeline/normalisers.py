@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from sklearn.preprocessing import Normalizer
 
@@ -9,6 +11,21 @@ from sklearn.preprocessing import Normalizer
 def signed_root(X: np.ndarray) -> np.ndarray:
     """Return sign(x) √|x| of each number: bursts of one feature count less."""
     return np.sign(X) * np.sqrt(np.abs(X))
+
+
+class Rooted:
+    """Rows that lie on disk, whose signed roots are taken when a slice of them is asked for."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        return signed_root(self.rows[part])
+
+
+def rooted(X: Any) -> Any:
+    """Return the signed root of codes: of an array at once, of rows on disk when they are read."""
+    return signed_root(X) if isinstance(X, np.ndarray) else Rooted(X)
 
 
 class SignedRoot(Normalizer):
