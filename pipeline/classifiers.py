@@ -20,10 +20,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from pipeline import errors, partitions, solvers
+from pipeline import errors, solvers
 from pipeline.errors import PipelineError
 from pipeline.normalisers import SignedRoot, rooted
-from pipeline.partitions import Splits
+from pipeline.partitions import Splits, split
 
 PATHS = {"svm": 2_000, "softmax": 2_000}
 """The models whose whole path of C is solved at once, and the iterations allowed for it."""
@@ -117,7 +117,7 @@ def search(
     memory: int | None = None,
 ) -> list[Trial]:
     """Cross-validate every setting of the grid on the same folds; the arguments are those of `train`."""
-    splits = partitions.draw(y, folds, seed, groups)
+    splits = split(y, folds, seed, groups)
     trials: list[Trial] = []
     for normalise, values in grid.items():
         if along_path(model, values):

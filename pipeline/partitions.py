@@ -14,19 +14,25 @@ Splits = Sequence[tuple[np.ndarray, np.ndarray]]
 """Rows to fit and rows held out, a pair a fold."""
 
 
-def draw(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Splits:
+def split(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Splits:
     """Return folds that have each their share of every class.
 
     y: (n,) labels, or (n, n_labels) of 0 and 1, where an image counts by its rarest label; groups: (n,) of any values
-    that compare, rows of the same one stand in the same fold.
+    that compare, rows of the same one stand in the same fold. Where a group has one label, as the views of an image
+    have, the groups of each label are dealt out evenly.
     """
     strata = y if y.ndim == 1 else rarest(y)
+    deal = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # see `demand_learnable`
         if groups is None:
-            return list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(strata, strata))
-        numbers = np.unique(groups, return_inverse=True)[1]
-        return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(strata, strata, numbers))
+            return list(deal.split(strata, strata))
+        _, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
+        if (strata == strata[first][numbers]).all():
+            parts = deal.split(first, strata[first])
+            return [(np.flatnonzero(np.isin(numbers, a)), np.flatnonzero(np.isin(numbers, b))) for a, b in parts]
+        whole = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return list(whole.split(strata, strata, numbers))
 
 
 def numbered(groups: Iterable[Hashable]) -> np.ndarray:
