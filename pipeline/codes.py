@@ -29,7 +29,8 @@ class CodesSpec:
 
     weights_sha256: digest of names, shapes and values of the state dict, however it was stored;
     resize, crop, interpolation, mean, std, crop_width, fit, views: as in `images.Transform`; pool: "none" where the
-    layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU.
+    layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU;
+    precision: of the forward pass; dtype: what the values are stored as.
     """
 
     backbone: str
@@ -148,12 +149,12 @@ def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
 def block_bounds(file: h5py.File) -> Iterator[tuple[int, int]]:
     """Yield the first and last row of each block of about `BLOCK_BYTES`."""
     count, width = file["values"].shape
-    step = max(1, BLOCK_BYTES // (4 * width))
+    step = max(1, BLOCK_BYTES // (file["values"].dtype.itemsize * width))
     yield from ((start, min(start + step, count)) for start in range(0, count, step))
 
 
 def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the (m, d) values of some rows and what stands beside them, all of it checked against its checksums."""
+    """Return the (m, d) float32 values of some rows and what stands beside them, checked against their checksums."""
     values = file["values"][first:last]
     columns = {name: file[name][first:last] for name in COLUMNS}
     wrong = np.flatnonzero(row_checksums(values, columns) != file["checksums"][first:last])
@@ -162,7 +163,7 @@ def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, dict[
             f"{file.filename} is damaged: {len(wrong)} of its rows do not fit their checksums, the first is row "
             f"{first + wrong[0]}. Run pipeline.extract again."
         )
-    return values, columns
+    return values.astype(np.float32, copy=False), columns
 
 
 def row_checksums(values: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -22,6 +22,9 @@ from pipeline.errors import PipelineError
 
 FOUND_AT_ONCE = 256
 
+CHUNK_BYTES = 1 << 19
+"""What is compressed together: readers take it apart again as a whole, within HDF5's cache of 1 MiB."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -74,6 +77,17 @@ def stored_name(spec: CodesSpec) -> str:
     return f"{spec.layer}-{hashlib.sha256(repr(asdict(spec)).encode()).hexdigest()[:12]}.h5"
 
 
+def begun(path: Path, spec: CodesSpec, columns: Columns) -> bool:
+    """Whether an earlier run wrote codes of that spec, all of them or some of these rows."""
+    store = store_of(path.parent)
+    return (store / stored_name(spec)).exists() or partial_of(path, spec, columns).exists()
+
+
+def partial_of(path: Path, spec: CodesSpec, columns: Columns) -> Path:
+    """Return where the half-written file lies that is to become `path`."""
+    return store_of(path.parent) / f"{path.name}-{columns.key(spec)}.partial"
+
+
 class CarefulFile(io.FileIO):
     """A file for HDF5 to write to that keeps the first error, a full disk or an interrupt, until it is asked for.
 
@@ -122,7 +136,7 @@ class Donor:
             self.rows |= {digests[row]: first + row for row in np.flatnonzero(sound & (digests != b""))}
 
     def values(self, digest: bytes) -> np.ndarray:
-        """Return the (d,) float32 code of the image with that digest."""
+        """Return the (d,) code of the image with that digest."""
         return self.file["values"][self.rows[digest]]
 
 
@@ -139,7 +153,7 @@ class CodesWriter:
         self.store = store_of(path.parent)
         self.store.mkdir(parents=True, exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.partial = self.store / f"{path.name}-{columns.key(spec)}.partial"
+        self.partial = partial_of(path, spec, columns)
         self.found: list[tuple[int, np.ndarray, str]] = []
         with ExitStack() as stack:  # what was opened is closed in this order if anything below fails
             self.stack = stack
@@ -170,7 +184,7 @@ class CodesWriter:
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         for name, shape, kind in (
-            ("values", (count, self.width), "f4"),
+            ("values", (count, self.width), self.spec.dtype),
             ("digests", (count,), "S64"),
             ("checksums", (count,), "u4"),
         ):
@@ -231,11 +245,12 @@ class CodesWriter:
             self.write(rows, np.stack(values), digests)
 
     def write(self, rows: Sequence[int], values: np.ndarray, digests: Sequence[str]) -> None:
-        """Write (m, d) float32 codes, all of them finite, to rows of the dataset, and commit them."""
+        """Write (m, d) codes, all of them finite, to rows of the dataset, and commit them."""
         if not np.isfinite(values).all():
             raise PipelineError(
-                f"Layer {self.spec.layer} of {self.spec.backbone} gives values that are not finite. "
-                "Choose other --weights."
+                f"Layer {self.spec.layer} of {self.spec.backbone} gives values that are not finite in "
+                f"{self.spec.precision}, or in {self.spec.dtype}. Choose --precision fp32, --dtype float32, or other "
+                "--weights."
             )
         keys, places = codes.encoded(digests), np.asarray(rows)
         columns = {name: getattr(self.columns, name)[places] for name in ("labels", "paths", "splits")}
@@ -252,12 +267,12 @@ class CodesWriter:
         self.file.flush()
         self.sink.check()
 
-    def commit(self, bad: Sequence[str]) -> None:
+    def commit(self, bad: Sequence[str], compress: bool = False) -> None:
         """Complete the file without the rows never written, and move it in; bad: what was set aside, and why."""
         if len(self.written) < len(self.columns.paths):
-            self._without_gaps().commit(bad)
+            self._without_gaps().commit(bad, compress)
         else:
-            self._finish(bad)
+            self._finish(bad, compress)
         for leftover in self.store.glob(f"{self.path.name}-*.partial"):
             leftover.unlink()
 
@@ -269,7 +284,7 @@ class CodesWriter:
         writer.settle()
         return writer
 
-    def _finish(self, bad: Sequence[str]) -> None:
+    def _finish(self, bad: Sequence[str], compress: bool) -> None:
         reasons = codes.encoded(bad)
         self.file.create_dataset("bad", data=reasons)
         self.file.attrs["checksum"] = codes.header_checksum(self.spec, self.columns.classes.tolist(), reasons.tolist())
@@ -278,7 +293,32 @@ class CodesWriter:
         self.file.close()
         self.sink.check()
         os.fsync(self.sink.fileno())
+        if compress:
+            compress_file(self.partial)
         stored = self.store / stored_name(self.spec)
         stored.unlink(missing_ok=True)
         os.link(self.partial, stored)
         self.partial.replace(self.path)
+
+
+def compress_file(path: Path) -> None:
+    """Put a compressed file in the place of a complete one; its values and checksums are the same.
+
+    LZF is HDF5's own in h5py, so that any reader of HDF5 in Python has it: see CHANGELOG for what it saves, and costs.
+    """
+    smaller = path.with_suffix(".smaller.partial")
+    with CarefulFile(smaller, "w+") as sink:
+        with h5py.File(path) as source, h5py.File(sink, "w") as target:
+            for name in source:
+                if name != "values":
+                    source.copy(name, target)
+            values = source["values"]
+            rows = max(1, min(len(values), CHUNK_BYTES // (values.dtype.itemsize * values.shape[1])))
+            chunks = (rows, values.shape[1])
+            packed = target.create_dataset("values", values.shape, values.dtype, chunks=chunks, compression="lzf")
+            for start, stop in codes.block_bounds(source):
+                packed[start:stop] = values[start:stop]
+            target.attrs.update(source.attrs)
+        sink.check()
+        os.fsync(sink.fileno())
+    smaller.replace(path)

@@ -105,6 +105,13 @@ def command(stage: str, doc: str, example: str, words: tuple[str, ...]) -> argpa
     return parser
 
 
+def demand_least(options: argparse.Namespace, **least: float) -> None:
+    """Refuse options below the least that makes sense."""
+    for name, bound in least.items():
+        if getattr(options, name) < bound:
+            raise PipelineError(f"--{name.replace('_', '-')} must be {bound} or more.")
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Keep the lines of the example; show each default, where there is one to show."""
 

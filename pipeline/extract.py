@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,19 +19,22 @@ import numpy as np
 
 from pipeline import datasets, errors, experiment, images
 from pipeline.codes import encoded
-from pipeline.codes_writer import CodesWriter, Columns, claim, store_of
+from pipeline.codes_writer import CodesWriter, Columns, begun, claim, store_of
 from pipeline.datasets import Manifest
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.images import BadImage, Framing
 
 if TYPE_CHECKING:
+    from pipeline.engine import Codes, Engine
     from pipeline.network import FrozenNetwork
 
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
-Item = TypeVar("Item")
+TRIAL = 16
+"""Images on which a lower precision is tried."""
 
+Item = TypeVar("Item")
 
 Batch = dict[str, tuple[np.ndarray, list[int]]]
 """{digest: (picture, the rows of the dataset that have it)}."""
@@ -36,13 +42,22 @@ Batch = dict[str, tuple[np.ndarray, list[int]]]
 
 @dataclass
 class Extraction:
-    """One run over a dataset: forwarded counts the images that went through the network; bad: {path: reason}."""
+    """One run over a dataset, and what becomes of it.
+
+    batch_size: images that go through the network and are committed together; threads: that decode; compiling: "auto",
+    "yes" or "no"; max_bad: the share of bad images beyond which the run ends; compress: the finished files.
+    forwarded: how many images went through the network; bad: {path: reason}; notes: what the engine decided, and why.
+    """
 
     manifest: Manifest
     batch_size: int
     threads: int
+    compiling: str = "auto"
+    max_bad: float = 1.0
+    compress: bool = False
     forwarded: int = 0
     bad: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def find_missing(self, writers: Mapping[str, CodesWriter]) -> dict[str, list[int]]:
         """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
@@ -58,35 +73,47 @@ class Extraction:
             writer.settle()
         return missing
 
-    def compute(self, rows: Sequence[int], network: FrozenNetwork, writers: Sequence[CodesWriter]) -> None:
-        """Run the images of some rows through the network in batches, and commit each; the same bytes run once."""
+    def compute(self, rows: Sequence[int], engine: Engine, writers: Sequence[CodesWriter]) -> None:
+        """Run the images of some rows through the network in batches, and commit each; the same bytes run once.
+
+        Writing has a thread of its own. Beside a GPU, which computes on by itself, one batch may wait to be written.
+        """
         seen: set[str] = set()
         batch: Batch = {}
-        read = partial(images.read, transform=network.transform)
-        for row, (picture, digest) in self._each(rows, read, "extracting"):
-            if digest in seen:
-                for writer in writers:
-                    writer.find(row, digest)
-                continue
-            batch.setdefault(digest, (picture, []))[1].append(row)
-            if len(batch) == self.batch_size:
-                seen |= self._commit(batch, network, writers)
-                batch = {}
-        if batch:
-            self._commit(batch, network, writers)
+        pending: deque[Future[None]] = deque()
+        waiting = 0 if engine.device.type == "cpu" else 1
+        read = partial(images.read, transform=engine.network.transform)
+        with ThreadPoolExecutor(1) as writing:
+            for row, (picture, digest) in self._each(rows, read, "extracting"):
+                if digest in seen:
+                    pending.append(writing.submit(take_copy, writers, row, digest))
+                else:
+                    batch.setdefault(digest, (picture, []))[1].append(row)
+                if len(batch) == self.batch_size:
+                    pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
+                    seen |= set(batch)
+                    batch = {}
+                while len(pending) > waiting:
+                    pending.popleft().result()
+            if batch:
+                pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
+            while pending:
+                pending.popleft().result()
         for writer in writers:
             writer.settle()
 
-    def _commit(self, batch: Batch, network: FrozenNetwork, writers: Sequence[CodesWriter]) -> set[str]:
-        """Compute a batch and write it to all of its rows; return its digests."""
-        outputs = network.codes(np.stack([picture for picture, _ in batch.values()]))
+    def _launch(self, batch: Batch, engine: Engine) -> Callable[[], Codes]:
         self.forwarded += len(batch)
+        return engine.launch([picture for picture, _ in batch.values()])
+
+    def _commit(self, batch: Batch, wait: Callable[[], Codes], writers: Sequence[CodesWriter]) -> None:
+        """Wait for the codes of a batch and write them to all of its rows."""
+        outputs = wait()
         places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
         rows, order, digests = zip(*sorted(places), strict=True)
         for writer in writers:
             writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
             writer.settle()
-        return set(batch)
 
     def _each(self, rows: Sequence[int], read: Callable[[Path], Item], doing: str) -> Iterator[tuple[int, Item]]:
         """Yield (row, what `read` gives of its file), in order, and note the bad images."""
@@ -97,17 +124,42 @@ class Extraction:
         for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
             if isinstance(item, BadImage):
                 self.bad[self.manifest.paths[row]] = str(item)
+                self._demand_good()
             else:
                 yield row, item
 
+    def first_pictures(self, network: FrozenNetwork) -> list[np.ndarray]:
+        """Return the first pictures that can be read, enough for a trial."""
+        files = (self.manifest.file(row) for row in range(len(self.manifest.paths)))
+        items = images.ordered_map(partial(images.read, transform=network.transform), files, self.threads, TRIAL)
+        return [item[0] for item in islice((item for item in items if not isinstance(item, BadImage)), TRIAL)]
 
-def extract(manifest: Manifest, network: FrozenNetwork, folder: Path, batch_size: int, threads: int) -> Extraction:
+    def _demand_good(self) -> None:
+        """End the run where more images are bad than may be."""
+        count, (path, reason) = len(self.manifest.paths), next(iter(self.bad.items()))
+        if len(self.bad) == count:
+            raise PipelineError(f"None of the {count} images can be read; the first is {path!r}: {reason}.")
+        if len(self.bad) > self.max_bad * count:
+            raise PipelineError(
+                f"{len(self.bad)} of the {count} images cannot be read, more than the share of {self.max_bad:g} that "
+                f"--max-bad allows; the first is {path!r}: {reason}. What was computed is kept for the next run."
+            )
+
+
+def take_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
+    """Give a row the code of the image with the same bytes that was computed before."""
+    for writer in writers:
+        assert writer.find(row, digest)
+
+
+def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
     """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
 
     The files appear at the end, all of them complete; a run that does not get there is continued by the next.
     """
-    extraction = Extraction(manifest, batch_size, threads)
-    columns = columns_of(manifest)
+    from pipeline.engine import Engine
+
+    columns = columns_of(extraction.manifest)
     with ExitStack() as stack:
         writers = {
             layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
@@ -117,15 +169,28 @@ def extract(manifest: Manifest, network: FrozenNetwork, folder: Path, batch_size
         lacking = [layer for layer in writers if missing[layer]]
         if lacking:
             rows = sorted(set().union(*missing.values()))
-            extraction.compute(rows, network.only(lacking), [writers[layer] for layer in lacking])
-        if len(extraction.bad) == len(manifest.paths):
-            path, reason = next(iter(extraction.bad.items()))
-            raise PipelineError(
-                f"None of the {len(manifest.paths)} images can be read; the first is {path!r}: {reason}."
-            )
+            engine = Engine(network.only(lacking), extraction.batch_size, len(rows), extraction.compiling)
+            extraction.compute(rows, engine, [writers[layer] for layer in lacking])
+            extraction.notes += engine.notes
         for writer in writers.values():
-            writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()])
-    return extraction
+            writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()], extraction.compress)
+
+
+def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork, folder: Path) -> tuple[str, str]:
+    """Return the precision to compute in, and why.
+
+    "auto" stays with what an earlier run chose, so that its codes are found again, or else tries some images.
+    """
+    from pipeline.engine import choose_precision
+    from pipeline.network import PRECISIONS
+
+    if asked != "auto":
+        return asked, "as asked"
+    for precision in PRECISIONS:
+        specs = {layer: replace(spec, precision=precision) for layer, spec in network.specs.items()}
+        if any(begun(folder / f"{layer}.h5", spec, columns_of(extraction.manifest)) for layer, spec in specs.items()):
+            return precision, "as in an earlier run"
+    return choose_precision(network, extraction.first_pictures(network))
 
 
 def columns_of(manifest: Manifest) -> Columns:
@@ -134,10 +199,10 @@ def columns_of(manifest: Manifest) -> Columns:
     return Columns(paths, manifest.labels, splits, classes)
 
 
-def demand_space(folder: Path, images_count: int, widths: Mapping[str, int]) -> None:
-    """Refuse to start where the codes will not fit on the disk."""
+def demand_space(folder: Path, column_bytes: int, widths: Mapping[str, int]) -> None:
+    """Refuse to start where the codes will not fit on the disk; column_bytes: of one number of all images."""
     folder.mkdir(parents=True, exist_ok=True)
-    needed, free = 4 * images_count * sum(widths.values()), shutil.disk_usage(folder).free
+    needed, free = column_bytes * sum(widths.values()), shutil.disk_usage(folder).free
     begun = sum(512 * path.stat().st_blocks for path in store_of(folder).glob("*.partial"))
     if needed > free + begun:
         raise PipelineError(
@@ -184,9 +249,25 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--relu", choices=("post", "pre"), default="post", help="codes after or before the layer's ReLU"
     )
-    parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the forward pass")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the forward pass; auto takes bf16 (old GPUs: fp16) where a trial shows it right and faster",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
+    parser.add_argument("--batch-size", type=int, default=0, help="images a forward pass; 0: what suits the device")
+    parser.add_argument(
+        "--compile",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="compile the network; auto does where the run is long enough to repay it",
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="what codes are stored as")
+    parser.add_argument("--compress", action="store_true", help="the finished files, with LZF")
+    parser.add_argument(
+        "--max-bad", type=float, default=0.1, metavar="SHARE", help="of bad images beyond which the run fails"
+    )
     parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
     parser.add_argument("--out", type=Path, help="the folder for LAYER.h5 (default: features/DATASET/BACKBONE)")
     parser.add_argument(
@@ -207,28 +288,34 @@ def run(options: argparse.Namespace) -> None:
     if options.list is not None:
         print(listing(options.list or None))
         return
+    experiment.demand_least(options, batch_size=0, threads=1, max_bad=0)
     address = Experiment(options.dataset, options.backbone)
     folder = options.out or address.features
     manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
+    from pipeline.engine import BATCH_SIZES
     from pipeline.network import FrozenNetwork, choose_device
 
     device = choose_device(options.device)
     network = FrozenNetwork(
         options.backbone, options.layer, options.weights, options.pool, framing_of(options), options.relu
     )
-    network = network.to(device)
-    demand_space(folder, len(manifest.paths), network.widths)
+    network = network.to(device).at(dtype=options.dtype)
+    demand_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
+    batch_size = options.batch_size or BATCH_SIZES[network.mean.device.type]
+    extraction = Extraction(manifest, batch_size, options.threads, options.compile, options.max_bad, options.compress)
+    precision, why = settle_precision(options.precision, extraction, network, folder)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
+    print(f"Precision {precision}: {why}")
     with claim(folder):
-        extracted = extract(manifest, network, folder, options.batch_size, options.threads)
-    for image, reason in extracted.bad.items():
-        print(f"Set aside {image!r}: {reason}")
-    count = len(manifest.paths) - len(extracted.bad)
+        extract(extraction, network.at(precision=precision), folder)
+    for line in (*extraction.notes, *(f"Set aside {path!r}: {reason}" for path, reason in extraction.bad.items())):
+        print(line)
+    count = len(manifest.paths) - len(extraction.bad)
     for layer, width in network.widths.items():
-        print(f"{folder / layer}.h5: {count} × {width}, {len(extracted.bad)} images set aside")
+        print(f"{folder / layer}.h5: {count} × {width}, {len(extraction.bad)} images set aside")
     print(
-        f"{extracted.forwarded} images went through the network, the others were there from earlier runs or are copies"
+        f"{extraction.forwarded} images went through the network, the others were there from earlier runs or are copies"
     )
 
 

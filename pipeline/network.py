@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Self
+from dataclasses import asdict, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.fx
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline import backbones, views, weights
@@ -22,6 +24,9 @@ from pipeline.images import Framing
 
 POOLS = "avg, max, flatten, or avgN and maxN for a grid of N×N cells"
 AS_TRAINED = Framing()
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the forward pass computes in, by the name that stands in the spec."""
+
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
 
 
@@ -29,6 +34,8 @@ class FrozenNetwork(nn.Module):
     """A pretrained network in eval mode that gives the codes of one or several layers in one pass.
 
     transform: what its pictures must go through; specs: {layer: CodesSpec}; widths: {layer: numbers an image}.
+    Its batch norms are folded into the convolutions before them, and its maps lie in memory channels last, which
+    changes the codes by no more than rounding.
     """
 
     mean: torch.Tensor
@@ -54,7 +61,9 @@ class FrozenNetwork(nn.Module):
         self.transform, self.relu = framing.of(native), relu
         self.widths = {layer: views.count(framing.views) * width for layer, width in self.widths.items()}
         self.specs = self._specs(name, origin, weights.state_sha256(model))
-        self.graph = cut(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
+        self.precision, self.dtype = "fp32", torch.float32
+        graph = cut(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
+        self.graph = fold(graph).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.transform.std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
@@ -79,26 +88,40 @@ class FrozenNetwork(nn.Module):
         """Return this network, cut once more to give some of its layers; the weights are shared."""
         if list(layers) == list(self.nodes):
             return self
-        fewer = copy.copy(self)
-        fewer.__dict__ = self.__dict__ | {"_modules": dict(self._modules)}
-        fewer.nodes = {layer: self.nodes[layer] for layer in layers}
-        fewer.graph = keep(self.graph, set(fewer.nodes.values()))
-        return fewer
+        nodes = {layer: self.nodes[layer] for layer in layers}
+        return self._with(keep(self.graph, set(nodes.values())), nodes=nodes)
 
-    @torch.inference_mode()
+    def at(self, precision: str = "", dtype: str = "") -> Self:
+        """Return this network with another precision of its forward pass, or another type of its codes."""
+        spec = next(iter(self.specs.values()))
+        precision, dtype = precision or spec.precision, dtype or spec.dtype
+        graph = self.graph
+        if precision != self.precision:
+            graph = copy.deepcopy(graph).to(PRECISIONS[precision]).eval()  # a copied graph is in training mode
+        specs = {layer: replace(spec, precision=precision, dtype=dtype) for layer, spec in self.specs.items()}
+        return self._with(graph, specs=specs, precision=precision, dtype=getattr(torch, dtype))
+
+    def _with(self, graph: torch.fx.GraphModule, **changes: Any) -> Self:
+        other = copy.copy(self)
+        other.__dict__ = self.__dict__ | {"_modules": {**self._modules, "graph": graph}} | changes
+        return other
+
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return {layer: (n, width) float32 codes} of (n, 3, height, width) uint8 pictures on the network's device.
+        """Return {layer: (n, width) codes} of (n, 3, height, width) uint8 pictures on the network's device.
 
         Of (n, n_views, 3, height, width), one view after the other: {layer: (n, n_views × width)}.
         """
         if pictures.ndim == 5:
             found = [self(view) for view in pictures.unbind(1)]
             return {layer: torch.cat([codes[layer] for codes in found], 1) for layer in self.nodes}
-        outputs = self.graph((pictures / 255 - self.mean) / self.std)
-        return {layer: pool_maps(outputs[node], self.pools[layer]) for layer, node in self.nodes.items()}
+        normalised = (pictures / 255 - self.mean) / self.std
+        outputs = self.graph(normalised.to(PRECISIONS[self.precision], memory_format=torch.channels_last))
+        pooled = {layer: pool_maps(outputs[node].float(), self.pools[layer]) for layer, node in self.nodes.items()}
+        return {layer: values.to(self.dtype) for layer, values in pooled.items()}
 
+    @torch.inference_mode()
     def codes(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
-        """Return {layer: (n, width) float32} of (n, 3, crop, crop) uint8 pictures, from and to ordinary memory."""
+        """Return {layer: (n, width)} of (n, 3, crop, crop) uint8 pictures, from and to ordinary memory."""
         outputs = self(torch.from_numpy(pictures).to(self.mean.device))
         return {layer: values.cpu().numpy() for layer, values in outputs.items()}
 
@@ -149,6 +172,22 @@ def relu_layers(name: str) -> list[str]:
         graph = create_feature_extractor(backbone.build().eval(), {node: node for node in nodes.values()})
     output = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     return [layer for layer, node in nodes.items() if _is_relu(graph, output[node])]
+
+
+def fold(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """Merge each batch norm into the convolution before it, unless that is wanted or used by anything else as well."""
+    calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
+    modules = dict(module.named_modules())
+    for node in list(module.graph.nodes):
+        before = node.args[0] if node.op == "call_module" else None
+        if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        (norm, norm_name), (convolution, name) = ((modules[str(it.target)], str(it.target)) for it in (node, before))
+        once = calls[name] == calls[norm_name] == 1
+        if once and isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
+            module.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
+            module.set_submodule(norm_name, nn.Identity())
+    return module
 
 
 def keep(module: torch.fx.GraphModule, nodes: set[str]) -> torch.fx.GraphModule:
@@ -207,6 +246,7 @@ def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     pool = "avg" if spec.pool == "none" else spec.pool
     framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit, spec.views)
     network = FrozenNetwork(spec.backbone, [spec.layer], name, pool, framing, spec.relu)
+    network = network.at(precision=spec.precision, dtype=spec.dtype)
     expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
     if found := differences(network.specs[spec.layer], expected):
         raise PipelineError(

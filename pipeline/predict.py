@@ -23,7 +23,7 @@ from pipeline.images import BadImage
 from pipeline.saved import SavedClassifier
 
 if TYPE_CHECKING:
-    from pipeline.network import FrozenNetwork
+    from pipeline.engine import Engine
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 UNDECODABLE = "surrogateescape"
@@ -47,24 +47,24 @@ class Unread:
 
 
 def predict(
-    classifier: SavedClassifier, network: FrozenNetwork, paths: Iterable[Path], top: int, batch_size: int, threads: int
+    classifier: SavedClassifier, engine: Engine, paths: Iterable[Path], top: int, threads: int
 ) -> Iterator[Prediction | Unread]:
     """Yield what becomes of each image, bad ones ahead of the batch they stand in; a few batches are in memory.
 
     The classes are those that `evaluate` would name: the order is that of the margins.
     """
-    read = partial(images.read, transform=network.transform)
+    read = partial(images.read, transform=engine.network.transform)
     batch: list[tuple[Path, np.ndarray]] = []
-    for path, item in named(read, paths, threads, ahead=2 * batch_size):
+    for path, item in named(read, paths, threads, ahead=2 * engine.batch_size):
         if isinstance(item, BadImage):
             yield Unread(path, str(item))
             continue
         batch.append((path, item[0]))
-        if len(batch) == batch_size:
-            yield from predict_batch(classifier, network, batch, top)
+        if len(batch) >= engine.batch_size:
+            yield from predict_batch(classifier, engine, batch, top)
             batch.clear()
     if batch:
-        yield from predict_batch(classifier, network, batch, top)
+        yield from predict_batch(classifier, engine, batch, top)
 
 
 def named(
@@ -83,10 +83,10 @@ def named(
 
 
 def predict_batch(
-    classifier: SavedClassifier, network: FrozenNetwork, batch: Sequence[tuple[Path, np.ndarray]], top: int
+    classifier: SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, np.ndarray]], top: int
 ) -> Iterator[Prediction]:
     """Yield the predictions of some (path, (3, crop, crop) uint8 picture)."""
-    values = network.codes(np.stack([picture for _, picture in batch]))[classifier.spec.layer]
+    values = engine.codes([picture for _, picture in batch])[classifier.spec.layer].astype(np.float32, copy=False)
     margins = saved.margins(classifier, values)
     shown = saved.probabilities(classifier, values)
     best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
@@ -156,23 +156,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="CSV, or one JSON object a line")
     parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=32, help="images a forward pass")
+    parser.add_argument("--batch-size", type=int, default=0, help="images a forward pass; 0: what suits the device")
     parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Predict what the options name."""
-    for flag in ("top", "batch_size", "threads"):
-        if getattr(options, flag) < 1:
-            raise PipelineError(f"--{flag.replace('_', '-')} must be 1 or more.")
+    experiment.demand_least(options, top=1, batch_size=0, threads=1)
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     classifier = saved.load(options.classifier or address.classifier)
+    from pipeline.engine import Engine
     from pipeline.network import choose_device, rebuild
 
     network = rebuild(classifier.spec, options.weights).to(choose_device(options.device))
+    engine = Engine(network, options.batch_size)
     paths = list_paths(options.images, stdin_lines())
-    results = predict(classifier, network, paths, options.top, options.batch_size, options.threads)
+    results = predict(classifier, engine, paths, options.top, options.threads)
     reconfigure(sys.stdout)
     measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
     try:

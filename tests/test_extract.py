@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -23,6 +23,7 @@ from conftest import ROOT, Outcome, spawn, write_photos
 
 from pipeline import codes, datasets
 from pipeline.codes_writer import store_of
+from pipeline.engine import Codes, Engine
 from pipeline.network import FrozenNetwork
 
 Run = Callable[..., Outcome]
@@ -63,13 +64,13 @@ def test_each_row_is_the_code_of_its_file(run: Run, prepared: Path) -> None:
 def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by the number of images of each forward pass."""
     seen: list[int] = []
-    forward = FrozenNetwork.forward
+    launch = Engine.launch
 
-    def counted(self: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    def counted(self: Engine, pictures: Sequence[np.ndarray]) -> Callable[[], Codes]:
         seen.append(len(pictures))
-        return forward(self, pictures)
+        return launch(self, pictures)
 
-    monkeypatch.setattr(FrozenNetwork, "forward", counted)
+    monkeypatch.setattr(Engine, "launch", counted)
     return seen
 
 
@@ -109,7 +110,9 @@ def test_images_gone_bad_since_prepare_are_set_aside_by_name(run: Run, prepared:
 
 def test_only_bad_images_is_a_mistake(run: Run, prepared: Path, photos: Path) -> None:
     shutil.rmtree(photos)
-    mistake(run("extract", "--dataset", "photos", "--layer", "fc7"), "None of the 36 images")
+    flags = ("--dataset", "photos", "--layer", "fc7")
+    mistake(run("extract", *flags), "4 of the 36 images", "share of 0.1", "--max-bad")
+    mistake(run("extract", *flags, "--max-bad", 1), "None of the 36 images")
     assert not FC7.exists()
 
 
@@ -247,17 +250,17 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from pipeline import extract
-from pipeline.network import FrozenNetwork
+from pipeline import extract, network
+from pipeline.engine import Engine
 
 kills, kinds, longest = int(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
-codes, log = FrozenNetwork.codes, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+launch, log = Engine.launch, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 def counted(self, pictures):
     os.write(log, bytes([len(pictures)]))
-    return codes(self, pictures)
+    return launch(self, pictures)
 
-FrozenNetwork.codes = counted
+Engine.launch = counted
 rng, killed = random.Random(0), 0
 for number in range(kills):
     weights = kinds[number % len(kinds)]
@@ -388,7 +391,8 @@ def test_adding_an_earlier_layer_computes_that_layer_alone(
     assert graphs and all(
         {name.split(".")[0] for name, _ in graph.named_parameters()} == {"features"} for graph in graphs
     )
-    assert max(int(name.split(".")[1]) for name, _ in graphs[0].named_parameters()) == 5, "pool2 follows features.5"
+    last = max(int(name.split(".")[1]) for name, _ in graphs[0].named_parameters())
+    assert last == 4, "pool2 follows features.4, which features.5, its batch norm, is folded into"
 
 
 def test_the_same_bytes_are_computed_once(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

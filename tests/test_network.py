@@ -131,7 +131,16 @@ def test_neighbouring_nodes_asked_together_equal_those_asked_alone(name: str, ne
 def test_what_follows_the_layer_is_not_computed() -> None:
     shallow = frozen("resnet50", "layer2")
     names = {name.split(".")[0] for name, _ in shallow.graph.named_parameters()}
-    assert names == {"conv1", "bn1", "layer1", "layer2"}
+    assert names == {"conv1", "layer1", "layer2"}  # bn1 is folded into conv1
+
+
+def test_batch_norms_are_folded_unless_something_else_needs_what_they_take() -> None:
+    def norms(*nodes: str) -> int:
+        return sum(isinstance(module, nn.BatchNorm2d) for module in frozen("resnet18", *nodes).graph.modules())
+
+    assert norms("layer2") == 0
+    assert norms("conv1", "layer2") == 1
+    assert norms("bn1", "layer2") == 0
 
 
 def test_two_names_of_one_node_give_the_same_codes() -> None:

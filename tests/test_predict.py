@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, Outcome, spawn, write_photos
 
 from pipeline import backbones, datasets, predict, saved
+from pipeline.engine import Engine
 from pipeline.network import rebuild
 
 Run = Callable[..., Outcome]
@@ -63,7 +64,7 @@ def test_all_digits_get_evaluates_predictions(run: Run, project: Path) -> None:
     evaluated = rows_of(Path("reports/digits/tinyvgg/fc7-svm/predictions.csv").read_text(encoding="utf-8"))
     classifier = saved.load(Path("models/digits/tinyvgg/fc7-svm.skops"))
     paths = [path for path, split in zip(manifest.files(), manifest.splits, strict=True) if split == "test"]
-    results = predict.predict(classifier, rebuild(classifier.spec), iter(paths), top=1, batch_size=64, threads=2)
+    results = predict.predict(classifier, Engine(rebuild(classifier.spec), 64), iter(paths), top=1, threads=2)
     found = [result.classes[0] for result in results if isinstance(result, predict.Prediction)]
     assert len(found) == 450 and found == [row["predicted"] for row in evaluated]
 

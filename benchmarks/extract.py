@@ -1,0 +1,217 @@
+"""Time the extraction, from JPEG files to a closed HDF5 file, against its forward pass and against two plain loops."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from pipeline import backbones, images
+from pipeline.codes_writer import CodesWriter
+from pipeline.datasets import Manifest
+from pipeline.engine import BATCH_SIZES, Engine, choose_precision, timed
+from pipeline.extract import Extraction, columns_of
+from pipeline.network import FrozenNetwork, choose_device
+
+SIDE = 2048
+"""Of the square matrices whose product is the roof."""
+
+
+def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
+    """Copy JPEG photos, over and over, each with a tail of its own: the same bytes would be computed but once."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise SystemExit(f"There are no JPEG files below {folder}.")
+    names = [f"{number:06}.jpg" for number in range(count)]
+    for number, (name, path) in enumerate(zip(names, islice(cycle(found), count), strict=True)):
+        (into / name).write_bytes(path.read_bytes() + number.to_bytes(4, "little"))
+    return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",))
+
+
+def gemm(device: torch.device, kind: torch.dtype) -> float:
+    """Return the GFLOP/s of a matrix product."""
+    square = torch.ones(SIDE, SIDE, device=device, dtype=kind)
+    seconds = min(timed(lambda x: {"": x @ x}, square) for _ in range(3))
+    return 2 * SIDE**3 / seconds / 1e9
+
+
+def gflop(network: FrozenNetwork) -> float:
+    """Return what one image costs, a multiplication and an addition counted as two."""
+    size = network.transform.crop
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=network.mean.device))
+    return counter.get_total_flops() / 1e9
+
+
+def forward(engine: Engine) -> float:
+    """Return the images a second of the network alone, on a batch that is there."""
+    size = engine.network.transform.crop
+    batch = torch.randint(256, (engine.batch_size, 3, size, size), dtype=torch.uint8, device=engine.device)
+    with torch.inference_mode():
+        return len(batch) / min(timed(engine.run, batch) for _ in range(2))
+
+
+def end_to_end(manifest: Manifest, engine: Engine, folder: Path) -> float:
+    """Return the images a second from files to a closed HDF5 file; the network is loaded, and compiled if it is."""
+    start = time.perf_counter()
+    extraction = Extraction(manifest, engine.batch_size, images.default_threads())
+    ((layer, spec),) = engine.network.specs.items()
+    with CodesWriter(folder / f"{layer}.h5", spec, engine.network.widths[layer], columns_of(manifest)) as writer:
+        extraction.compute(range(len(manifest.paths)), engine, [writer])
+        writer.commit([])
+    return extraction.forwarded / (time.perf_counter() - start)
+
+
+class Photos(Dataset[torch.Tensor]):
+    """What a plain loop reads: photos opened with Pillow, transformed with torchvision."""
+
+    def __init__(self, paths: Sequence[Path], transform: images.Transform) -> None:
+        self.paths = paths
+        self.steps = transforms.Compose(
+            [
+                transforms.Resize(transform.resize),
+                transforms.CenterCrop(transform.crop),
+                transforms.ToTensor(),
+                transforms.Normalize(transform.mean, transform.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        with Image.open(self.paths[row]) as image:
+            return self.steps(image.convert("RGB"))  # type: ignore[no-any-return]
+
+
+class Hooked:
+    """A whole network in float32 whose hook keeps one module's output in memory, as plain extractors have it."""
+
+    def __init__(self, name: str, node: str, device: torch.device) -> None:
+        self.model, self.device = backbones.load(backbones.get(name), "random")[0].to(device), device
+        self.kept: list[np.ndarray] = []
+        module = self.model.get_submodule("avgpool" if node == "flatten" else node)
+        module.register_forward_hook(lambda module, taken, given: self.kept.append(given.flatten(1).cpu().numpy()))
+
+    @torch.no_grad()
+    def rate(self, batches: Iterator[torch.Tensor]) -> float:
+        """Return the images a second."""
+        start, count = time.perf_counter(), 0
+        for batch in batches:
+            self.model(batch.to(self.device))
+            count += len(batch)
+        self.kept.clear()
+        return count / (time.perf_counter() - start)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the benchmark's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.extract",
+        description=__doc__,
+        epilog="example: python -m benchmarks.extract --images photos --backbone vgg16 --layer fc7",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--images", type=Path, required=True, help="a folder with JPEG photos below it")
+    parser.add_argument("--backbone", default="resnet50", help="with random weights")
+    parser.add_argument("--layer", default="avgpool", help="what is written, and what the plain loops hook")
+    parser.add_argument("--early", default="", help="a layer at which stopping is timed as well, against its FLOPs")
+    parser.add_argument("--count", type=int, default=256, help="photos of an end-to-end run")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turn; medians count")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of ours")
+    parser.add_argument("--compile", choices=("yes", "no"), default="yes", help="ours, before the clock starts")
+    parser.add_argument("--device", default="auto", help="of all")
+    return parser
+
+
+def ready(name: str, layer: str, device: str, precision: str, compiling: str, trial: list[np.ndarray]) -> Engine:
+    """Return an engine that has decided all that it decides."""
+    network = FrozenNetwork(name, [layer], "random", "avg").to(device)
+    chosen = choose_precision(network, trial)[0] if precision == "auto" else precision
+    size = BATCH_SIZES[network.mean.device.type]
+    engine = Engine(network.at(precision=chosen), size, compiling=compiling)
+    engine.codes(list(islice(cycle(trial), size)))
+    engine.compiling = "no"
+    return engine
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the medians of all rates and ratios."""
+    device = choose_device(options.device)
+    (folder / "photos").mkdir()
+    manifest = copy_photos(options.images, options.count, folder / "photos")
+    transform = backbones.native_transform(backbones.get(options.backbone))
+    trial = [images.read(path, transform)[0] for path in manifest.files()[:16]]
+    start = time.perf_counter()
+    engine = ready(options.backbone, options.layer, device, options.precision, options.compile, trial)
+    prepared = time.perf_counter() - start
+    hooked = Hooked(options.backbone, engine.network.nodes[options.layer], engine.device)
+    few = Photos(manifest.files()[: max(32, options.count // 4)], transform)
+    loader: Any = DataLoader(few, batch_size=32, num_workers=os.cpu_count() or 1)
+    measures: dict[str, Callable[[], float]] = {
+        "gemm_fp32_gflops": lambda: gemm(engine.device, torch.float32),
+        "gemm_bf16_gflops": lambda: gemm(engine.device, torch.bfloat16),
+        "forward_ips": lambda: forward(engine),
+        "end_to_end_ips": lambda: end_to_end(manifest, engine, Path(tempfile.mkdtemp(dir=folder))),
+        "serial_ips": lambda: hooked.rate(photo[None] for photo in few),
+        "dataloader_ips": lambda: hooked.rate(iter(loader)),
+    }
+    if options.early:
+        early = ready(options.backbone, options.early, device, engine.network.precision, options.compile, trial)
+        measures["early_ips"] = lambda: forward(early)
+    rounds = [{name: rate() for name, rate in measures.items()} for _ in range(options.rounds)]
+    result: dict[str, Any] = {name: median(rounds, lambda once, name=name: once[name]) for name in measures}
+    for other in ("forward", "serial", "dataloader"):
+        ratio = median(rounds, lambda once, other=other: once["end_to_end_ips"] / once[f"{other}_ips"])
+        result[f"end_to_end_over_{other}"] = ratio
+    cost, precision = gflop(engine.network.at(precision="fp32")), engine.network.precision
+    roof = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
+    result |= {
+        "precision": precision,
+        "forward_over_gemm": median(rounds, lambda once: once["forward_ips"] * cost / once[roof]),
+        "gflop_an_image": cost,
+        "seconds_to_prepare": prepared,
+        "count": options.count,
+        "backbone": options.backbone,
+        "layer": options.layer,
+        "torch": torch.__version__,
+        "device": device,
+        "cores": os.cpu_count(),
+        "notes": engine.notes,
+    }
+    if options.early:
+        result["early_share_of_time"] = median(rounds, lambda once: once["forward_ips"] / once["early_ips"])
+        result["early_share_of_flop"] = gflop(early.network.at(precision="fp32")) / cost
+    return result
+
+
+def median(rounds: list[dict[str, float]], value: Callable[[dict[str, float]], float]) -> float:
+    """Return the median over the rounds, to four digits."""
+    return float(f"{statistics.median(value(once) for once in rounds):.4g}")
+
+
+def main() -> None:
+    """Measure, print a table, and the same as a line of JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(build_parser().parse_args(), Path(folder))
+    for name, value in result.items():
+        print(f"{name:<28} {value}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The engine: a frozen network run as fast as its device allows, in the precision that proves right, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.network import FrozenNetwork
+
+COSINE = 0.999
+"""What each image's code must reach, against fp32, for a lower precision or a compiled network to be taken."""
+
+GAIN = 1.2
+"""How many times as fast as fp32 a lower precision must be."""
+
+COMPILE_PAYS = 240
+"""Seconds that a run must be expected to last before compiling is tried, which takes half a minute or more."""
+
+BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
+
+Codes = dict[str, np.ndarray]
+"""{layer: (n, width) of the dtype that the network's specs name}."""
+
+Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+class Engine:
+    """Runs a frozen network on pictures, from and to ordinary memory.
+
+    batch_size: images a forward pass; it halves when a GPU's memory is exceeded. count: how many images are to be
+    expected; if they take long enough to repay it, the network is compiled. notes: what was decided, and why.
+    """
+
+    def __init__(self, network: FrozenNetwork, batch_size: int = 0, count: int = 0, compiling: str = "auto") -> None:
+        self.network, self.count, self.compiling = network, count, compiling
+        self.device = network.mean.device
+        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        self.run: Forward = network
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self.seconds: list[float] = []
+        self.notes: list[str] = []
+
+    def codes(self, pictures: Sequence[np.ndarray]) -> Codes:
+        """Return the codes of some (3, crop, crop) uint8 pictures."""
+        return self.launch(pictures)()
+
+    @torch.inference_mode()
+    def launch(self, pictures: Sequence[np.ndarray]) -> Callable[[], Codes]:
+        """Start to compute the codes of some pictures; return what waits for them. On the CPU they are done by then."""
+        waiting: list[Callable[[], Codes]] = []
+        start = 0
+        while start < len(pictures):
+            part = pictures[start : start + self.batch_size]
+            try:
+                waiting.append(self._fetch(self._forward(self._carry(part))))
+                start += len(part)
+            except torch.OutOfMemoryError:
+                self._halve()
+        return lambda: join([wait() for wait in waiting])
+
+    def _carry(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return the pictures as one batch on the device; a GPU receives them while it computes the batch before."""
+        rows = [torch.from_numpy(picture) for picture in pictures]
+        if self.copying is None:
+            return torch.stack(rows).to(self.device)
+        pinned = torch.empty((len(rows), *rows[0].shape), dtype=torch.uint8, pin_memory=True)
+        torch.stack(rows, out=pinned)
+        with torch.cuda.stream(self.copying):
+            batch = pinned.to(self.device, non_blocking=True)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copying)
+        batch.record_stream(computing)
+        return batch
+
+    def _forward(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run a batch; the second full one shows how long one takes, the next is where compiling is considered."""
+        if len(batch) < self.batch_size:
+            return self.network(batch)
+        expected = self.seconds[-1] * self.count / len(batch) if len(self.seconds) == 2 else 0
+        if self.compiling == "yes" or (self.compiling == "auto" and expected > COMPILE_PAYS):
+            self._compile(batch)
+        if self.compiling == "no" or len(self.seconds) == 2:
+            return self.run(batch)
+        start = time.perf_counter()
+        outputs = self.run(batch)
+        settle(outputs)
+        self.seconds.append(time.perf_counter() - start)
+        return outputs
+
+    def _fetch(self, outputs: dict[str, torch.Tensor]) -> Callable[[], Codes]:
+        """Return what waits until the codes are in ordinary memory; it does not wait for later batches."""
+        if self.copying is None:
+            codes = {layer: values.cpu().numpy() for layer, values in outputs.items()}
+            return lambda: codes
+        host = {layer: values.to("cpu", non_blocking=True) for layer, values in outputs.items()}  # pinned
+        done = torch.cuda.Event()
+        done.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> Codes:
+            done.synchronize()
+            return {layer: values.numpy() for layer, values in host.items()}
+
+        return wait
+
+    def _halve(self) -> None:
+        if self.batch_size == 1:
+            raise PipelineError(
+                f"The memory of {self.device} does not suffice for one image. Choose another --device or --backbone."
+            )
+        self.batch_size //= 2
+        self.run, self.compiling = self.network, "no"
+        torch.cuda.empty_cache()
+        self.notes.append(f"Out of memory on {self.device}: {self.batch_size} images a forward pass from there on")
+
+    def _compile(self, batch: torch.Tensor) -> None:
+        """Compile the network for batches of this size, and keep that if its codes are right and come faster."""
+        forced, self.compiling = self.compiling == "yes", "no"
+        compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
+        try:
+            start = time.perf_counter()
+            cosine = lowest_cosine(compiled(batch), self.network(batch))
+            spent = time.perf_counter() - start
+            gain = timed(self.network, batch) / timed(compiled, batch)
+        except Exception as error:  # a compiler has many ways to fail; the network runs without it, and that is said
+            if forced:
+                raise PipelineError(
+                    f"The network cannot be compiled ({first_line(error)}). Leave out --compile."
+                ) from error
+            self.notes.append(f"Not compiled: {first_line(error)}")
+            return
+        if cosine >= COSINE and (gain > 1 or forced):
+            self.run = compiled
+        self.notes.append(
+            f"{'Not compiled' if self.run is self.network else 'Compiled'}: it is {gain:.2f} times as fast, "
+            f"its codes' cosine ≥ {cosine:.6f}, after {spent:.0f} s"
+        )
+
+
+def timed(run: Forward, batch: torch.Tensor) -> float:
+    """Return the seconds that a forward pass takes, the second of two."""
+    for _ in range(2):
+        start = time.perf_counter()
+        settle(run(batch))
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def settle(outputs: dict[str, torch.Tensor]) -> None:
+    """Wait until the device has computed some outputs."""
+    for values in outputs.values():
+        values[0, 0].item()
+
+
+def lowest_cosine(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Return the lowest cosine between two codes of one image, over images and layers; -1 if any is not finite."""
+    cosines = [
+        torch.cosine_similarity(found[layer].double(), expected[layer].double(), eps=1e-30) for layer in expected
+    ]
+    return float(torch.stack(cosines).nan_to_num(-1.0, -1.0, -1.0).min())
+
+
+def join(parts: Sequence[Codes]) -> Codes:
+    """Put the codes of several parts of a batch together."""
+    return (
+        parts[0] if len(parts) == 1 else {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's first line, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def low_precision(device: torch.device) -> str:
+    """Return the lower precision that comes into question on a device: bf16, or fp16 on GPUs too old for that."""
+    return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
+
+
+@torch.inference_mode()
+def choose_precision(network: FrozenNetwork, pictures: Sequence[np.ndarray]) -> tuple[str, str]:
+    """Return the precision to compute in, and why, from a trial on some of the images.
+
+    A lower one is taken if each of their codes keeps a cosine of 0.999 to its fp32, and if it is 1.2 times as fast.
+    """
+    device = network.mean.device
+    low = low_precision(device)
+    from pipeline.network import PRECISIONS
+
+    if (gain := matrix_gain(device, PRECISIONS[low])) < GAIN:
+        return "fp32", f"{low} multiplies matrices {gain:.2f} times as fast here"
+    batch = torch.from_numpy(np.stack(pictures)).to(device)
+    lower = network.at(precision=low)
+    found = lowest_cosine(lower(batch), network(batch))
+    gain = timed(network, batch) / timed(lower, batch)
+    choice = low if found >= COSINE and gain >= GAIN else "fp32"
+    return choice, f"{low} is {gain:.2f} times as fast, its cosine to fp32 ≥ {found:.5f}"
+
+
+def matrix_gain(device: torch.device, kind: torch.dtype) -> float:
+    """Return how many times as fast as in float32 a device multiplies matrices of a type."""
+    full = torch.ones(1024, 1024, device=device)
+    low = full.to(kind)
+    return timed(lambda x: {"": x @ x}, full) / timed(lambda x: {"": x @ x}, low)
