@@ -405,3 +405,49 @@ def test_the_same_bytes_are_computed_once(run: Run, photos: Path, monkeypatch: p
     found = codes.read(FC7, {})
     same = [row for row, digest in enumerate(found.digests) if digest == found.digests[0]]
     assert len({found.values[row].tobytes() for row in same}) == 1 and len(found.paths) == 48
+
+
+def test_codes_may_be_stored_in_half_the_bytes(run: Run, prepared: Path) -> None:
+    flags = ("--dataset", "photos", "--layer", "fc7")
+    run("extract", *flags)
+    whole = codes.read(FC7, {"dtype": "float32"}).values
+    size = FC7.stat().st_size
+    assert run("extract", *flags, "--dtype", "float16").code == 0
+    half = codes.read(FC7, {"dtype": "float16"}).values
+    assert half.dtype == np.float32 and FC7.stat().st_size < 0.6 * size
+    np.testing.assert_array_equal(half, whole.astype(np.float16).astype(np.float32))
+    assert run("verify", FC7).code == 0
+
+
+def test_compressed_files_read_the_same_and_feed_later_runs(run: Run, prepared: Path, photos: Path) -> None:
+    flags = ("--dataset", "photos", "--layer", "pool3", "--pool", "flatten")
+    pool3 = FC7.with_name("pool3.h5")
+    run("extract", *flags)
+    plain, size = codes.read(pool3, {}), pool3.stat().st_size
+    packed = run("extract", *flags, "--compress")
+    assert packed.code == 0 and "\n0 images went" in packed.out
+    assert pool3.stat().st_size < 0.8 * size
+    assert [path.suffix for path in store_of(pool3.parent).iterdir()] == [".h5"]
+    found = codes.read(pool3, {})
+    np.testing.assert_array_equal(found.values, plain.values)
+    assert run("verify", pool3).code == 0
+    (photos / "red" / "00.png").unlink()
+    run("prepare", "--dataset", photos)
+    fewer = run("extract", *flags, "--compress")
+    assert fewer.code == 0 and "\n0 images went" in fewer.out and len(codes.read(pool3, {}).values) == 35
+
+
+def test_too_large_for_float16_is_an_error(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = FrozenNetwork.forward
+
+    def larger(self: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {layer: (1e5 * values.float()).to(self.dtype) for layer, values in forward(self, pictures).items()}
+
+    monkeypatch.setattr(FrozenNetwork, "forward", larger)
+    outcome = run("extract", "--dataset", "photos", "--layer", "fc7", "--dtype", "float16")
+    mistake(outcome, "not finite", "float16", "--dtype float32")
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--threads", "--max-bad"])
+def test_numbers_below_the_least(run: Run, prepared: Path, flag: str) -> None:
+    mistake(run("extract", "--dataset", "photos", flag, -1), flag, "or more")
