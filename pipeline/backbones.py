@@ -178,6 +178,12 @@ def in_order(backbone: Backbone, layers: Iterable[str]) -> list[str]:
     return sorted(layers, key=lambda layer: places[friendly.get(layer, layer)])
 
 
+def layers(backbone: Backbone) -> dict[str, str]:
+    """Return {layer: node} of a backbone's friendly names, from the input on; {} where it has none."""
+    friendly = _nodes_and_layers(backbone)[1]
+    return {layer: friendly[layer] for layer in in_order(backbone, friendly)}
+
+
 def layer_shapes(backbone: Backbone) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return {layer: (node, shape for one image)} of all of a backbone's layers, without making its weights."""
     nodes, friendly = _nodes_and_layers(backbone)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.errors import PipelineError
@@ -32,6 +33,14 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise PipelineError(f"{path} holds no state dict. Save one with torch.save(model.state_dict(), …).")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, with `facts` in its metadata, beside `path`, and move it in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, dict(facts))
+    partial.replace(path)
 
 
 def _first_line(error: Exception) -> str:
@@ -76,8 +85,13 @@ def fetch(url: str) -> Path:
 
 def state_sha256(model: nn.Module) -> str:
     """Return the SHA-256 of a network's parameters and buffers: names, types, shapes and values."""
+    return digest_of(model.state_dict())
+
+
+def digest_of(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a state dict: names, types, shapes and values."""
     total = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(state.items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        total.update(value.contiguous().numpy())
+        total.update(value.contiguous().numpy().data)
     return total.hexdigest()
