@@ -39,6 +39,10 @@ class Head(nn.Module):
         """Return a head that gives the margins of a trained linear classifier of codes."""
         weight, bias = _linear(classifier)
         scaler = classifier.pipeline[0]
+        if type(scaler) not in (Normalizer, StandardScaler):
+            raise PipelineError(
+                f"Codes normalised by {type(scaler).__name__} have no head to go with. Take l2 or standard in the grid."
+            )
         if isinstance(scaler, StandardScaler):
             weight = weight / scaler.scale_
             bias = bias - weight @ scaler.mean_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 
 from pipeline import backbones, network
 from pipeline.backbones import Backbone
-from pipeline.codes import CodesSpec
+from pipeline.codes import CodesSpec, differences
 from pipeline.errors import PipelineError
 from pipeline.heads import Head
 from pipeline.recipes import Recipe
@@ -34,13 +35,18 @@ class TunableNetwork(nn.Module):
         super().__init__()
         backbone = backbones.get(spec.backbone)
         model, self.transform = backbones.load(backbone, origin or spec.weights)
+        if found := differences(spec, {**asdict(self.transform), "relu": "post"}):
+            raise PipelineError(
+                f"Fine-tuning shows a network what its weights were made for, one view after the ReLU, but in the "
+                f"codes {'; '.join(found)}. Extract and classify without these options first."
+            )
         self.whole = {name: value.clone() for name, value in model.state_dict().items()}
         nodes = layers_until(backbone, spec.layer)
         start = {} if unfreeze in ("none", "all") else backbones.find_nodes(backbone, [unfreeze])
         demand_before(backbone, unfreeze, spec.layer)
         every = network.cut(model, {*nodes.values(), *start.values()})
         self.node, self.pool = spec.node, spec.pool
-        self.graph = network.keep(every, {spec.node})
+        self.graph = network.keep(every, {spec.node}).to(memory_format=torch.channels_last)  # faster on all devices
         self.layers = dict(_steps(every, nodes))
         self.frozen = _before(every, nodes, unfreeze, start)
         self.head = head
@@ -73,6 +79,7 @@ class TunableNetwork(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return (n, classes) scores of (n, 3, side, side) uint8 pictures on the network's device."""
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
         output = self.graph((pictures / 255 - self.mean) / self.std)[self.node]
         return self.head(network.pool_maps(output, self.pool))
 

@@ -194,6 +194,14 @@ def test_names_and_data_that_are_not_there(trained: Run) -> None:
     mistake(trained("finetune", *ADDRESS[:4], "--model", "knn"), "not linear", "--head random")
 
 
+def test_codes_that_no_head_can_read(trained: Run) -> None:
+    trained("classify", *ADDRESS, "--folds", 2, "--grid", "{sqrt: {C: [1]}}")
+    mistake(trained("finetune", *ADDRESS, *QUICK), "SignedRoot", "l2 or standard")
+    trained("extract", "--dataset", "photos", "--layer", "fc7", "--views", "flips")
+    trained("classify", *ADDRESS, "--folds", 2, "--grid", "{l2: {C: [1]}}")
+    mistake(trained("finetune", *ADDRESS, *QUICK), "views is 'flips', not 'one'", "without these options")
+
+
 def test_no_validation_data_and_classes_without_any(run: Run, tmp_path: Path) -> None:
     prepare_photos(run, tmp_path, "--test", 0.25)
     for share in (0, 1, -0.5):
