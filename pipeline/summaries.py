@@ -19,6 +19,7 @@ import yaml
 from pipeline import charts, datasets, experiment, galleries, outcomes, studies
 from pipeline.charts import Point
 from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
 from pipeline.galleries import Gallery
 from pipeline.studies import Study
 from pipeline.thumbnails import Album
@@ -42,6 +43,7 @@ def summarise(folder: Path, rows: Sequence[Row], budget: int) -> dict[str, Any]:
         "datasets": found,
         "experiments": every,
         "layers": layer_charts(rows),
+        "training": [chart for row in rows for chart in training_charts(folder, row)],
         "images": _images(album, found),
         "thumbs": small,
         "thumbs_total": len(album.pictures),
@@ -147,6 +149,36 @@ def layer_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
             title = f"{dataset}, {backbone}"
             result.append(charts.chart(series, list(enumerate(layers)), (title, "layer", "top-1 accuracy")))
     return result
+
+
+def training_charts(folder: Path, row: Row) -> list[dict[str, Any]]:
+    """Return the charts of loss and accuracy against epochs of a fine-tuned network; of another experiment, none."""
+    address = Experiment(*(row[word] for word in studies.WORDS))
+    path = folder / address.report.relative_to("reports") / "epochs.csv"
+    if not path.exists():
+        return []
+    epochs = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    ticks = [(float(number), str(number)) for number in range(0, len(epochs), max(1, len(epochs) // 6))]
+    if len(epochs) < 2:
+        return []
+    ticks += [] if ticks[-1][0] == len(epochs) - 1 else [(float(len(epochs) - 1), str(len(epochs) - 1))]
+    name = f"{address.name}/{address.backbone}/{address.layer}-{address.model}"
+    return [
+        charts.chart(
+            {
+                split: _epoch_points(epochs, f"{part}_{measure}")
+                for split, part in (("training", "train"), ("validation", "val"))
+            },
+            ticks,
+            (name, "epoch", measure),
+        )
+        for measure in ("loss", "accuracy")
+    ]
+
+
+def _epoch_points(epochs: Sequence[Mapping[str, str]], column: str) -> list[Point]:
+    values = [(int(row["epoch"]), float(row[column])) for row in epochs if row[column]]
+    return [Point(epoch, value, value, value, f"epoch {epoch}: {value:.4f}", radius=2) for epoch, value in values]
 
 
 def _layer_points(rows: Sequence[Row], model: str, layers: Sequence[str]) -> list[Point]:

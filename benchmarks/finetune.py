@@ -1,0 +1,139 @@
+"""Time our training loop against the plain loop of PyTorch's tutorial, by turns in one run, from JPEG files on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from pipeline import datasets, images, recipes, starts
+from pipeline.training import Trainer, Work, choose_precision
+from pipeline.tunable import TunableNetwork
+
+CLASSES = 2
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """Write made-up JPEG files of 500 × 375 pixels, smooth with some noise, as photographs compress."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        path = folder / f"class{number % CLASSES}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375))
+        noisy = np.asarray(smooth, np.int16) + rng.integers(-12, 13, (375, 500, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    return folder
+
+
+def tutorial(folder: Path, backbone: str, batch: int, device: str, workers: int) -> Callable[[], Iterator[int]]:
+    """Return an epoch of the tutorial: torchvision's transforms in a DataLoader, float32, NCHW, SGD with momentum."""
+    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    dataset = ImageFolder(str(folder), transforms.Compose([*steps, normalise]))
+    loader = DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=workers)
+    model = torchvision.models.get_model(backbone, weights=None, num_classes=CLASSES).to(device).train()
+    optimiser, criterion = torch.optim.SGD(model.parameters(), lr=0.001, momentum=0.9), nn.CrossEntropyLoss()
+
+    def epoch() -> Iterator[int]:
+        for inputs, labels in loader:
+            inputs, labels = inputs.to(device), labels.to(device)
+            optimiser.zero_grad()
+            outputs = model(inputs)
+            loss = criterion(outputs, labels)
+            loss.backward()
+            optimiser.step()
+            loss.item()
+            yield len(labels)
+
+    return epoch
+
+
+def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name: str) -> Callable[[], Iterator[int]]:
+    """Return an epoch of our loop with a recipe: the same images, batches, augmentation and steps, all layers."""
+    listed = [datasets.Listed(image.path, image.label, "train") for image in datasets.list_folder(folder)]
+    with tempfile.TemporaryDirectory() as made:
+        datasets.write_manifest(Path(made), listed)
+        manifest = datasets.read_manifest(Path(made))
+    rows = np.arange(len(manifest.paths))
+    recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})
+    start = starts.anew(backbone, layer, "random", "avg", CLASSES, 0.0, 0)
+    work = Work(device, images.default_threads(), choose_precision("auto", device))
+    network = TunableNetwork(start.spec, start.head, "all").to(device)
+    trainer = Trainer(network, recipe, starts.Data(manifest, rows, rows[:1]), 0, work)
+
+    def epoch() -> Iterator[int]:
+        trainer.epoch, trainer.step = trainer.epoch + 1, 0
+        before = trainer.sums[2]
+        trainer._train()
+        yield int(trainer.sums[2] - before)
+
+    return epoch
+
+
+def main() -> None:
+    """Time the loops by turns; print a table, and JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=Path, help="a folder of classes (default: made-up photographs)")
+    parser.add_argument("--count", type=int, default=96, help="made-up photographs")
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--layer", default="avgpool")
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 32], help="images a step; the tutorial's is 4")
+    parser.add_argument("--workers", type=int, default=4, help="of the tutorial's DataLoader, which has 4")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        print(json.dumps(compare(options, options.images or write_photos(Path(made), options.count))))
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """Return images a second of each loop, the median over rounds, and the ratios."""
+    loops = {
+        f"tutorial, batch {n}": tutorial(folder, options.backbone, n, options.device, options.workers)
+        for n in options.batch
+    }
+    for name in ("tutorial", "modern"):
+        for n in options.batch:
+            loops[f"ours ({name}), batch {n}"] = ours(folder, options.backbone, options.layer, n, options.device, name)
+    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(options.rounds + 1):
+        for name, epoch in loops.items():
+            start = time.perf_counter()
+            seen = sum(epoch())
+            if turn:  # the first one warms up
+                speeds[name].append(seen / (time.perf_counter() - start))
+    found = {name: round(median(some), 2) for name, some in speeds.items()}
+    for name, speed in found.items():
+        print(f"{name:28}{speed:8.2f} images/s, {min(speeds[name]):.2f}–{max(speeds[name]):.2f}", flush=True)
+    plain = {n: found[f"tutorial, batch {n}"] for n in options.batch}
+    ratios = {
+        f"{name}_{n}": round(found[f"ours ({name}), batch {n}"] / plain[n], 3)
+        for name in ("tutorial", "modern")
+        for n in options.batch
+    }
+    best = max(value for name, value in found.items() if name.startswith("ours"))
+    return {
+        "device": options.device,
+        "cores": os.cpu_count(),
+        "images_per_second": found,
+        "ratio_at_the_same_batch": ratios,
+        "modern_over_the_tutorials_batch": round(best / plain[options.batch[0]], 3),
+    }
+
+
+if __name__ == "__main__":
+    main()
