@@ -24,7 +24,7 @@ from pipeline import backbones, images
 from pipeline.codes_writer import CodesWriter
 from pipeline.datasets import Manifest
 from pipeline.engine import BATCH_SIZES, Engine, choose_precision, timed
-from pipeline.extract import Extraction, columns_of
+from pipeline.extraction import Extraction, columns_of
 from pipeline.network import FrozenNetwork, choose_device
 
 SIDE = 2048

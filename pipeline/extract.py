@@ -5,151 +5,23 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pipeline import datasets, errors, experiment, images
-from pipeline.codes import encoded
-from pipeline.codes_writer import CodesWriter, Columns, begun, claim, store_of
-from pipeline.datasets import Manifest
+from pipeline.codes_writer import CodesWriter, begun, claim, store_of
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
-from pipeline.images import BadImage, Framing
+from pipeline.extraction import Extraction, columns_of
+from pipeline.images import Framing
 
 if TYPE_CHECKING:
-    from pipeline.engine import Codes, Engine
     from pipeline.network import FrozenNetwork
 
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
-
-TRIAL = 16
-"""Images on which a lower precision is tried."""
-
-Item = TypeVar("Item")
-
-Batch = dict[str, tuple[np.ndarray, list[int]]]
-"""{digest: (picture, the rows of the dataset that have it)}."""
-
-
-@dataclass
-class Extraction:
-    """One run over a dataset, and what becomes of it.
-
-    batch_size: images that go through the network and are committed together; threads: that decode; compiling: "auto",
-    "yes" or "no"; max_bad: the share of bad images beyond which the run ends; compress: the finished files.
-    forwarded: how many images went through the network; bad: {path: reason}; notes: what the engine decided, and why.
-    """
-
-    manifest: Manifest
-    batch_size: int
-    threads: int
-    compiling: str = "auto"
-    max_bad: float = 1.0
-    compress: bool = False
-    forwarded: int = 0
-    bad: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def find_missing(self, writers: Mapping[str, CodesWriter]) -> dict[str, list[int]]:
-        """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
-        every = range(len(self.manifest.paths))
-        if all(writer.fresh for writer in writers.values()):
-            return {layer: list(every) for layer in writers}
-        missing: dict[str, list[int]] = {layer: [] for layer in writers}
-        for row, digest in self._each(every, images.read_digest, "comparing"):
-            for layer, writer in writers.items():
-                if not writer.find(row, digest):
-                    missing[layer].append(row)
-        for writer in writers.values():
-            writer.settle()
-        return missing
-
-    def compute(self, rows: Sequence[int], engine: Engine, writers: Sequence[CodesWriter]) -> None:
-        """Run the images of some rows through the network in batches, and commit each; the same bytes run once.
-
-        Writing has a thread of its own. Beside a GPU, which computes on by itself, one batch may wait to be written.
-        """
-        seen: set[str] = set()
-        batch: Batch = {}
-        pending: deque[Future[None]] = deque()
-        waiting = 0 if engine.device.type == "cpu" else 1
-        read = partial(images.read, transform=engine.network.transform)
-        with ThreadPoolExecutor(1) as writing:
-            for row, (picture, digest) in self._each(rows, read, "extracting"):
-                if digest in seen:
-                    pending.append(writing.submit(take_copy, writers, row, digest))
-                else:
-                    batch.setdefault(digest, (picture, []))[1].append(row)
-                if len(batch) == self.batch_size:
-                    pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
-                    seen |= set(batch)
-                    batch = {}
-                while len(pending) > waiting:
-                    pending.popleft().result()
-            if batch:
-                pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
-            while pending:
-                pending.popleft().result()
-        for writer in writers:
-            writer.settle()
-
-    def _launch(self, batch: Batch, engine: Engine) -> Callable[[], Codes]:
-        self.forwarded += len(batch)
-        return engine.launch([picture for picture, _ in batch.values()])
-
-    def _commit(self, batch: Batch, wait: Callable[[], Codes], writers: Sequence[CodesWriter]) -> None:
-        """Wait for the codes of a batch and write them to all of its rows."""
-        outputs = wait()
-        places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
-        rows, order, digests = zip(*sorted(places), strict=True)
-        for writer in writers:
-            writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
-            writer.settle()
-
-    def _each(self, rows: Sequence[int], read: Callable[[Path], Item], doing: str) -> Iterator[tuple[int, Item]]:
-        """Yield (row, what `read` gives of its file), in order, and note the bad images."""
-        from tqdm import tqdm
-
-        files = (self.manifest.file(row) for row in rows)
-        items = images.ordered_map(read, files, self.threads, ahead=max(2 * self.batch_size, 16 * self.threads))
-        for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
-            if isinstance(item, BadImage):
-                self.bad[self.manifest.paths[row]] = str(item)
-                self._demand_good()
-            else:
-                yield row, item
-
-    def first_pictures(self, network: FrozenNetwork) -> list[np.ndarray]:
-        """Return the first pictures that can be read, enough for a trial."""
-        files = (self.manifest.file(row) for row in range(len(self.manifest.paths)))
-        items = images.ordered_map(partial(images.read, transform=network.transform), files, self.threads, TRIAL)
-        return [item[0] for item in islice((item for item in items if not isinstance(item, BadImage)), TRIAL)]
-
-    def _demand_good(self) -> None:
-        """End the run where more images are bad than may be."""
-        count, (path, reason) = len(self.manifest.paths), next(iter(self.bad.items()))
-        if len(self.bad) == count:
-            raise PipelineError(f"None of the {count} images can be read; the first is {path!r}: {reason}.")
-        if len(self.bad) > self.max_bad * count:
-            raise PipelineError(
-                f"{len(self.bad)} of the {count} images cannot be read, more than the share of {self.max_bad:g} that "
-                f"--max-bad allows; the first is {path!r}: {reason}. What was computed is kept for the next run."
-            )
-
-
-def take_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
-    """Give a row the code of the image with the same bytes that was computed before."""
-    for writer in writers:
-        assert writer.find(row, digest)
 
 
 def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
@@ -191,12 +63,6 @@ def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork,
         if any(begun(folder / f"{layer}.h5", spec, columns_of(extraction.manifest)) for layer, spec in specs.items()):
             return precision, "as in an earlier run"
     return choose_precision(network, extraction.first_pictures(network))
-
-
-def columns_of(manifest: Manifest) -> Columns:
-    """Return what stands beside the codes, as HDF5 keeps it."""
-    paths, splits, classes = (encoded(column) for column in (manifest.paths, manifest.splits, manifest.classes))
-    return Columns(paths, manifest.labels, splits, classes)
 
 
 def demand_space(folder: Path, column_bytes: int, widths: Mapping[str, int]) -> None:
