@@ -9,7 +9,9 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torchvision import transforms
 from pipeline import backbones, images
 from pipeline.codes_writer import CodesWriter
 from pipeline.datasets import Manifest
-from pipeline.engine import BATCH_SIZES, Engine, choose_precision, timed
+from pipeline.engine import Engine, choose_precision, timed
 from pipeline.extraction import Extraction, columns_of
 from pipeline.network import FrozenNetwork, choose_device
 
@@ -51,10 +53,19 @@ def gemm(device: torch.device, kind: torch.dtype) -> float:
 
 def gflop(network: FrozenNetwork) -> float:
     """Return what one image costs, a multiplication and an addition counted as two."""
+    network = network.at(precision="fp32")
     size = network.transform.crop
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=network.mean.device))
     return counter.get_total_flops() / 1e9
+
+
+def decoding(manifest: Manifest, transform: images.Transform) -> float:
+    """Return the images a second of decoding alone, in as many threads as there are cores."""
+    start, threads = time.perf_counter(), images.default_threads()
+    read = partial(images.read, transform=transform)
+    count = sum(1 for _ in images.ordered_map(read, manifest.files(), threads, ahead=16 * threads))
+    return count / (time.perf_counter() - start)
 
 
 def forward(engine: Engine) -> float:
@@ -138,76 +149,85 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ready(name: str, layer: str, device: str, precision: str, compiling: str, trial: list[np.ndarray]) -> Engine:
-    """Return an engine that has decided all that it decides."""
-    network = FrozenNetwork(name, [layer], "random", "avg").to(device)
-    chosen = choose_precision(network, trial)[0] if precision == "auto" else precision
-    size = BATCH_SIZES[network.mean.device.type]
-    engine = Engine(network.at(precision=chosen), size, compiling=compiling)
-    engine.codes(list(islice(cycle(trial), size)))
-    engine.compiling = "no"
-    return engine
+class Contest:
+    """All that is measured, on one device, with one set of photos in a folder of its own."""
 
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options, self.folder, self.device = options, folder, choose_device(options.device)
+        (folder / "photos").mkdir()
+        self.manifest = copy_photos(options.images, options.count, folder / "photos")
+        self.transform = backbones.native_transform(backbones.get(options.backbone))
+        self.trial = [images.read(path, self.transform)[0] for path in self.manifest.files()[:16]]
+        start = time.perf_counter()
+        self.engine = self.ready(options.layer, options.precision)
+        self.prepared = time.perf_counter() - start
+        self.early = self.ready(options.early, self.engine.network.precision) if options.early else None
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the medians of all rates and ratios."""
-    device = choose_device(options.device)
-    (folder / "photos").mkdir()
-    manifest = copy_photos(options.images, options.count, folder / "photos")
-    transform = backbones.native_transform(backbones.get(options.backbone))
-    trial = [images.read(path, transform)[0] for path in manifest.files()[:16]]
-    start = time.perf_counter()
-    engine = ready(options.backbone, options.layer, device, options.precision, options.compile, trial)
-    prepared = time.perf_counter() - start
-    hooked = Hooked(options.backbone, engine.network.nodes[options.layer], engine.device)
-    few = Photos(manifest.files()[: max(32, options.count // 4)], transform)
-    loader: Any = DataLoader(few, batch_size=32, num_workers=os.cpu_count() or 1)
-    measures: dict[str, Callable[[], float]] = {
-        "gemm_fp32_gflops": lambda: gemm(engine.device, torch.float32),
-        "gemm_bf16_gflops": lambda: gemm(engine.device, torch.bfloat16),
-        "forward_ips": lambda: forward(engine),
-        "end_to_end_ips": lambda: end_to_end(manifest, engine, Path(tempfile.mkdtemp(dir=folder))),
-        "serial_ips": lambda: hooked.rate(photo[None] for photo in few),
-        "dataloader_ips": lambda: hooked.rate(iter(loader)),
-    }
-    if options.early:
-        early = ready(options.backbone, options.early, device, engine.network.precision, options.compile, trial)
-        measures["early_ips"] = lambda: forward(early)
-    rounds = [{name: rate() for name, rate in measures.items()} for _ in range(options.rounds)]
-    result: dict[str, Any] = {name: median(rounds, lambda once, name=name: once[name]) for name in measures}
-    for other in ("forward", "serial", "dataloader"):
-        ratio = median(rounds, lambda once, other=other: once["end_to_end_ips"] / once[f"{other}_ips"])
-        result[f"end_to_end_over_{other}"] = ratio
-    cost, precision = gflop(engine.network.at(precision="fp32")), engine.network.precision
-    roof = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
-    result |= {
-        "precision": precision,
-        "forward_over_gemm": median(rounds, lambda once: once["forward_ips"] * cost / once[roof]),
-        "gflop_an_image": cost,
-        "seconds_to_prepare": prepared,
-        "count": options.count,
-        "backbone": options.backbone,
-        "layer": options.layer,
-        "torch": torch.__version__,
-        "device": device,
-        "cores": os.cpu_count(),
-        "notes": engine.notes,
-    }
-    if options.early:
-        result["early_share_of_time"] = median(rounds, lambda once: once["forward_ips"] / once["early_ips"])
-        result["early_share_of_flop"] = gflop(early.network.at(precision="fp32")) / cost
-    return result
+    def ready(self, layer: str, precision: str) -> Engine:
+        """Return an engine that has decided all that it decides."""
+        network = FrozenNetwork(self.options.backbone, [layer], "random", "avg").to(self.device)
+        chosen = choose_precision(network, self.trial)[0] if precision == "auto" else precision
+        engine = Engine(network.at(precision=chosen), compiling=self.options.compile)
+        engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
+        engine.compiling = "no"
+        return engine
 
+    def measures(self) -> dict[str, Callable[[], float]]:
+        """Return what is measured in turn, by its key in the JSON."""
+        hooked = Hooked(self.options.backbone, self.engine.network.nodes[self.options.layer], self.engine.device)
+        few = Photos(self.manifest.files()[: max(32, self.options.count // 4)], self.transform)
+        loader: Any = DataLoader(few, batch_size=32, num_workers=os.cpu_count() or 1)
+        early = {"early_ips": partial(forward, self.early)} if self.early else {}
+        return {
+            "gemm_fp32_gflops": lambda: gemm(self.engine.device, torch.float32),
+            "gemm_bf16_gflops": lambda: gemm(self.engine.device, torch.bfloat16),
+            "decode_ips": lambda: decoding(self.manifest, self.transform),
+            "forward_ips": lambda: forward(self.engine),
+            "end_to_end_ips": lambda: end_to_end(self.manifest, self.engine, Path(tempfile.mkdtemp(dir=self.folder))),
+            "serial_ips": lambda: hooked.rate(photo[None] for photo in few),
+            "dataloader_ips": lambda: hooked.rate(iter(loader)),
+            **early,
+        }
 
-def median(rounds: list[dict[str, float]], value: Callable[[dict[str, float]], float]) -> float:
-    """Return the median over the rounds, to four digits."""
-    return float(f"{statistics.median(value(once) for once in rounds):.4g}")
+    def result(self) -> dict[str, Any]:
+        """Return the medians over the rounds, of rates and of their ratios within a round."""
+        measures = self.measures()
+        rounds = [{name: rate() for name, rate in measures.items()} for _ in range(self.options.rounds)]
+        cost, precision = gflop(self.engine.network), self.engine.network.precision
+        roof = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
+        ratios: dict[str, Callable[[dict[str, float]], float]] = {
+            **{name: itemgetter(name) for name in measures},
+            "end_to_end_over_forward": lambda once: once["end_to_end_ips"] / once["forward_ips"],
+            "end_to_end_over_serial": lambda once: once["end_to_end_ips"] / once["serial_ips"],
+            "end_to_end_over_dataloader": lambda once: once["end_to_end_ips"] / once["dataloader_ips"],
+            "end_to_end_over_roof": lambda once: once["end_to_end_ips"] / min(once["forward_ips"], once["decode_ips"]),
+            "forward_over_gemm": lambda once: once["forward_ips"] * cost / once[roof],
+        }
+        if self.early:
+            ratios["early_share_of_time"] = lambda once: once["forward_ips"] / once["early_ips"]
+        found = {name: statistics.median(map(ratio, rounds)) for name, ratio in ratios.items()}
+        if self.early:
+            found["early_share_of_flop"] = gflop(self.early.network) / cost
+        return {name: float(f"{value:.4g}") for name, value in found.items()} | self.facts(cost)
+
+    def facts(self, cost: float) -> dict[str, Any]:
+        """Return what the figures are of."""
+        kept = {name: getattr(self.options, name) for name in ("backbone", "layer", "early", "count", "rounds")}
+        return kept | {
+            "precision": self.engine.network.precision,
+            "notes": self.engine.notes,
+            "gflop_an_image": round(cost, 3),
+            "seconds_to_prepare": round(self.prepared, 1),
+            "device": self.device,
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        }
 
 
 def main() -> None:
     """Measure, print a table, and the same as a line of JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(build_parser().parse_args(), Path(folder))
+        result = Contest(build_parser().parse_args(), Path(folder)).result()
     for name, value in result.items():
         print(f"{name:<28} {value}")
     print(json.dumps(result))
