@@ -50,9 +50,9 @@ def codes(n: int, d: int, n_classes: int, density: str, seed: int = 0) -> tuple[
 def ours(model: str) -> Callable[..., Any]:
     """Return a search by our path and a refit by our estimator."""
 
-    def run(X: np.ndarray, y: np.ndarray, folds: list[Any]) -> Any:
-        accuracies = search(X, y, folds, CS, model).accuracy.mean(1)
-        best = CS[int(accuracies.argmax())]
+    def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
+        accuracies = search(X, y, folds, Cs, model).accuracy.mean(1)
+        best = Cs[int(accuracies.argmax())]
         return accuracies, best, {"svm": LinearSVM, "softmax": Softmax}[model](C=best).fit(X, y)
 
     return run
@@ -61,8 +61,8 @@ def ours(model: str) -> Callable[..., Any]:
 def theirs(estimator: Any) -> Callable[..., Any]:
     """Return a search by GridSearchCV over all cores, with its refit."""
 
-    def run(X: np.ndarray, y: np.ndarray, folds: list[Any]) -> Any:
-        found = GridSearchCV(estimator, {"C": CS}, cv=folds, n_jobs=os.cpu_count()).fit(X, y)
+    def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
+        found = GridSearchCV(estimator, {"C": Cs}, cv=folds, n_jobs=os.cpu_count()).fit(X, y)
         return found.cv_results_["mean_test_score"], found.best_params_["C"], found.best_estimator_
 
     return run
@@ -118,7 +118,7 @@ def cpu(process: Path) -> float:
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(folder: Path, name: str, n_test: int) -> dict[str, Any]:
+def measure(folder: Path, name: str, n_test: int, n_folds: int, Cs: list[float]) -> dict[str, Any]:
     """Run a contender in this process, whose memory before loading the codes is taken off its peak.
 
     The peaks of its workers are added whole, the codes they share counted in each: an upper bound.
@@ -127,11 +127,11 @@ def measure(folder: Path, name: str, n_test: int) -> dict[str, Any]:
     before, spent = memory(Path("/proc/self"), "VmRSS"), cpu(Path("/proc/self"))
     X, y = np.load(folder / "X.npy"), np.load(folder / "y.npy")
     size, X, test, labels = X.nbytes, X[:-n_test], X[-n_test:], y[:-n_test]
-    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, labels))
+    folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(X, labels))
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        accuracies, best, model = CONTENDERS[name](X, labels, folds)
+        accuracies, best, model = CONTENDERS[name](X, labels, folds, Cs)
     seconds = time.perf_counter() - start
     processes = family()
     return {
@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=3000, help="training rows (default: 3000)")
     parser.add_argument("--d", type=int, default=1024, help="columns (default: 1024)")
     parser.add_argument("--classes", type=int, default=20, help="(default: 20)")
+    parser.add_argument("--folds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--Cs", type=float, nargs="+", default=CS, metavar="C", help="ascending (default: 1e-3 … 1e3)")
     parser.add_argument("--density", choices=["sparse", "dense"], default="sparse", help="fc7-like or avgpool-like")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--repeat", type=int, default=1, help="rounds, in which the contenders take turns")
@@ -182,7 +184,7 @@ def main() -> None:
     options = parser.parse_args()
     n_test = max(200, options.n // 5)
     if options.child:
-        print(json.dumps(measure(Path(options.child[0]), options.child[1], n_test)))
+        print(json.dumps(measure(Path(options.child[0]), options.child[1], n_test, options.folds, options.Cs)))
         return
     with tempfile.TemporaryDirectory() as name:
         print(json.dumps(compare(Path(name), options, n_test)))
@@ -199,7 +201,8 @@ def compare(folder: Path, options: argparse.Namespace, n_test: int) -> dict[str,
     del X
     rows = []
     for name in options.contenders * options.repeat:
-        command = [sys.executable, "-m", "benchmarks.classify", "--n", str(options.n), "--child", str(folder), name]
+        command = [sys.executable, "-m", "benchmarks.classify", "--n", str(options.n), "--folds", str(options.folds)]
+        command += ["--Cs", *map(str, options.Cs), "--child", str(folder), name]
         row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
         rows.append(row)
         print(
