@@ -24,6 +24,7 @@ from pipeline import errors, solvers
 from pipeline.errors import PipelineError
 from pipeline.normalisers import SignedRoot, rooted
 from pipeline.partitions import Splits, split
+from pipeline.scores import wilson
 
 PATHS = {"svm": 2_000, "softmax": 2_000}
 """The models whose whole path of C is solved at once, and the iterations allowed for it."""
@@ -204,6 +205,58 @@ def refit(X: Any, y: np.ndarray, model: str, normalise: str, parameters: Mapping
     converged = converges(partial(classifier.fit_design, solvers.normalised(rows, every, how), y))
     scaler = solvers.scalers(X, every)[0] if normalise == "standard" else NORMALISATIONS[normalise]().fit(X[:1])
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
+
+
+def calibrate(
+    trained: Trained,
+    X: Any,
+    y: np.ndarray,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    memory: int | None = None,
+) -> float:
+    """Give a trained SVM probabilities, fitted to margins of rows held out; return the temperature they are taken at.
+
+    The arguments are those that it was trained with.
+    """
+    rows, how = as_solved(X, trained.chosen["normalise"])
+    splits, C = split(y, folds, seed, groups), trained.chosen["parameters"]["C"]
+    margins = solvers.held_out(rows, y, splits, C, "svm", normalise=how, max_iter=PATHS["svm"], memory=memory)
+    return trained.pipeline[-1].calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, y).temperature_
+
+
+def nested(
+    X: np.ndarray,
+    y: np.ndarray,
+    model: str,
+    grid: Grid,
+    folds: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    **choice: Any,
+) -> dict[str, Any]:
+    """Return what the whole procedure, the choice of the setting included, reaches on rows that it never saw.
+
+    Each fold is held out in turn, and `train` sees the others alone, whose own folds choose the setting. The accuracy
+    is over all rows, with its 95% interval; choice: as in `train`.
+    """
+    right, settings = [], []
+    for fitted, held in split(y, folds, seed, groups):
+        inner = None if groups is None else groups[fitted]
+        trained = train(X[fitted], y[fitted], model, grid, folds, seed, inner, **choice)
+        right.append(trained.pipeline.predict(X[held]) == y[held])
+        settings.append({name: trained.chosen[name] for name in ("normalise", "parameters")})
+    total = np.concatenate(right)
+    low, high = wilson(int(total.sum()), len(total))
+    return {
+        "accuracy": float(total.mean()),
+        "low": low,
+        "high": high,
+        "n": len(total),
+        "folds": [float(each.mean()) for each in right],
+        "settings": settings,
+    }
 
 
 def converges(fit: Callable[[], Any]) -> bool:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from pipeline import classifiers, codes, errors, experiment, partitions, saved
+from pipeline import classifiers, codes, curves, datasets, errors, experiment, partitions, saved, shots, views
 from pipeline.codes import Codes
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.saved import SavedClassifier
 
+BLOCK = 1024
+LEAST_MEMORY = 100_000_000
 EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 
@@ -26,6 +33,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
     parser.add_argument("--seed", type=int, default=0, help="that draws the folds")
+    parser.add_argument("--group-by", default="", help="a column of the dataset's CSV: its groups share a fold")
+    parser.add_argument(
+        "--rule",
+        choices=tuple(classifiers.RULES),
+        default="best",
+        help="which setting: the best, or the most regularised within a standard error of it",
+    )
+    parser.add_argument("--widen", type=int, default=2, help="times that a grid may grow where its edge is best")
+    parser.add_argument("--nested", action="store_true", help="also estimate the accuracy with the choice inside")
+    parser.add_argument("--calibrate", action="store_true", help="give an SVM probabilities, fitted on held-out folds")
+    parser.add_argument("--memory", help="for codes and search, like 2GB: beyond it codes are read from disk in blocks")
+    parser.add_argument("--shots", type=int, nargs="+", metavar="K", help="only learn from so many images a class")
+    parser.add_argument("--draws", type=int, default=5, help="of the images for --shots")
     parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
     parser.add_argument("--out", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)")
     for name in ("weights", "pool"):
@@ -40,25 +60,136 @@ def run(options: argparse.Namespace) -> None:
     classifiers.demand_grid(options.model, grid)
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     asked = {"backbone": options.backbone, "layer": options.layer, "weights": options.weights, "pool": options.pool}
-    training = codes.read(
-        options.codes or address.codes, {name: value for name, value in asked.items() if value}, "train"
-    )
-    partitions.demand_learnable(training.labels, training.classes, options.folds)
-    X, y, images = codes.each_view(training)
-    trained = classifiers.train(X, y, options.model, grid, options.folds, options.seed, images)
-    path = options.out or address.classifier
+    expected = {name: value for name, value in asked.items() if value}
+    half = read_size(options.memory) // 2 if options.memory else None
+    with codes.lent(options.codes or address.codes, expected, "train", half) as training:
+        demand_fitting(options, grid, training)
+        groups = read_groups(address.data, options.group_by, training.paths) if options.group_by else None
+        partitions.demand_learnable(training.labels, training.classes, options.folds, groups)
+        lesson = Lesson(*of_views(training, groups), grid, half if in_blocks(training) else None)
+        path = options.out or address.classifier
+        print((draw_shots if options.shots else learn)(path, lesson, training, options))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learnt from: codes (n, d), their labels and groups, the grid, and bytes for the state of the search."""
+
+    X: Any
+    y: np.ndarray
+    groups: np.ndarray | None
+    grid: Any
+    space: int | None
+
+
+def learn(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespace) -> str:
+    """Write the classifier, its CV table and the curve of it; say what was chosen."""
+    X, y = lesson.X, lesson.y
+    partitions.demand_whole(partitions.split(y, options.folds, options.seed, lesson.groups), y, training.classes)
+    folds = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
+    choice = {"rule": options.rule, "widen": options.widen}
+    trained = classifiers.train(X, y, options.model, lesson.grid, **folds, **choice, memory=lesson.space)
     facts = {
-        "dataset": address.name,
+        "dataset": Experiment(options.dataset, options.backbone).name,
         "model": options.model,
         "chosen": trained.chosen,
         "converged": trained.converged,
         "n_train": len(training.labels),
         "folds": options.folds,
         "seed": options.seed,
+        "rule": options.rule,
+        "group_by": options.group_by,
+        "measure": "accuracy" if y.ndim == 1 else "mean average precision",
+        "constant": constant_columns(X),
+        "widened": trained.widened,
         "cv": trained.table,
     }
+    if options.calibrate:
+        facts["temperature"] = classifiers.calibrate(trained, X, y, **folds, memory=lesson.space)
+    if options.nested:
+        facts["nested"] = classifiers.nested(X, y, options.model, lesson.grid, **folds, **choice)
+    curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
     saved.save(path, SavedClassifier(trained.pipeline, training.spec, training.classes), facts)
-    print(summary(trained, training, path))
+    return summary(trained, training, path, facts)
+
+
+def draw_shots(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespace) -> str:
+    """Write the curve of few images beside the classifier's place, and say what it shows."""
+    counts = sorted(set(options.shots))
+    shots.demand_enough(training.labels, training.classes, counts, options.draws)
+    scheme = {"draws": options.draws, "folds": options.folds, "seed": options.seed, "groups": lesson.groups}
+    rows = shots.summarise(shots.curve(lesson.X, lesson.y, options.model, lesson.grid, counts, **scheme))
+    path = path.with_name(f"{path.stem}-shots.csv")
+    curves.write_shots(path, rows)
+    lines = [f"{path}: accuracy on {rows[0]['n_scored']} training images held out, over {rows[0]['draws']} draws"]
+    lines += [f"{row['shots']:4} a class: {row['accuracy']:.4f} ± {row['deviation']:.4f}" for row in rows]
+    return "\n".join(lines)
+
+
+def in_blocks(training: Codes) -> bool:
+    """Whether the codes stay on disk."""
+    return isinstance(training.values, codes.StoredRows)
+
+
+def demand_fitting(options: argparse.Namespace, grid: Any, training: Codes) -> None:
+    """Refuse what does not go together."""
+    several, along = training.labels.ndim == 2, all(classifiers.along_path(options.model, v) for v in grid.values())
+    if options.model != "svm" and (several or options.calibrate):
+        why = "These images have several labels each" if several else "--calibrate is for margins"
+        raise PipelineError(f"{why}: that takes --model svm, not {options.model}.")
+    if several and (options.calibrate or options.nested or options.shots):
+        raise PipelineError("--calibrate, --nested and --shots are for one label an image. Leave them out.")
+    if (several or options.calibrate) and not along:
+        raise PipelineError("The grid must be of C alone for that. Take its other parameters out.")
+    if in_blocks(training) and (not along or options.nested or options.shots or views.count(training.spec.views) > 1):
+        raise PipelineError(
+            f"The codes do not fit into --memory {options.memory}. Only an svm or softmax over values of C, without "
+            "--nested or --shots, of one view an image, learns from disk: allow more memory, or leave those out."
+        )
+
+
+def read_size(text: str) -> int:
+    """Return the bytes that `2GB` or the like stands for."""
+    found = re.fullmatch(r"([0-9.]+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    try:
+        assert found
+        size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+    except (AssertionError, ValueError):
+        raise PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.") from None
+    if size < LEAST_MEMORY:
+        raise PipelineError(f"--memory {text} is too little to work in. Allow {LEAST_MEMORY // 10**6}MB or more.")
+    return size
+
+
+def read_groups(folder: Path, column: str, paths: Sequence[str]) -> np.ndarray:
+    """Return the group (n,) of each image, by a column of the prepared dataset."""
+    manifest = datasets.read_manifest(folder)
+    if column not in manifest.columns:
+        raise errors.unknown("column", column, manifest.columns, where=f"--group-by in {folder / datasets.MANIFEST}")
+    known = dict(zip(manifest.paths, manifest.columns[column], strict=True))
+    for path in paths:
+        if not known.get(path):
+            raise PipelineError(f"{folder / datasets.MANIFEST} has no value in {column!r} for {path}. Fill it in.")
+    return partitions.numbered(known[path] for path in paths)
+
+
+def of_views(training: Codes, groups: np.ndarray | None) -> tuple[Any, np.ndarray, np.ndarray | None]:
+    """Return codes, labels and groups of all views; the views of an image are a group at least."""
+    if in_blocks(training):
+        return training.values, training.labels, groups
+    X, y, images = codes.each_view(training)
+    if groups is None or images is None:
+        return X, y, images if groups is None else groups
+    return X, y, groups[images]
+
+
+def constant_columns(X: Any) -> int:
+    """Return how many columns of codes (n, d) have one value in all rows."""
+    low = high = X[:1].min(0)
+    for start in range(0, X.shape[0], BLOCK):
+        rows = X[start : start + BLOCK]
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+    return int((low == high).sum())
 
 
 def read_grid(text: str) -> Any:
@@ -69,18 +200,30 @@ def read_grid(text: str) -> Any:
         raise PipelineError(f"--grid {text!r} is not valid YAML. Write it like {{l2: {{C: [0.1, 1, 10]}}}}.") from error
 
 
-def summary(trained: classifiers.Trained, training: Codes, path: Path) -> str:
+def summary(trained: classifiers.Trained, training: Codes, path: Path, facts: Mapping[str, Any]) -> str:
     """Say what was chosen from what, and what to be wary of."""
     chosen, folds = trained.chosen, len(trained.chosen["folds"])
     setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
     lines = [
-        f"{path}: {chosen['normalise']}, {setting}; cross-validated accuracy {chosen['accuracy']:.4f} "
+        f"{path}: {chosen['normalise']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
         f"± {chosen['deviation']:.4f} over {folds} folds, {len(training.labels)} images"
     ]
+    if nested := facts.get("nested"):
+        lines.append(
+            f"Nested, with the choice inside: {nested['accuracy']:.4f} (95% {nested['low']:.4f}–{nested['high']:.4f}), "
+            f"n = {nested['n']}"
+        )
+    if facts["constant"]:
+        lines.append(
+            f"{facts['constant']} of {training.values.shape[1]} columns of codes are constant: they tell nothing"
+        )
     if not trained.converged:
         lines.append("The classifier stopped before it converged: take a smaller C, or another normalisation")
     if late := sum(folds - row["converged"] for row in trained.table):
         lines.append(f"{late} of {folds * len(trained.table)} fits of the search stopped before they converged")
+    if trained.widened:
+        added = ", ".join(json.dumps(further) for further in trained.widened)
+        lines.append(f"The best setting lay at the edge of its grid, which was widened: {added}")
     lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained.table)]
     return "\n".join(lines)
 

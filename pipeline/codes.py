@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,11 @@ class Codes:
 
     values: (n, d) float32, >= 0 after a ReLU, or (n, n_views × d), the views of an image side by side; labels: (n,)
     int64, indices into `classes`; paths, splits: n each; digests: n SHA-256 of the images' bytes, in hex; classes:
-    sorted class names; spec: what the codes are.
+    sorted class names; spec: what the codes are. Of several labels an image they are (n, n_classes) uint8, 1 for each
+    class that is there. The values may be `StoredRows`.
     """
 
-    values: np.ndarray
+    values: Any
     labels: np.ndarray
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -88,26 +89,70 @@ class CodesIndex:
     bad: tuple[str, ...]
 
 
+class StoredRows:
+    """The codes of some rows of an open file, (n, d) float32, read when a slice of them is asked for.
+
+    Rows are checked against their checksums when they are first read.
+    """
+
+    def __init__(self, file: h5py.File, rows: np.ndarray) -> None:
+        self.file, self.rows, self.checked = file, rows, np.zeros(len(rows), bool)
+        self.shape, self.dtype = (len(rows), file["values"].shape[1]), np.dtype(np.float32)
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        rows = self.rows[part]
+        if not len(rows):
+            return np.empty((0, self.shape[1]), np.float32)
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        if self.checked[part].all():
+            values = self.file["values"][first:last].astype(np.float32, copy=False)
+        else:
+            values, _ = read_rows(self.file, first, last)
+            self.checked[part] = True
+        return values if len(values) == len(rows) else values[rows - first]
+
+
 def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
     """Read the codes of one split (or all) from a file whose spec has the `expected` values; refuse any other."""
     with opened(path, expected) as file:
-        spec = read_spec(file, path)
-        demand_same(spec, expected, str(path))
-        splits = file["splits"][()]
-        mask = np.ones(len(splits), bool) if split is None else splits == split.encode()
+        mask, spec, classes = _split_of(file, path, expected, split)
         rows = np.flatnonzero(mask)
         first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
         values, columns = read_rows(file, first, last)
         within = mask[first:last]
-        return Codes(
-            values=values if within.all() else values[within],
-            labels=columns["labels"][within],
-            paths=texts(columns["paths"][within]),
-            splits=texts(columns["splits"][within]),
-            digests=texts(columns["digests"][within]),
-            classes=texts(file["classes"][()]),
-            spec=spec,
-        )
+        columns = {name: column[within] for name, column in columns.items()}
+        return _beside(values if within.all() else values[within], columns, classes, spec)
+
+
+@contextmanager
+def lent(path: Path, expected: Mapping[str, Any], split: str, memory: int | None) -> Iterator[Codes]:
+    """Lend what `read` gives; where the values would take more than `memory` bytes, they are `StoredRows`."""
+    with ExitStack() as stack:
+        with opened(path, expected) as file:
+            mask, spec, classes = _split_of(file, path, expected, split)
+            if memory is None or 4 * int(mask.sum()) * file["values"].shape[1] <= memory:
+                found = read(path, expected, split)
+            else:
+                columns = {name: file[name][()][mask] for name in COLUMNS}
+                stored = StoredRows(stack.enter_context(h5py.File(path)), np.flatnonzero(mask))
+                found = _beside(stored, columns, classes, spec)
+        yield found
+
+
+def _split_of(
+    file: h5py.File, path: Path, expected: Mapping[str, Any], split: str | None
+) -> tuple[np.ndarray, CodesSpec, tuple[str, ...]]:
+    """Return which rows of a file are of a split, (n,) bool, with the spec it must have, and its classes."""
+    spec = read_spec(file, path)
+    demand_same(spec, expected, str(path))
+    splits = file["splits"][()]
+    mask = np.ones(len(splits), bool) if split is None else splits == split.encode()
+    return mask, spec, texts(file["classes"][()])
+
+
+def _beside(values: Any, columns: Mapping[str, np.ndarray], classes: tuple[str, ...], spec: CodesSpec) -> Codes:
+    named = {name: texts(columns[name]) for name in ("paths", "splits", "digests")}
+    return Codes(values=values, labels=columns["labels"], classes=classes, spec=spec, **named)
 
 
 def each_view(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

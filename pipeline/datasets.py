@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,9 @@ from pipeline import images
 from pipeline.errors import PipelineError
 
 MANIFEST = "manifest.csv"
+OWN = ("path", "label", "labels", "split")
+"""The columns of a manifest that are ours; others are kept as they are."""
+
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 UTF8 = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
@@ -21,19 +24,30 @@ UTF8 = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 @dataclass(frozen=True)
 class Listed:
-    """One file of a dataset as its source lists it; `split` is None where the source leaves that to us."""
+    """One file of a dataset as its source lists it; `split` is None where the source leaves that to us.
+
+    label: its class; where `several`, any number of them with semicolons between; columns: what else the source says.
+    """
 
     path: Path
     label: str
     split: str | None = None
+    several: bool = False
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes that the label names."""
+        return names_in(self.label) if self.several else [self.label]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A prepared dataset.
 
-    root: where relative paths start; paths: n file names; labels: (n,) int64, indices into `classes`;
-    splits: n of "train", "val", "test"; classes: the sorted class names.
+    root: where relative paths start; paths: n file names; labels: (n,) int64, indices into `classes`, or of several
+    labels an image (n, n_classes) uint8, 1 for each class that is there; splits: n of "train", "val", "test"; classes:
+    the sorted class names; columns: what else was said of the images, n values each.
     """
 
     root: Path
@@ -41,6 +55,7 @@ class Manifest:
     labels: np.ndarray
     splits: tuple[str, ...]
     classes: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def file(self, row: int) -> Path:
         """Return where an image lies."""
@@ -59,24 +74,42 @@ def read_manifest(folder: Path) -> Manifest:
             f"No prepared dataset at {folder}. Run: python -m pipeline.prepare --dataset {folder.name} "
             "(or the folder or CSV of your images)."
         )
-    rows = _read_csv(path, required=("path", "label", "split"))
-    classes = tuple(sorted({row["label"] for row in rows}))
-    index = {name: number for number, name in enumerate(classes)}
+    rows, several = _read_labelled(path, required=("path", "split"))
+    cells = [names_in(row["labels"]) if several else [row["label"]] for row in rows]
+    classes = tuple(sorted({name for cell in cells for name in cell}))
     return Manifest(
         folder,
         tuple(row["path"] for row in rows),
-        np.array([index[row["label"]] for row in rows], dtype=np.int64),
+        _numbers(cells, classes, several),
         tuple(row["split"] for row in rows),
         classes,
+        {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ()) if name not in OWN},
     )
+
+
+def names_in(cell: str) -> list[str]:
+    """Return the classes that a cell of a CSV names, with semicolons between them."""
+    return [name for name in map(str.strip, cell.split(";")) if name]
+
+
+def _numbers(cells: Sequence[Sequence[str]], classes: Sequence[str], several: bool) -> np.ndarray:
+    """Return labels (n,), or (n, n_classes) of 0 and 1 where there may be several."""
+    index = {name: number for number, name in enumerate(classes)}
+    if not several:
+        return np.array([index[name] for (name,) in cells], dtype=np.int64)
+    labels = np.zeros((len(cells), len(classes)), np.uint8)
+    for row, cell in enumerate(cells):
+        labels[row, [index[name] for name in cell]] = 1
+    return labels
 
 
 def write_manifest(folder: Path, listed: Sequence[Listed]) -> None:
     """Write `manifest.csv`: rows sorted by split, class and name; paths relative where they lie in `folder`."""
-    rows = sorted((SPLITS.index(image.split or ""), image.label, _stored(image.path, folder)) for image in listed)
-    write_csv(
-        folder / MANIFEST, ("path", "label", "split"), [(path, label, SPLITS[split]) for split, label, path in rows]
-    )
+    extra = list(dict.fromkeys(name for image in listed for name in image.columns))
+    label = "labels" if any(image.several for image in listed) else "label"
+    ordered = sorted(listed, key=lambda i: (SPLITS.index(i.split or ""), i.label, _stored(i.path, folder)))
+    rows = [(_stored(i.path, folder), i.label, i.split, *(i.columns.get(name, "") for name in extra)) for i in ordered]
+    write_csv(folder / MANIFEST, ("path", label, "split", *extra), rows)
 
 
 def _stored(path: Path, folder: Path) -> str:
@@ -95,26 +128,35 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]
     partial.replace(path)
 
 
-def _read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
+def _read_labelled(path: Path, required: Sequence[str]) -> tuple[list[dict[str, str]], bool]:
+    """Return the lines of a CSV with a column `label`, or `labels`, and whether it is the latter."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file)
-        lacking = [name for name in required if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise PipelineError(
-                f"{path} lacks the column {lacking[0]!r}. Its first line must read: path,label[,split]."
-            )
-        return list(reader)
+        names = reader.fieldnames or ()
+        several = "labels" in names
+        for name in (*required, "labels" if several else "label"):
+            if name not in names:
+                raise PipelineError(f"{path} lacks the column {name!r}. Its first line must read: path,label[,split].")
+        return list(reader), several
 
 
 def list_csv(path: Path) -> list[Listed]:
-    """List the images of a CSV with the columns path, label and, if it likes, split; paths start at its folder."""
+    """List the images of a CSV with the columns path, label or labels and, if it likes, split; the rest is kept.
+
+    Paths start at its folder. A column `labels` names any number of classes an image, with semicolons between them.
+    """
+    rows, several = _read_labelled(path, required=("path",))
     listed = []
-    for number, row in enumerate(_read_csv(path, required=("path", "label")), start=2):
-        if not row["path"] or not row["label"]:
+    for number, row in enumerate(rows, start=2):
+        label = row["labels" if several else "label"]
+        if not row["path"] or (not label and not several):
             raise PipelineError(
                 f"{path}, line {number}: the path or the label is missing. Fill it in, or drop the line."
             )
-        listed.append(Listed(path.parent / row["path"], row["label"], _split_name(row.get("split"), path, number)))
+        columns = {name: value or "" for name, value in row.items() if name and name not in OWN}
+        split = _split_name(row.get("split"), path, number)
+        label = ";".join(sorted(set(names_in(label or "")))) if several else label
+        listed.append(Listed(path.parent / row["path"], label, split, several, columns))
     if not listed:
         raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
     given = {image.split is None for image in listed}
@@ -196,7 +238,7 @@ def hold_out(listed: Sequence[Listed]) -> list[Listed]:
     renamed: dict[str | None, str | None] = {"val": "test"} if given == {"train", "val"} else {}
     if given == {"train"}:
         renamed = {"train": None}
-    return [Listed(image.path, image.label, renamed.get(image.split, image.split)) for image in listed]
+    return [replace(image, split=renamed.get(image.split, image.split)) for image in listed]
 
 
 def open_prepared(folder: Path, test: float, val: float, seed: int) -> Manifest:
@@ -209,27 +251,48 @@ def open_prepared(folder: Path, test: float, val: float, seed: int) -> Manifest:
 
 
 def assign_splits(
-    listed: Sequence[Listed], digests: Sequence[str], shares: dict[str, float], seed: int
+    listed: Sequence[Listed], digests: Sequence[str], shares: dict[str, float], seed: int, group_by: str = ""
 ) -> list[Listed]:
     """Give each image without a split one, by class: `shares` of each to test and val, the rest to train.
 
-    Copies of the same bytes stay together, so that a split made here never leaks. Each class keeps at least one image
-    for training, and gives at least one to each split asked for where it has enough.
+    Copies of the same bytes stay together, so that a split made here never leaks, and so do images with the same
+    value in the column `group_by`. Each class keeps at least one image (one group) for training, and gives at least
+    one to each split asked for where it has enough.
     """
     rng = np.random.default_rng(seed)
+    units = _together(listed, digests, group_by)
     chosen: dict[str, str] = {}
     for label in sorted({image.label for image in listed}):
-        unique = sorted({d for image, d in zip(listed, digests, strict=True) if image.label == label} - chosen.keys())
+        unique = sorted({u for image, u in zip(listed, units, strict=True) if image.label == label} - chosen.keys())
         shuffled = [unique[i] for i in rng.permutation(len(unique))]
         for split, share in shares.items():
             count = min(max(round(share * len(unique)), 1), len(shuffled) - 1) if share else 0
-            taken, shuffled = shuffled[:count], shuffled[count:]
+            taken, shuffled = shuffled[: max(count, 0)], shuffled[max(count, 0) :]
             chosen |= dict.fromkeys(taken, split)
         chosen |= dict.fromkeys(shuffled, "train")
     return [
-        image if image.split else Listed(image.path, image.label, chosen[digest])
-        for image, digest in zip(listed, digests, strict=True)
+        image if image.split else replace(image, split=chosen[unit]) for image, unit in zip(listed, units, strict=True)
     ]
+
+
+def _together(listed: Sequence[Listed], digests: Sequence[str], group_by: str) -> list[str]:
+    """Return for each image what it must not be parted from: its digest, or the first digest of its group.
+
+    A copy that occurs in two groups ties them together.
+    """
+    if not group_by:
+        return list(digests)
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parents.setdefault(name, name) != name:
+            name = parents[name]
+        return name
+
+    for image, digest in zip(listed, digests, strict=True):
+        one, other = sorted((root(f"group {image.columns[group_by]}"), root(f"image {digest}")))
+        parents[other] = one
+    return [root(f"image {digest}") for digest in digests]
 
 
 def leaks(listed: Sequence[Listed], digests: Sequence[str]) -> list[tuple[str, str, str, str]]:

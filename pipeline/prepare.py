@@ -47,7 +47,9 @@ def check(path: Path) -> str:
     return images.digest(data)
 
 
-def prepare(listed: Sequence[Listed], shares: dict[str, float], seed: int, threads: int) -> Prepared:
+def prepare(
+    listed: Sequence[Listed], shares: dict[str, float], seed: int, threads: int, group_by: str = ""
+) -> Prepared:
     """Open every listed file, set the bad ones aside, give the others splits, and look for leakage."""
     from tqdm import tqdm
 
@@ -57,15 +59,40 @@ def prepare(listed: Sequence[Listed], shares: dict[str, float], seed: int, threa
     good = [(image, result) for image, result in zip(listed, results, strict=True) if isinstance(result, str)]
     bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, images.BadImage)]
     digests = [digest for _, digest in good]
-    settled = datasets.assign_splits(datasets.hold_out([image for image, _ in good]), digests, shares, seed)
+    settled = datasets.assign_splits(datasets.hold_out([image for image, _ in good]), digests, shares, seed, group_by)
     return Prepared(settled, bad, datasets.leaks(settled, digests))
+
+
+def demand_column(listed: Sequence[Listed], name: str, source: str) -> None:
+    """Refuse to group by a column that the source does not have, or has without a value."""
+    if not name:
+        return
+    for image in listed:
+        if name not in image.columns:
+            raise errors.unknown("column", name, image.columns, where=f"--group-by in {source}")
+        if not image.columns[name]:
+            raise PipelineError(f"{image.path} has no value in the column {name!r}. Fill it in: its group is unknown.")
+
+
+def demand_whole(prepared: Prepared, name: str, source: str) -> None:
+    """Refuse splits of the source's own that part a group."""
+    splits: dict[str, set[str | None]] = {}
+    for image in prepared.images if name else ():
+        splits.setdefault(image.columns[name], set()).add(image.split)
+    if parted := sorted(group for group, found in splits.items() if len(found) > 1):
+        raise PipelineError(
+            f"The splits of {source} part {len(parted)} groups of {name!r}, the first is {parted[0]!r}. Mend the "
+            "column split, or take it out."
+        )
 
 
 def demand_usable(prepared: Prepared, source: str) -> None:
     """Refuse a dataset that no classifier could learn from."""
     if not prepared.images:
         raise PipelineError(f"None of the {len(prepared.bad)} files of {source} is an image: {_first(prepared.bad)}.")
-    classes = {split: {i.label for i in prepared.images if i.split == split} for split in datasets.SPLITS}
+    classes = {
+        split: {name for i in prepared.images if i.split == split for name in i.classes} for split in datasets.SPLITS
+    }
     every = set().union(*classes.values())
     if len(every) < 2:
         raise PipelineError(f"{source} has one class only, {every.pop()!r}. A classifier needs two or more.")
@@ -88,9 +115,8 @@ def summary(prepared: Prepared, folder: Path) -> str:
     """Say what is in the dataset, and what was set aside."""
     counts = Counter(image.split for image in prepared.images)
     splits = ", ".join(f"{counts[split]} {split}" for split in datasets.SPLITS if counts[split])
-    lines = [
-        f"{folder.name}: {len(prepared.images)} images, {len({i.label for i in prepared.images})} classes ({splits})"
-    ]
+    classes = {name for image in prepared.images for name in image.classes}
+    lines = [f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})"]
     if prepared.bad:
         lines.append(f"{len(prepared.bad)} bad files set aside, see {folder / 'bad.csv'}: {_first(prepared.bad)}")
     if prepared.leaks:
@@ -111,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset",
         default=experiment.params()["source"],
-        help=f"{', '.join(SOURCES)}, a folder, or a CSV of path,label[,split]",
+        help=f"{', '.join(SOURCES)}, a folder, or a CSV of path,label[,split] (or labels: several, as in cat;dog)",
     )
     parser.add_argument("--out", type=Path, help="the prepared dataset's folder (default: data/NAME)")
     parser.add_argument(
@@ -119,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--val", type=float, help="share of each class for the validation split, likewise")
     parser.add_argument("--seed", type=int, help="of the drawn splits")
+    parser.add_argument("--group-by", default="", help="a column of the CSV: images with the same value share a split")
     parser.add_argument(
         "--on-bad", choices=("skip", "error"), default="skip", help="set bad files aside, or stop at them"
     )
@@ -135,12 +162,15 @@ def run(options: argparse.Namespace) -> None:
             f"--test {options.test} and --val {options.val} must be shares ≥ 0 that leave something for training."
         )
     folder = options.out or Path("data", Path(options.dataset).expanduser().resolve().with_suffix("").name)
-    prepared = prepare(list_source(options.dataset, folder), shares, options.seed, options.threads)
+    listed = list_source(options.dataset, folder)
+    demand_column(listed, options.group_by, options.dataset)
+    prepared = prepare(listed, shares, options.seed, options.threads, options.group_by)
     if prepared.bad and options.on_bad == "error":
         raise PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Mend them, or run with --on-bad skip."
         )
     demand_usable(prepared, options.dataset)
+    demand_whole(prepared, options.group_by, options.dataset)
     write(prepared, folder)
     print(summary(prepared, folder))
 

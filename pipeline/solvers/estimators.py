@@ -9,11 +9,13 @@ from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model._base import LinearClassifierMixin
 from sklearn.utils import compute_class_weight
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
@@ -108,6 +110,16 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
         self.intercept_ = W[:, -1].copy() if self.fit_intercept else np.zeros(len(W), W.dtype)
 
 
+def _calibrated(svm: LinearSVM) -> bool:
+    return hasattr(svm, "temperature_")
+
+
+def _log_chances(margins: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the logarithms of the probabilities (n, n_classes) that margins, divided by a temperature, stand for."""
+    columns = margins if margins.ndim == 2 else np.stack([np.zeros_like(margins), margins], 1)
+    return log_softmax(columns / temperature, axis=1)
+
+
 class LinearSVM(_Linear):
     """L2-regularised squared-hinge SVM, one class against the rest, on dense codes.
 
@@ -123,7 +135,8 @@ class LinearSVM(_Linear):
 
     Of several labels a row, y (n, n_labels) of 0 and 1, each is learnt against its absence.
 
-    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (n_classes,).
+    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (n_classes,). After
+    `calibrate` there is predict_proba.
     """
 
     penalised = True
@@ -133,6 +146,26 @@ class LinearSVM(_Linear):
         if not getattr(self, "multilabel_", False):
             return super().predict(X)
         return (self.decision_function(X) > 0).astype(int)
+
+    def calibrate(self, margins: np.ndarray, y: np.ndarray) -> Self:
+        """Let margins become probabilities by the temperature at which these, of rows held out, tell the labels best.
+
+        margins: (n,) of two classes, (n, n_classes) of more; y: (n,) labels. One number cannot change which class
+        is first (Guo et al., "On calibration of modern neural networks", 2017).
+        """
+        labels = np.searchsorted(self.classes_, y)
+
+        def surprise(log_temperature: float) -> float:
+            chances = _log_chances(margins, np.exp(log_temperature))
+            return -float(chances[np.arange(len(labels)), labels].mean())
+
+        self.temperature_ = float(np.exp(minimize_scalar(surprise, bounds=(-7, 7), method="bounded").x))
+        return self
+
+    @available_if(_calibrated)
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return each class's probability, (n, n_classes); of a calibrated classifier only."""
+        return np.exp(_log_chances(self.decision_function(X), self.temperature_))
 
     def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> SquaredHinge:
         self.multilabel_ = labels.ndim == 2
@@ -165,10 +198,7 @@ class Softmax(_Linear):
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """Return the logarithm of each class's probability, (n, n_classes)."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.stack([np.zeros_like(scores), scores], 1)
-        return log_softmax(scores, axis=1)
+        return _log_chances(self.decision_function(X), 1.0)
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return each class's probability, (n, n_classes)."""
