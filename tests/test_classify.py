@@ -136,7 +136,7 @@ def test_a_nested_estimate_never_sees_what_it_scores(run: Run) -> None:
 def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> None:
     rng = np.random.default_rng(0)
     y = rng.integers(0, n_classes, 600)
-    X = np.maximum(rng.normal(size=(600, 40)) + 0.5 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
+    X = np.maximum(rng.normal(size=(600, 40)) + 1.2 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
     grid, folds = {"l2": {"C": [1.0]}}, {"folds": 4, "seed": 0}
     trained = classifiers.train(X[:400], y[:400], "svm", grid, **folds)
     assert not hasattr(trained.pipeline, "predict_proba")
