@@ -211,6 +211,7 @@ def train_and_keep(
 ) -> None:
     """Train in this process, among others or alone; the first of them writes and prints."""
     from pipeline.checkpoints import Checkpoint
+    from pipeline.processes import share_batch_norms
     from pipeline.training import Trainer, Work, choose_precision
     from pipeline.tunable import TunableNetwork
 
@@ -220,6 +221,8 @@ def train_and_keep(
     precision = choose_precision(options.precision, device)
     work = Work(device, options.threads, precision, options.compile, options.checkpoint_every)
     network = TunableNetwork(start.spec, start.head, options.unfreeze, start.origin).to(device)
+    if processes.count > 1 and recipe.batch_norm == "trained":
+        share_batch_norms(network.graph)
     say = print if processes.first else lambda text: None
     with checkpoint.claimed() if processes.first else nullcontext():
         if options.restart and processes.first:

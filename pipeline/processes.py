@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,39 @@ class Processes:
         """Wait until all processes are here."""
         if self.count > 1:
             dist.barrier()
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch norm with the statistics of a batch whose images are spread over processes (gloo or NCCL)."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return (n, c, h, w) maps normalised, by what all processes have; each must have some."""
+        if not self.training:
+            return super().forward(maps)
+        values, over = maps.float(), (0, 2, 3)
+        count = all_reduce(values.new_tensor(values.numel() / values.shape[1]))
+        mean = all_reduce(values.sum(over)) / count
+        centred = values - mean[:, None, None]
+        variance = all_reduce(centred.square().sum(over)) / count
+        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(maps.dtype)
+
+    def _remember(self, mean: torch.Tensor, variance: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance, self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+
+
+def share_batch_norms(network: nn.Module) -> None:
+    """Let the batch norms of a network take their statistics over all processes."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            shared = SharedBatchNorm(module.num_features, module.eps, module.momentum)
+            shared.to(module.weight.device).load_state_dict(module.state_dict())
+            network.set_submodule(name, shared)
 
 
 @contextmanager

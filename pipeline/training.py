@@ -179,6 +179,8 @@ class Trainer:
             raise error
         if (size := self.passes or count) <= 1:
             raise PipelineError("One image does not fit into memory. Take a smaller backbone.") from error
+        if self.processes.count > 1 and self.recipe.batch_norm == "trained":  # all wait for this one's statistics
+            raise PipelineError("Out of memory. Take a smaller --batch-size, or --batch-norm frozen.") from error
         self.passes = math.ceil(size / 2)
         self.say(f"Out of memory: from here on each step takes its images in passes of {self.passes}")
 

@@ -299,8 +299,23 @@ def test_kill_9_at_10_random_moments_changes_no_bit(run: Run, photos: Path) -> N
     assert json.loads(Path("whole.json").read_text())["best"]["epoch"] > 0, "the weights are other than at the start"
 
 
-def test_two_processes_reach_the_losses_of_one(trained: Run) -> None:
-    flags = (*CONV7, "--augment", "crop", "--epochs", 3, "--batch-size", 7, "--optimiser", "sgd", "--patience", 0)
+@pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
+def test_two_processes_reach_the_losses_of_one(trained: Run, batch_norm: str) -> None:
+    flags = (
+        *CONV7,
+        "--augment",
+        "crop",
+        "--epochs",
+        3,
+        "--batch-norm",
+        batch_norm,
+        "--batch-size",
+        7,
+        "--optimiser",
+        "sgd",
+        "--patience",
+        0,
+    )
     every = ("-m", "pipeline.finetune", *flags, "--lr-backbone", 0.01, "--device", "cpu")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     curves = []
