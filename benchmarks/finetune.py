@@ -114,8 +114,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         for name, epoch in loops.items():
             start = time.perf_counter()
             seen = sum(epoch())
-            if turn:  # the first one warms up
-                speeds[name].append(seen / (time.perf_counter() - start))
+            speed = seen / (time.perf_counter() - start)
+            print(f"round {turn}: {name:28}{speed:8.2f} images/s", flush=True)
+            speeds[name] += [speed] * bool(turn)  # the first one warms up
     found = {name: round(median(some), 2) for name, some in speeds.items()}
     for name, speed in found.items():
         print(f"{name:28}{speed:8.2f} images/s, {min(speeds[name]):.2f}–{max(speeds[name]):.2f}", flush=True)

@@ -25,6 +25,9 @@ from pipeline.tunable import TunableNetwork
 EVALUATED = 32
 """Images a forward pass in evaluation."""
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch's errors say on devices that have no error of their own for it: the processor, and Apple's."""
+
 KEPT_BYTES = 1 << 28
 """Validation pictures of up to this size in all stay in memory."""
 
@@ -175,7 +178,8 @@ class Trainer:
 
     def _take_less(self, error: Exception, count: int) -> None:
         """Halve what goes through the network at a time, if memory was what failed."""
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        said = any(words in str(error) for words in OUT_OF_MEMORY)
+        if not said and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise error
         if (size := self.passes or count) <= 1:
             raise PipelineError("One image does not fit into memory. Take a smaller backbone.") from error
