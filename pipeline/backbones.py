@@ -171,6 +171,20 @@ def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def friendly(backbone: Backbone) -> list[str]:
+    """Return a backbone's layers that have friendly names, in order."""
+    names = _nodes_and_layers(backbone)[1]
+    if not names:
+        raise PipelineError(f"The layers of {backbone.name} have no friendly names. Name graph nodes with --layer.")
+    return list(names)
+
+
+def head_node(backbone: Backbone) -> str | None:
+    """Return the node that gives the scores of the network's own classes, if there is one such."""
+    last = _nodes_and_layers(backbone)[0][-1]
+    return last if len(node_shapes(backbone, [last]).get(last, ())) == 1 else None
+
+
 def in_order(backbone: Backbone, layers: Iterable[str]) -> list[str]:
     """Return layers as the network computes them, from the input on."""
     nodes, friendly = _nodes_and_layers(backbone)

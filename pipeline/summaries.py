@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import platform
@@ -44,6 +45,7 @@ def summarise(folder: Path, rows: Sequence[Row], budget: int) -> dict[str, Any]:
         "experiments": every,
         "layers": layer_charts(rows),
         "training": [chart for row in rows for chart in training_charts(folder, row)],
+        "advice": read_advice(folder, rows),
         "images": _images(album, found),
         "thumbs": small,
         "thumbs_total": len(album.pictures),
@@ -188,6 +190,49 @@ def _layer_points(rows: Sequence[Row], model: str, layers: Sequence[str]) -> lis
         for number, layer in enumerate(layers)
         if (row := found.get(layer))
     ]
+
+
+def read_advice(folder: Path, rows: Sequence[Row]) -> list[Row]:
+    """Return what `advise` said of each dataset and backbone, with charts of its measures and curves."""
+    found = []
+    for dataset, backbone in {(row["dataset"], row["backbone"]): True for row in rows}:
+        path = folder / dataset / backbone / "advice" / "advice.json"
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            name = f"{dataset}, {backbone}"
+            said = {"name": name, "sentences": content["advice"]["sentences"]}
+            found.append(said | {"charts": [measures_chart(content["layers"]), *curve_charts(content["curve"])]})
+    return found
+
+
+def measures_chart(layers: Sequence[Row]) -> dict[str, Any]:
+    """Return the chart of cross-validated accuracy against layer, the other measures in its points' titles."""
+    points = [
+        Point(number, row["accuracy"], row["low"], row["high"], _measures(row)) for number, row in enumerate(layers)
+    ]
+    ticks = [(number, row["layer"]) for number, row in enumerate(layers)]
+    return charts.chart({"all training images": points}, ticks, ("all images", "layer", "cross-validated accuracy"))
+
+
+def _measures(row: Row) -> str:
+    return f"{row['layer']}: {row['accuracy']:.4f}, LogME {row['log_me']:.4f}, H-score {row['h_score']:.4f}"
+
+
+def curve_charts(points: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return charts of accuracy against layer, a line for each number of training images, after and before the ReLU."""
+    found = []
+    for relu in dict.fromkeys(point["relu"] for point in points):
+        some = [point for point in points if point["relu"] == relu]
+        layers = list(dict.fromkeys(point["layer"] for point in some))
+        series: dict[str, list[Point]] = {}
+        for point in some:
+            title = f"{point['layer']}, {point['images']} a class: {point['accuracy']:.4f}"
+            place = Point(layers.index(point["layer"]), point["accuracy"], point["low"], point["high"], title)
+            series.setdefault(f"{point['images']} images a class", []).append(place)
+        where = "after" if relu == "post" else "before"
+        titles = (f"few images, {where} the ReLU", "layer", "accuracy")
+        found.append(charts.chart(series, list(enumerate(layers)), titles))
+    return found
 
 
 def order_layers(backbone: str, layers: set[str]) -> list[str]:

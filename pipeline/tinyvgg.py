@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 WEIGHTS = Path(__file__).parent / "weights" / "tinyvgg.safetensors"
+SOURCE = WEIGHTS.with_name("tinyvgg.source.npz")
+"""Mean and covariance of the codes of its source's validation images: layer, pool, n, mean, cov."""
 SHA256 = "7e1a7cb4cfc7e1608e3fa1163e9e48d1e86b1a0a6ae86b0cd39049b7d6bb96dc"
 SIZE = 64
 POOL = 0

@@ -1,0 +1,229 @@
+"""Say which layer suits a dataset, whether to fine-tune, and why: every layer measured on the training images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import advice, classifiers, codes, datasets, errors, experiment, partitions
+from pipeline.advice import Advice, CurvePoint, Facts, Layer
+from pipeline.codes import Codes
+from pipeline.datasets import Listed, Manifest
+from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
+
+EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
+PASSED_ON = ("weights", "pool")
+
+
+def choose_images(manifest: Manifest, most: int, seed: int) -> list[Listed]:
+    """Return at most `most` training images, the same share of each class, and two of each where it has them."""
+    rng = np.random.default_rng(seed)
+    training = np.flatnonzero(np.array(manifest.splits) == "train")
+    share = min(1.0, most / max(len(training), 1))
+    chosen: list[int] = []
+    for label in np.unique(manifest.labels[training]):
+        rows = rng.permutation(training[manifest.labels[training] == label])
+        chosen += rows[: max(2, round(share * len(rows)))].tolist()
+    names = [manifest.classes[label] for label in manifest.labels]
+    return [Listed(manifest.file(row).absolute(), names[row], "train") for row in sorted(chosen)]
+
+
+def extract(images: Path, folder: Path, backbone: str, layers: Sequence[str], flags: Mapping[str, str]) -> None:
+    """Write the codes of all layers in one pass, by the command that does this: commands meet through files."""
+    extra = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    address = ["--dataset", str(images), "--backbone", backbone, "--out", str(folder)]
+    command = [sys.executable, "-m", "pipeline.extract", *address, "--layer", *layers, *extra]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
+        raise PipelineError("The codes could not be extracted, for the reason above. Mend it, then run again.")
+
+
+def read(folder: Path, layer: str) -> Codes:
+    """Read the codes of a layer."""
+    return codes.read(folder / f"{layer}.h5", {"layer": layer})
+
+
+def known_likeness(folder: Path, backbone: str, layers: Sequence[str]) -> float | None:
+    """Return how far the images lie from the source's, where its statistics come with the program."""
+    from pipeline import tinyvgg
+
+    if backbone != "tinyvgg":
+        return None
+    with np.load(tinyvgg.SOURCE) as source:
+        layer, mean, cov = str(source["layer"]), source["mean"], source["cov"]
+    if layer not in layers:
+        return None
+    found = read(folder, layer)
+    averaged = found.spec.pool in ("avg", "flatten") or found.spec.pool == "avg4"  # of a map of 4×4, at the native size
+    if found.spec.weights != "default" or not averaged or found.spec.crop != tinyvgg.SIZE:
+        return None
+    return advice.likeness(found.values.reshape(len(found.values), len(mean), -1).mean(2), mean, cov)
+
+
+def advise(
+    folder: Path, backbone: str, layers: Sequence[str], head: str | None, options: argparse.Namespace
+) -> tuple[list[Layer], Facts, Advice]:
+    """Measure all layers and recommend one."""
+    first = read(folder, layers[0])
+    partitions.demand_learnable(first.labels, first.classes, options.folds)
+    grids = {name: experiment.section(name) for name in options.models}
+    main = options.models[0]
+    quick = dict([next(iter(grids[main].items()))])  # one normalisation is enough to rank layers
+    measured = [advice.measure(read(folder, layer), main, quick, options.folds, options.seed) for layer in layers]
+    logits = read(folder, head).values if head else None
+    facts = advice.network_facts(first.labels, logits, known_likeness(folder, backbone, layers))
+    best = max(measured, key=lambda layer: layer.accuracy)
+    X = read(folder, best.layer).values
+    models = {
+        name: advice.cross_validate(X, first.labels, name, grid, options.folds, options.seed)[1]
+        for name, grid in grids.items()
+    }
+    return measured, facts, advice.recommend(measured, facts, models, options.large)
+
+
+def trace_curves(
+    folder: Path, measured: Sequence[Layer], counts: Sequence[int], model: str, seed: int
+) -> list[CurvePoint]:
+    """Return the points of all layers, learnt with the setting that suits each."""
+    return [
+        point
+        for layer in measured
+        if (folder / f"{layer.layer}.h5").exists()
+        for point in advice.curve(read(folder, layer.layer), layer.setting, model, counts, seed)
+    ]
+
+
+def write(folder: Path, measured: Sequence[Layer], facts: Facts, given: Advice, points: Sequence[CurvePoint]) -> None:
+    """Write layers.csv, layers.png, curve.csv and, last, advice.json."""
+    rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
+    datasets.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
+    draw(folder / "layers.png", measured)
+    traced = [asdict(point) for point in points]
+    if traced:
+        datasets.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
+    content = {
+        "advice": asdict(given),
+        "facts": asdict(facts),
+        "layers": [asdict(layer) for layer in measured],
+        "curve": traced,
+    }
+    (folder / "advice.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw(path: Path, measured: Sequence[Layer]) -> None:
+    """Draw the three measures against the layers."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5, 0.6 * len(measured) + 2), 7), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    places = range(len(measured))
+    accuracy = np.array([layer.accuracy for layer in measured])
+    spans = np.abs(np.array([[layer.low, layer.high] for layer in measured]).T - accuracy)
+    top.errorbar(places, accuracy, spans, marker="o", capsize=3)
+    middle.plot(places, [layer.log_me for layer in measured], marker="o")
+    bottom.plot(places, [layer.h_score for layer in measured], marker="o")
+    for axes, name in ((top, "cross-validated accuracy"), (middle, "LogME"), (bottom, "H-score, shrunk")):
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    bottom.set_xticks(places, [layer.layer for layer in measured], rotation=45, ha="right", parse_math=False)
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def table(measured: Sequence[Layer], best: str) -> str:
+    """Return the measures as a table of text, the layer named first marked."""
+    lines = [f"{'layer':<12} {'width':>6} {'accuracy':>8}  {'95% interval':<15} {'LogME':>8} {'H-score':>8}"]
+    for layer in sorted(measured, key=lambda layer: -layer.accuracy):
+        span = f"{layer.low:.4f}–{layer.high:.4f}"
+        mark = "  ← taken" if layer.layer == best else ""
+        measures = f"{layer.log_me:>8.4f} {layer.h_score:>8.4f}{mark}"
+        lines.append(f"{layer.layer:<12} {layer.width:>6} {layer.accuracy:>8.4f}  {span:<15} {measures}")
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
+    parser = experiment.command("advise", __doc__, EXAMPLE, ("dataset", "backbone"))
+    parser.add_argument("--layer", nargs="+", help="the layers to measure (default: all that have a friendly name)")
+    parser.add_argument("--images", type=int, default=2000, help="training images to measure on, at most")
+    parser.add_argument("--large", type=int, default=500, help="images a class from which a dataset counts as large")
+    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
+    parser.add_argument("--seed", type=int, default=0, help="that draws the images and the folds")
+    parser.add_argument(
+        "--models", nargs="+", default=experiment.params()["models"], help="the first measures the layers, all the best"
+    )
+    parser.add_argument(
+        "--curve", nargs="+", type=int, default=[], metavar="N", help="accuracy from N images a class as well, by layer"
+    )
+    parser.add_argument(
+        "--relu", choices=("post", "pre", "both"), default="post", help="of the curve's codes: after or before the ReLU"
+    )
+    for name in PASSED_ON:
+        parser.add_argument(f"--{name}", help="as for pipeline.extract (default: as there)")
+    parser.add_argument("--out", type=Path, help="the folder (default: reports/DATASET/BACKBONE/advice)")
+    parser.set_defaults(**experiment.section("advise"))
+    return parser
+
+
+def demand_sound(options: argparse.Namespace, smallest: int) -> None:
+    """Refuse numbers that make no sense, and curves that leave no image to score on."""
+    for name in ("images", "large"):
+        if getattr(options, name) < 1:
+            raise PipelineError(f"--{name} must be 1 or more.")
+    for model in options.models:
+        classifiers.demand_grid(model, experiment.section(model))
+    if options.curve and not 1 <= min(options.curve) <= max(options.curve) < smallest:
+        raise PipelineError(
+            f"--curve {' '.join(map(str, options.curve))}: the smallest class has {smallest} training images, so take "
+            f"numbers from 1 to {smallest - 1}; the rest is scored."
+        )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Advise on what the options name."""
+    from pipeline import backbones, network
+
+    address = Experiment(options.dataset, options.backbone)
+    manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
+    backbone = backbones.get(options.backbone)
+    layers = backbones.in_order(backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly(backbone)))
+    images = choose_images(manifest, options.images, options.seed)
+    if not images:
+        raise PipelineError("The dataset has no training images. Prepare it with a train split.")
+    smallest = min(sum(image.label == name for image in images) for name in {image.label for image in images})
+    demand_sound(options, smallest)
+    work = address.features.parent / ".advice"
+    datasets.write_manifest(work / "images", images)
+    flags = {"views": "one"} | {name: getattr(options, name) for name in PASSED_ON if getattr(options, name)}
+    head = backbones.head_node(backbone)
+    folder, before = work / options.backbone, work / f"{options.backbone}-pre"
+    extract(work / "images", folder, options.backbone, [*layers, *([head] if head else [])], flags)
+    measured, facts, given = advise(folder, options.backbone, layers, head, options)
+    points: list[CurvePoint] = []
+    if options.curve and options.relu != "pre":
+        points += trace_curves(folder, measured, options.curve, options.models[0], options.seed)
+    if options.curve and options.relu != "post":
+        with_relu = [layer for layer in network.relu_layers(options.backbone) if layer in layers]
+        extract(work / "images", before, options.backbone, with_relu, {**flags, "relu": "pre"})
+        chosen = [layer for layer in measured if layer.layer in with_relu]
+        points += trace_curves(before, chosen, options.curve, options.models[0], options.seed)
+    out = options.out or Path("reports", address.name, options.backbone, "advice")
+    write(out, measured, facts, given, points)
+    print(table(measured, given.layer))
+    print("\n" + "\n".join(given.sentences))
+    print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
