@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import advice, classifiers, codes, datasets, errors, experiment, partitions
+from pipeline import advice, classifiers, codes, datasets, errors, experiment, extraction, images, partitions
 from pipeline.advice import Advice, CurvePoint, Facts, Layer
 from pipeline.codes import Codes
-from pipeline.datasets import Listed, Manifest
+from pipeline.codes_writer import claim
+from pipeline.datasets import Manifest
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
+from pipeline.extraction import Extraction
+
+if TYPE_CHECKING:
+    from pipeline.network import FrozenNetwork
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
-PASSED_ON = ("weights", "pool")
+MAX_BAD = 0.1
+"""Share of bad images beyond which there is no advice."""
 
 
-def choose_images(manifest: Manifest, most: int, seed: int) -> list[Listed]:
+def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
     """Return at most `most` training images, the same share of each class, and two of each where it has them."""
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(np.array(manifest.splits) == "train")
@@ -32,17 +39,21 @@ def choose_images(manifest: Manifest, most: int, seed: int) -> list[Listed]:
     for label in np.unique(manifest.labels[training]):
         rows = rng.permutation(training[manifest.labels[training] == label])
         chosen += rows[: max(2, round(share * len(rows)))].tolist()
-    names = [manifest.classes[label] for label in manifest.labels]
-    return [Listed(manifest.file(row).absolute(), names[row], "train") for row in sorted(chosen)]
+    rows = np.array(sorted(chosen), np.int64)
+    paths = tuple(manifest.paths[row] for row in rows)
+    return replace(manifest, paths=paths, labels=manifest.labels[rows], splits=("train",) * len(rows))
 
 
-def extract(images: Path, folder: Path, backbone: str, layers: Sequence[str], flags: Mapping[str, str]) -> None:
-    """Write the codes of all layers in one pass, by the command that does this: commands meet through files."""
-    extra = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    address = ["--dataset", str(images), "--backbone", backbone, "--out", str(folder)]
-    command = [sys.executable, "-m", "pipeline.extract", *address, "--layer", *layers, *extra]
-    if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-        raise PipelineError("The codes could not be extracted, for the reason above. Mend it, then run again.")
+def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> Extraction:
+    """Write the codes of all of a network's layers in one pass."""
+    from pipeline.engine import BATCH_SIZES
+
+    extraction.demand_space(folder, 4 * len(manifest.paths), network.widths)
+    batch_size, threads = BATCH_SIZES[network.mean.device.type], images.default_threads()
+    done = Extraction(manifest, batch_size, threads, max_bad=MAX_BAD)
+    with claim(folder):
+        extraction.extract(done, network, folder)
+    return done
 
 
 def read(folder: Path, layer: str) -> Codes:
@@ -164,10 +175,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--relu", choices=("post", "pre", "both"), default="post", help="of the curve's codes: after or before the ReLU"
     )
-    for name in PASSED_ON:
-        parser.add_argument(f"--{name}", help="as for pipeline.extract (default: as there)")
+    parser.add_argument("--weights", help="as for pipeline.extract")
+    parser.add_argument("--pool", help="as for pipeline.extract")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--out", type=Path, help="the folder (default: reports/DATASET/BACKBONE/advice)")
-    parser.set_defaults(**experiment.section("advise"))
+    shared = experiment.section("extract")
+    parser.set_defaults(weights=shared["weights"], pool=shared["pool"], **experiment.section("advise"))
     return parser
 
 
@@ -187,32 +200,32 @@ def demand_sound(options: argparse.Namespace, smallest: int) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Advise on what the options name."""
-    from pipeline import backbones, network
+    from pipeline import backbones
+    from pipeline.network import FrozenNetwork, choose_device, relu_layers
 
     address = Experiment(options.dataset, options.backbone)
     manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
     backbone = backbones.get(options.backbone)
     layers = backbones.in_order(backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly(backbone)))
-    images = choose_images(manifest, options.images, options.seed)
-    if not images:
+    chosen = choose_images(manifest, options.images, options.seed)
+    if not chosen.paths:
         raise PipelineError("The dataset has no training images. Prepare it with a train split.")
-    smallest = min(sum(image.label == name for image in images) for name in {image.label for image in images})
-    demand_sound(options, smallest)
-    work = address.features.parent / ".advice"
-    datasets.write_manifest(work / "images", images)
-    flags = {"views": "one"} | {name: getattr(options, name) for name in PASSED_ON if getattr(options, name)}
+    demand_sound(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
+    build = partial(FrozenNetwork, options.backbone, origin=options.weights, pool=options.pool)
+    device = choose_device(options.device)
     head = backbones.head_node(backbone)
-    folder, before = work / options.backbone, work / f"{options.backbone}-pre"
-    extract(work / "images", folder, options.backbone, [*layers, *([head] if head else [])], flags)
+    folder = address.features.parent / ".advice" / options.backbone
+    write_codes(chosen, build([*layers, *([head] if head else [])]).to(device), folder)
     measured, facts, given = advise(folder, options.backbone, layers, head, options)
     points: list[CurvePoint] = []
     if options.curve and options.relu != "pre":
         points += trace_curves(folder, measured, options.curve, options.models[0], options.seed)
     if options.curve and options.relu != "post":
-        with_relu = [layer for layer in network.relu_layers(options.backbone) if layer in layers]
-        extract(work / "images", before, options.backbone, with_relu, {**flags, "relu": "pre"})
-        chosen = [layer for layer in measured if layer.layer in with_relu]
-        points += trace_curves(before, chosen, options.curve, options.models[0], options.seed)
+        before = folder.with_name(f"{options.backbone}-pre")
+        with_relu = [layer for layer in relu_layers(options.backbone) if layer in layers]
+        write_codes(chosen, build(with_relu, relu="pre").to(device), before)
+        ended = [layer for layer in measured if layer.layer in with_relu]
+        points += trace_curves(before, ended, options.curve, options.models[0], options.seed)
     out = options.out or Path("reports", address.name, options.backbone, "advice")
     write(out, measured, facts, given, points)
     print(table(measured, given.layer))

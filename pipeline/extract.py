@@ -3,49 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import datasets, errors, experiment, images
-from pipeline.codes_writer import CodesWriter, begun, claim, store_of
-from pipeline.errors import PipelineError
+from pipeline.codes_writer import begun, claim
 from pipeline.experiment import Experiment
-from pipeline.extraction import Extraction, columns_of
+from pipeline.extraction import Extraction, columns_of, demand_space, extract
 from pipeline.images import Framing
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
 
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
-
-
-def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
-    """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
-
-    The files appear at the end, all of them complete; a run that does not get there is continued by the next.
-    """
-    from pipeline.engine import Engine
-
-    columns = columns_of(extraction.manifest)
-    with ExitStack() as stack:
-        writers = {
-            layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
-            for layer, spec in network.specs.items()
-        }
-        missing = extraction.find_missing(writers)
-        lacking = [layer for layer in writers if missing[layer]]
-        if lacking:
-            rows = sorted(set().union(*missing.values()))
-            engine = Engine(network.only(lacking), extraction.batch_size, len(rows), extraction.compiling)
-            extraction.compute(rows, engine, [writers[layer] for layer in lacking])
-            extraction.notes += engine.notes
-        for writer in writers.values():
-            writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()], extraction.compress)
 
 
 def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork, folder: Path) -> tuple[str, str]:
@@ -63,18 +35,6 @@ def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork,
         if any(begun(folder / f"{layer}.h5", spec, columns_of(extraction.manifest)) for layer, spec in specs.items()):
             return precision, "as in an earlier run"
     return choose_precision(network, extraction.first_pictures(network))
-
-
-def demand_space(folder: Path, column_bytes: int, widths: Mapping[str, int]) -> None:
-    """Refuse to start where the codes will not fit on the disk; column_bytes: of one number of all images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    needed, free = column_bytes * sum(widths.values()), shutil.disk_usage(folder).free
-    begun = sum(512 * path.stat().st_blocks for path in store_of(folder).glob("*.partial"))
-    if needed > free + begun:
-        raise PipelineError(
-            f"The codes need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Choose fewer layers, "
-            "--pool avg, fewer --views, or another disk with --out."
-        )
 
 
 def listing(name: str | None) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +17,7 @@ import numpy as np
 
 from pipeline import images
 from pipeline.codes import encoded
-from pipeline.codes_writer import CodesWriter, Columns
+from pipeline.codes_writer import CodesWriter, Columns, store_of
 from pipeline.datasets import Manifest
 from pipeline.errors import PipelineError
 from pipeline.images import BadImage
@@ -149,3 +151,39 @@ def columns_of(manifest: Manifest) -> Columns:
     """Return what stands beside the codes, as HDF5 keeps it."""
     paths, splits, classes = (encoded(column) for column in (manifest.paths, manifest.splits, manifest.classes))
     return Columns(paths, manifest.labels, splits, classes)
+
+
+def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
+    """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
+
+    The files appear at the end, all of them complete; a run that does not get there is continued by the next.
+    """
+    from pipeline.engine import Engine
+
+    columns = columns_of(extraction.manifest)
+    with ExitStack() as stack:
+        writers = {
+            layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
+            for layer, spec in network.specs.items()
+        }
+        missing = extraction.find_missing(writers)
+        lacking = [layer for layer in writers if missing[layer]]
+        if lacking:
+            rows = sorted(set().union(*missing.values()))
+            engine = Engine(network.only(lacking), extraction.batch_size, len(rows), extraction.compiling)
+            extraction.compute(rows, engine, [writers[layer] for layer in lacking])
+            extraction.notes += engine.notes
+        for writer in writers.values():
+            writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()], extraction.compress)
+
+
+def demand_space(folder: Path, column_bytes: int, widths: Mapping[str, int]) -> None:
+    """Refuse to start where the codes will not fit on the disk; column_bytes: of one number of all images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = column_bytes * sum(widths.values()), shutil.disk_usage(folder).free
+    begun = sum(512 * path.stat().st_blocks for path in store_of(folder).glob("*.partial"))
+    if needed > free + begun:
+        raise PipelineError(
+            f"The codes need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Choose fewer layers, "
+            "--pool avg, fewer --views, or another disk with --out."
+        )

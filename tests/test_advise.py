@@ -14,6 +14,7 @@ import pytest
 from conftest import Outcome
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
+from test_extract import count_forwards
 from test_prepare import mistake
 
 from pipeline import advice, advise, codes, datasets
@@ -119,7 +120,7 @@ def test_the_report_shows_it(run: Run, measured: Outcome) -> None:
 def test_test_images_have_no_part_in_it(measured: Outcome) -> None:
     manifest = datasets.read_manifest(Path("data/some"))
     seen = codes.read(Path("features/some/.advice/tinyvgg/fc7.h5"), {})
-    training = {str(manifest.file(row).absolute()) for row, split in enumerate(manifest.splits) if split == "train"}
+    training = {manifest.paths[row] for row, split in enumerate(manifest.splits) if split == "train"}
     assert set(seen.paths) == training and set(seen.splits) == {"train"}
 
 
@@ -128,8 +129,12 @@ def test_a_subset_keeps_the_share_of_each_class() -> None:
     names = tuple(f"{row}.png" for row in range(903))
     manifest = datasets.Manifest(Path("x"), names, labels, ("train",) * 903, ("a", "b", "c"))
     chosen = advise.choose_images(manifest, 300, 0)
-    counts = [sum(image.label == name for image in chosen) for name in "abc"]
-    assert counts == [199, 100, 2] and len(advise.choose_images(manifest, 10_000, 0)) == 903
+    assert np.bincount(chosen.labels).tolist() == [199, 100, 2]
+    assert all(
+        int(path[:-4]) // 300 in ((0, 1), (2,), (3,))[label]
+        for path, label in zip(chosen.paths, chosen.labels, strict=True)
+    )
+    assert len(advise.choose_images(manifest, 10_000, 0).paths) == 903
 
 
 def test_likeness_knows_the_source_itself_from_anything_else() -> None:
@@ -205,8 +210,15 @@ def test_mistakes(run: Run, photos: Path, flags: tuple[str, ...], words: tuple[s
     assert not Path("reports").exists()
 
 
-def test_a_failed_extraction_is_a_failure(run: Run, photos: Path) -> None:
+def test_weights_that_are_not_there(run: Run, photos: Path) -> None:
     run("prepare", "--dataset", photos)
-    mistake(
-        run("advise", "--dataset", "photos", "--layer", "fc7", "--weights", "nowhere.pth"), "could not be extracted"
-    )
+    mistake(run("advise", "--dataset", "photos", "--layer", "fc7", "--weights", "nowhere.pth"), "nowhere.pth")
+
+
+def test_one_pass_gives_all_layers(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("prepare", "--dataset", photos)
+    seen = count_forwards(monkeypatch)
+    assert run("advise", "--dataset", "photos", "--folds", 2).code == 0
+    assert sum(seen) == 27, "each training image once, for thirteen layers and the head"
+    seen.clear()
+    assert run("advise", "--dataset", "photos", "--folds", 3).code == 0 and not seen

@@ -43,8 +43,7 @@ def imported(module: str, seen: set[str]) -> set[str]:
 def test_the_deps_of_a_stage_are_what_its_command_imports(stage: str) -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
     ours = {Path(dep).stem for dep in deps if dep.endswith(".py") or Path(dep).name in PACKAGES}
-    started = {"advise": "extract"}.get(stage, stage)  # advise runs extract as a process of its own
-    assert ours == imported(stage, set()) | imported(started, set()) | {"__init__"}
+    assert ours == imported(stage, set()) | {"__init__"}
 
 
 def test_imports_run_one_way() -> None:

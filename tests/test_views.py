@@ -15,7 +15,7 @@ from test_extract import count_forwards
 from test_prepare import mistake
 from torchvision.transforms import functional
 
-from pipeline import classifiers, codes, extract, images, saved, views
+from pipeline import classifiers, codes, extraction, images, saved, views
 from pipeline.errors import PipelineError
 from pipeline.images import Framing, Transform
 from pipeline.network import FrozenNetwork
@@ -164,7 +164,7 @@ def test_bad_views_and_too_many_for_the_disk(run: Run, photos: Path, monkeypatch
     flags = ("--dataset", "photos", "--layer", "fc7")
     mistake(run("extract", *flags, "--views", "random:0"), "draws 0 views")
     mistake(run("extract", *flags, "--views", "ten"), "--resize 73")
-    monkeypatch.setattr(extract.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(extraction.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**6))
     seen = count_forwards(monkeypatch)
     assert run("extract", *flags, "--views", "one").code == 0 and seen
     seen.clear()
