@@ -186,10 +186,10 @@ def head_node(backbone: Backbone) -> str | None:
 
 
 def in_order(backbone: Backbone, layers: Iterable[str]) -> list[str]:
-    """Return layers as the network computes them, from the input on."""
+    """Return layers as the network computes them, from the input on; several joined by + count as the last of them."""
     nodes, friendly = _nodes_and_layers(backbone)
     places: dict[str | None, int] = {node: place for place, node in enumerate(nodes)}
-    return sorted(layers, key=lambda layer: places[friendly.get(layer, layer)])
+    return sorted(layers, key=lambda layer: places[friendly.get(last := layer.split("+")[-1], last)])
 
 
 def layers(backbone: Backbone) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from pipeline import views
 from pipeline.errors import PipelineError
 
 FORMAT = "cnn-codes 3"
+PLUS, JOINED = "+", ("layer", "node", "pool")
+"""What joins the names of several layers, and the fields of their spec that it joins."""
+
 BLOCK_BYTES = 1 << 23
 """What is read at a time where a whole file may not fit into memory."""
 
@@ -127,6 +130,11 @@ def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> C
 @contextmanager
 def lent(path: Path, expected: Mapping[str, Any], split: str, memory: int | None) -> Iterator[Codes]:
     """Lend what `read` gives; where the values would take more than `memory` bytes, they are `StoredRows`."""
+    if PLUS in path.stem:
+        if memory is not None:
+            raise PipelineError("Codes of several layers are joined in memory. Leave --memory out, or take one layer.")
+        yield read_layers(path, expected, split)
+        return
     with ExitStack() as stack:
         with opened(path, expected) as file:
             mask, spec, classes = _split_of(file, path, expected, split)
@@ -153,6 +161,56 @@ def _split_of(
 def _beside(values: Any, columns: Mapping[str, np.ndarray], classes: tuple[str, ...], spec: CodesSpec) -> Codes:
     named = {name: texts(columns[name]) for name in ("paths", "splits", "digests")}
     return Codes(values=values, labels=columns["labels"], classes=classes, spec=spec, **named)
+
+
+def read_layers(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
+    """Read codes as `read` does; from a path like fc6+fc7.h5 those of several files, joined into one row an image."""
+    names = path.stem.split(PLUS)
+    if len(names) == 1:
+        return read(path, expected, split)
+    parts = []
+    for number, name in enumerate(names):
+        asked = {key: _of_part(key, value, number) for key, value in expected.items()}
+        parts.append(read(path.with_name(f"{name}{path.suffix}"), asked, split))
+    first = parts[0]
+    for name, part in zip(names, parts, strict=True):
+        rows = [(one.paths, one.digests, one.splits, one.classes, one.labels.tolist()) for one in (part, first)]
+        if rows[0] != rows[1]:
+            raise PipelineError(
+                f"{name}.h5 and {names[0]}.h5 hold other images, or other labels. Extract all layers in one run."
+            )
+    spec = join_specs([part.spec for part in parts])
+    return replace(first, values=join([part.values for part in parts], spec), spec=spec)
+
+
+def _of_part(key: str, value: Any, number: int) -> Any:
+    """Return what is expected of one of several layers."""
+    return value.split(PLUS)[number] if key in JOINED and PLUS in value else value
+
+
+def join_specs(specs: Sequence[CodesSpec]) -> CodesSpec:
+    """Return the spec of several layers' codes joined; they must not differ in anything else."""
+    if len(specs) == 1:
+        return specs[0]
+    rest = {name: value for name, value in asdict(specs[0]).items() if name not in JOINED}
+    for spec in specs[1:]:
+        demand_same(spec, rest, f"layer {spec.layer}, beside those of {specs[0].layer},")
+    layer, node, pool = (PLUS.join(getattr(spec, name) for spec in specs) for name in JOINED)
+    return replace(specs[0], layer=layer, node=node, pool=pool)
+
+
+def join(values: Sequence[np.ndarray], spec: CodesSpec) -> np.ndarray:
+    """Return several layers' codes as one row an image, each layer's (n, d) brought to length 1; one alone as it is.
+
+    Of several views, each view's codes are joined by themselves.
+    """
+    if len(values) == 1:
+        return values[0]
+    count = len(values[0])
+    rows = [some.reshape(count * views.count(spec.views), -1) if count else some for some in values]
+    lengths = [np.linalg.norm(some, axis=1, keepdims=True) for some in rows]
+    units = [some / np.where(length > 0, length, 1) for some, length in zip(rows, lengths, strict=True)]
+    return np.concatenate(units, 1, dtype=np.float32).reshape(count, -1 if count else sum(v.shape[1] for v in values))
 
 
 def each_view(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -245,7 +303,9 @@ def opened(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
 
 
 def _flags(expected: Mapping[str, Any]) -> str:
-    return "".join(f" --{name} {expected[name]}" for name in ("backbone", "layer") if name in expected)
+    return "".join(
+        f" --{name} {str(expected[name]).replace(PLUS, ' ')}" for name in ("backbone", "layer") if name in expected
+    )
 
 
 def demand_same(spec: CodesSpec, expected: Mapping[str, Any], where: str) -> None:

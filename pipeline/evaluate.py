@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate what the options name."""
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     classifier = saved.load(options.classifier or address.classifier)
-    test = codes.read(options.codes or address.codes, asdict(classifier.spec), "test")
+    test = codes.read_layers(options.codes or address.codes, asdict(classifier.spec), "test")
     result, found = evaluate(classifier, test)
     folder = options.out or address.report
     write(folder, result, found, test)

@@ -15,7 +15,7 @@ PARAMS = "params.yaml"
 HELP = {
     "dataset": "a prepared dataset: its name under data/, or its folder",
     "backbone": "the pretrained network",
-    "layer": "the layer whose codes are used",
+    "layer": "the layer whose codes are used; fc6+fc7 joins those of several",
     "model": "the linear classifier",
 }
 

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline import backbones, views, weights
-from pipeline.codes import CodesSpec, differences
+from pipeline.codes import PLUS, CodesSpec, differences, join_specs
 from pipeline.errors import PipelineError
 from pipeline.images import Framing
 
@@ -243,12 +243,12 @@ def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     origin: where its weights are to be had, if not where the spec's came from.
     """
     name = origin or spec.weights
-    pool = "avg" if spec.pool == "none" else spec.pool
+    pool = next((pool for pool in spec.pool.split(PLUS) if pool != "none"), "avg")
     framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit, spec.views)
-    network = FrozenNetwork(spec.backbone, [spec.layer], name, pool, framing, spec.relu)
+    network = FrozenNetwork(spec.backbone, spec.layer.split(PLUS), name, pool, framing, spec.relu)
     network = network.at(precision=spec.precision, dtype=spec.dtype)
     expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
-    if found := differences(network.specs[spec.layer], expected):
+    if found := differences(join_specs(list(network.specs.values())), expected):
         raise PipelineError(
             f"{spec.backbone} with the weights {name!r} is not the network that gave the codes: {'; '.join(found)}. "
             "Give the weights of then with --weights, or run pipeline.extract and pipeline.classify again."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TextIO
 import numpy as np
 
 from pipeline import datasets, errors, experiment, images, saved
+from pipeline.codes import PLUS, join
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.images import BadImage
@@ -86,7 +87,9 @@ def predict_batch(
     classifier: SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, np.ndarray]], top: int
 ) -> Iterator[Prediction]:
     """Yield the predictions of some (path, (3, crop, crop) uint8 picture)."""
-    values = engine.codes([picture for _, picture in batch])[classifier.spec.layer].astype(np.float32, copy=False)
+    found = engine.codes([picture for _, picture in batch])
+    spec = classifier.spec
+    values = join([found[layer].astype(np.float32, copy=False) for layer in spec.layer.split(PLUS)], spec)
     margins = saved.margins(classifier, values)
     shown = saved.probabilities(classifier, values)
     best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
