@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -128,23 +129,11 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, enough: int = 0) -> Image.Image:
-    """Decode a file's bytes to an upright RGB picture; raise `BadImage` with the reason if that fails.
-
-    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; of an animation, the first frame.
-    enough: pixels of both sides that suffice (0: all there are); JPEG is decoded faster at a scale near that.
-    """
-    if not data:
-        raise BadImage("the file is empty (zero bytes)")
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn whatever a decoder raises into a `BadImage` with the reason."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise BadImage(f"{image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
-        if enough:
-            image.draft(None, (enough, enough))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        yield
     except BadImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -153,6 +142,37 @@ def decode(data: bytes, enough: int = 0) -> Image.Image:
         raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything; the reason is reported
         raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+@_explained()
+def decode(data: bytes, enough: int = 0) -> Image.Image:
+    """Decode a file's bytes to an upright RGB picture; raise `BadImage` with the reason if that fails.
+
+    enough: pixels of both sides that suffice (0: all there are); JPEG is decoded faster at a scale near that.
+    """
+    if not data:
+        raise BadImage("the file is empty (zero bytes)")
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _demand_few_pixels(image)
+    if enough:
+        image.draft(None, (enough, enough))
+    return upright(image)
+
+
+@_explained()
+def upright(image: Image.Image) -> Image.Image:
+    """Return an opened picture as RGB, the way its EXIF orientation says; raise `BadImage` if that fails.
+
+    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; of an animation, the first frame.
+    """
+    _demand_few_pixels(image)
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _demand_few_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"{image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

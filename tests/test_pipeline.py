@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -191,17 +192,20 @@ def test_only_lock_files_and_artifacts_appear_in_the_clone(clone: Path) -> None:
 
 
 def readme_commands() -> list[str]:
-    """Return the README's commands that are marked as run by this test."""
+    """Return the README's commands and programs that are marked as run by this test."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"<!-- tested -->\n```(?:sh|bash)\n(.*?)```", text, re.S)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    commands: list[str] = []
+    for language, block in re.findall(r"<!-- tested -->\n```(sh|python)\n(.*?)```", text, re.S):
+        lines = [line for line in block.splitlines() if line and not line.startswith("#")]
+        commands += lines if language == "sh" else [f"python -c {shlex.quote(block)}"]
+    return commands
 
 
 def test_the_readmes_commands_run(clone: Path, tmp_path: Path) -> None:
     from conftest import write_photos
 
     commands = readme_commands()
-    assert len(commands) >= 5
+    assert len(commands) >= 5 and sum(command.startswith("python -c ") for command in commands) == 1
     write_photos(tmp_path / "photos", {"ants": 20, "bees": 20})
     call(clone, "git", "checkout", "-q", "params.yaml")
     for command in commands:

@@ -1,0 +1,113 @@
+"""Time the report of many images and classes, and how soon its page opens in Chromium."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+from playwright.sync_api import sync_playwright
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
+
+from pipeline import codes, evaluate, saved
+from pipeline.codes import CodesSpec
+from pipeline.codes_writer import CodesWriter, Columns
+from pipeline.saved import SavedClassifier
+from pipeline.solvers import Softmax
+
+ADDRESS = ("--dataset", "many", "--backbone", "tinyvgg", "--layer", "fc7", "--model", "softmax")
+SPEC = CodesSpec(
+    *("tinyvgg", "fc7", "classifier.4", "default", "ab" * 32),
+    *(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "none", "fp32"),
+)
+PICTURES = 256
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    """Write a few noisy pictures of 96×64 pixels, and link every name to one of them."""
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
+        coarse.resize((96, 64)).save(folder / f"picture-{number}.jpg")
+    for number, name in enumerate(names):
+        os.link(folder / f"picture-{number % PICTURES}.jpg", folder / name)
+
+
+def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
+    """Write the codes, images, classifier and scores of a made-up dataset; some 3 in 4 predictions are right."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((n_classes, width), np.float32)
+    labels = np.arange(n_train + n_test) % n_classes
+    names = [f"{number:07}.jpg" for number in range(len(labels))]
+    classes = [f"class {number:04}" for number in range(n_classes)]
+    folder = Path("data/many")
+    folder.mkdir(parents=True)
+    write_images(folder, names)
+    splits = codes.encoded(["train"] * n_train + ["test"] * n_test)
+    columns = Columns(codes.encoded(names), labels, splits, codes.encoded(classes))
+    with CodesWriter(Path("features/many/tinyvgg/fc7.h5"), SPEC, width, columns) as writer:
+        for rows in np.array_split(np.arange(len(labels)), max(1, len(labels) // 5000)):
+            values = np.maximum(centres[labels[rows]] + 4.4 * rng.standard_normal((len(rows), width), np.float32), 0)
+            writer.write(rows.tolist(), values, [f"{row:064x}" for row in rows])
+        writer.commit([])
+    model = Softmax()
+    model.coef_, model.intercept_ = np.maximum(centres, 0), np.zeros(n_classes, np.float32)
+    model.classes_, model.n_features_in_ = np.arange(n_classes), width
+    pipeline = Pipeline([("normalise", Normalizer().fit(centres[:2])), ("classify", model)])
+    facts = {"cv": [], "chosen": {}, "n_train": n_train}
+    saved.save(Path("models/many/tinyvgg/fc7-softmax.skops"), SavedClassifier(pipeline, SPEC, tuple(classes)), facts)
+    evaluate.main(list(ADDRESS))
+
+
+def opening(page: Path) -> float:
+    """Return the seconds from asking for the page until it is drawn and answers a click."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto("about:blank")
+        start = time.perf_counter()
+        tab.goto(page.resolve().as_uri())
+        tab.locator("[data-pick='0']").click()
+        tab.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        seconds = time.perf_counter() - start
+        browser.close()
+    return seconds
+
+
+def main() -> None:
+    """Make the dataset, build the report, open it, and print what that took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--train", type=int, default=100_000, help="training images")
+    parser.add_argument("--test", type=int, default=100_000, help="test images")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--width", type=int, default=512, help="of the codes")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make(options.train, options.test, options.classes, options.width)
+        with h5py.File("features/many/tinyvgg/fc7.h5") as file:
+            size = file["values"].nbytes
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline.report"], check=True)
+        seconds = time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        page = Path("reports/index.html")
+        print(
+            f"{options.train} training and {options.test} test images, {options.classes} classes, {size / 1e6:.0f} MB"
+        )
+        print(f"report: {seconds:.1f} s, peak {peak:.2f} GB; page {page.stat().st_size / 1e6:.1f} MB")
+        print(f"opens in {opening(page):.2f} s")
+
+
+if __name__ == "__main__":
+    main()

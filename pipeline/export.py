@@ -1,0 +1,217 @@
+"""Write a saved classifier and its network as one ONNX file: pictures in, margins and probabilities out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from pipeline import errors, experiment, saved
+from pipeline.errors import PipelineError
+from pipeline.experiment import Experiment
+from pipeline.saved import SavedClassifier
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.network import FrozenNetwork
+
+EXAMPLE = "python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx"
+MOST_BYTES = 2**31 - 2**20
+"""ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
+
+CHECKED = 16
+TOLERANCE = 1e-3
+
+
+def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
+    """Return one module from (n, 3, crop, crop) uint8 pictures to (n, classes) margins, and probabilities if any.
+
+    The classes, their order and the values are those of `saved.margins` and `saved.probabilities`.
+    """
+    import torch
+
+    scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
+    layer, probable = classifier.spec.layer, hasattr(classifier.pipeline, "predict_proba")
+    sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            margins = torch.nn.functional.linear(scale(self.network(pictures)[layer]), weights, bias)
+            return (margins, torch.softmax(sharpness * margins, 1)) if probable else (margins,)
+
+    return Whole().eval()
+
+
+def scaling(classifier: SavedClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what the classifier does to the codes first, as operations of torch."""
+    kind = type(classifier.pipeline[0])
+    if kind not in SCALINGS:
+        raise errors.unknown("normalisation", kind.__name__, (known.__name__ for known in SCALINGS))
+    return SCALINGS[kind](classifier.pipeline[0])
+
+
+def _to_length_one(scaler: Normalizer) -> Callable[[torch.Tensor], torch.Tensor]:
+    def scale(codes: torch.Tensor) -> torch.Tensor:
+        lengths = codes.norm(dim=1, keepdim=True)
+        return codes / lengths.where(lengths > 0, 1)
+
+    return scale
+
+
+def _to_variance_one(scaler: StandardScaler) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    mean, deviation = (torch.from_numpy(values.astype(np.float32)) for values in (scaler.mean_, scaler.scale_))
+    return lambda codes: (codes - mean) / deviation
+
+
+SCALINGS: dict[type[BaseEstimator], Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
+    Normalizer: _to_length_one,
+    StandardScaler: _to_variance_one,
+}
+
+
+def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights (classes, d) and biases (classes,) float32 that give all margins.
+
+    Two classes share one vector, and a class that was not trained has no weights and a bias of minus infinity.
+    """
+    model = classifier.pipeline[-1]
+    if not hasattr(model, "coef_"):
+        raise PipelineError(
+            f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax or ridge."
+        )
+    weights, bias = model.coef_, np.ravel(model.intercept_)
+    if len(weights) == 1:
+        weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
+    every = np.zeros((len(classifier.classes), weights.shape[1]), np.float32)
+    offsets = np.full(len(classifier.classes), -np.inf, np.float32)
+    every[model.classes_], offsets[model.classes_] = weights, bias
+    return every, offsets
+
+
+def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
+    """Return the ONNX file of a classifier and the network that gives its codes."""
+    import torch
+
+    if classifier.spec.precision != "fp32":
+        raise PipelineError(
+            f"The classifier was trained on codes of {classifier.spec.precision}, which not all runtimes compute. "
+            "Extract with --precision fp32 and train again."
+        )
+    model = whole(classifier, network)
+    if sum(value.nbytes for value in model.state_dict().values()) > MOST_BYTES:
+        raise PipelineError(
+            "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
+            "a smaller backbone."
+        )
+    crop = classifier.spec.crop
+    example = torch.zeros(2, 3, crop, crop, dtype=torch.uint8)
+    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _max_by_cells})
+    names = ["margins", "probabilities"][: 2 if hasattr(classifier.pipeline, "predict_proba") else 1]
+    program = torch.onnx.export(graph, input_names=["pictures"], output_names=names, verbose=False)
+    assert program is not None
+    program.model.metadata_props.update(metadata(classifier))
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _max_by_cells(maps: torch.Tensor, cells: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what adaptive max pooling, which ONNX lacks, gives of maps of a known size; the places are not told."""
+    import torch
+
+    height, width = maps.shape[2:]
+    across = [maps[..., i * width // cells[1] : -(-(i + 1) * width // cells[1])].amax(3) for i in range(cells[1])]
+    columns = torch.stack(across, 3)
+    down = [columns[:, :, i * height // cells[0] : -(-(i + 1) * height // cells[0])].amax(2) for i in range(cells[0])]
+    values = torch.stack(down, 2)
+    return values, torch.zeros_like(values, dtype=torch.int64)
+
+
+def metadata(classifier: SavedClassifier) -> Mapping[str, str]:
+    """Return what the file says of itself, as JSON by name: the classes, and all that makes the codes."""
+    return {
+        name: json.dumps(value) for name, value in (("classes", classifier.classes), ("spec", asdict(classifier.spec)))
+    }
+
+
+def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> float:
+    """Return by how much the file's margins differ at most from ours, on pictures of noise; refuse one far off."""
+    import onnxruntime
+
+    crop = classifier.spec.crop
+    pictures = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, crop, crop), dtype=np.uint8)
+    ours = saved.margins(classifier, network.codes(pictures)[classifier.spec.layer])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    theirs = session.run(["margins"], {"pictures": pictures})[0]
+    trained = classifier.pipeline.classes_
+    difference = float(np.abs(theirs - ours)[:, trained].max())
+    if not difference <= TOLERANCE * max(1.0, np.abs(ours[:, trained]).max()):
+        raise PipelineError(
+            f"In onnxruntime the model gives margins that are off by {difference:.2g}: nothing written."
+        )
+    return difference
+
+
+def demand_packages() -> None:
+    """Refuse to start without what is needed beyond the usual."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
+    parser = experiment.command("export", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser.add_argument(
+        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
+    )
+    parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
+    parser.add_argument("--out", type=Path, help="the ONNX file (default: beside the classifier)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Export what the options name."""
+    demand_packages()
+    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
+    source = options.classifier or address.classifier
+    classifier = saved.load(source)
+    from pipeline.network import rebuild
+
+    network = rebuild(classifier.spec, options.weights)
+    file = export(classifier, network)
+    difference = check(file, classifier, network)
+    path = options.out or source.with_suffix(".onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(file)
+    partial.replace(path)
+    crop, count = classifier.spec.crop, len(classifier.classes)
+    print(
+        f"{path} ({len(file) / 1e6:.1f} MB): from pictures (n, 3, {crop}, {crop}) uint8 to margins (n, {count}), "
+        f"which onnxruntime computes with a difference of {difference:.1g} at most on {CHECKED} pictures of noise"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run(build_parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

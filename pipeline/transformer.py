@@ -1,0 +1,211 @@
+"""CNN codes in Python: a scikit-learn transformer from images to the codes of one layer, each computed once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from pipeline import images
+from pipeline.codes import CodesSpec
+from pipeline.errors import PipelineError
+from pipeline.images import BadImage, Transform
+from pipeline.network import FrozenNetwork, choose_device
+
+CACHE_BYTES = 2**30
+"""How many bytes of codes a process keeps; beyond that, those asked for longest ago are computed again."""
+
+
+class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Turn images into the CNN codes of one layer of a pretrained network.
+
+    Images are paths, PIL images, or arrays (height, width, 3) or (height, width) of uint8; the codes are what
+    `python -m pipeline.extract` writes, (n, d) float32. The codes of an image are computed once in a process, whatever
+    folds and clones ask for them, as long as `CACHE_BYTES` hold them.
+
+    backbone, layer, weights, pool, device, batch_size, threads: as the flags of that command, of which `--help` and
+    `--list` tell the values; threads: None for as many as there are cores.
+
+    Fitted: spec_, what the codes are, down to the hash of the weights.
+
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.svm import LinearSVC
+    >>> from pipeline import CNNCodes
+    >>> digits = load_digits()
+    >>> pictures = (digits.images * 15.9).astype("uint8")
+    >>> CNNCodes(layer="fc7").fit_transform(pictures[:5]).shape
+    (5, 1024)
+    >>> model = make_pipeline(CNNCodes(layer="pool3"), LinearSVC())
+    >>> model.fit(pictures[:200], digits.target[:200]).predict(pictures[-3:])
+    array([8, 9, 8])
+    """
+
+    def __init__(
+        self,
+        backbone: str = "tinyvgg",
+        layer: str = "fc7",
+        *,
+        weights: str = "default",
+        pool: str = "avg4",
+        device: str = "auto",
+        batch_size: int = 32,
+        threads: int | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.layer = layer
+        self.weights = weights
+        self.pool = pool
+        self.device = device
+        self.batch_size = batch_size
+        self.threads = threads
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check the parameters against the network, which learns nothing from the images; y is not used."""
+        listed(X)
+        for name, least in (("batch_size", self.batch_size), ("threads", self.threads)):
+            if least is not None and least < 1:
+                raise PipelineError(f"{name} must be 1 or more, but it is {least!r}.")
+        network = load(self.backbone, self.layer, self.weights, self.pool, self.device)
+        self.spec_ = network.specs[self.layer]
+        self._n_features_out = network.widths[self.layer]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the (n, d) float32 codes of n images; one that cannot be read is an error that names it."""
+        check_is_fitted(self)
+        items, spec = listed(X), self.spec_
+        pool = self.pool if spec.pool == "none" else spec.pool
+        network = load(spec.backbone, spec.layer, spec.weights, pool, self.device)
+        if network.specs[spec.layer] != spec:
+            raise PipelineError(f"The weights {spec.weights!r} of {spec.backbone} have changed since `fit`. Fit again.")
+        values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
+        with BUSY:
+            for row, found in codes_of(items, network, self.batch_size, self.threads or images.default_threads()):
+                if isinstance(found, BadImage):
+                    bad[row] = found
+                else:
+                    values[row] = found
+        if bad:
+            row, reason = next(iter(bad.items()))
+            name = repr(str(items[row])) if isinstance(items[row], str | Path) else f"number {row}"
+            raise PipelineError(f"{len(bad)} of {len(items)} images cannot be read, the first is {name}: {reason}.")
+        return values
+
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that images are no table of numbers."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = tags.input_tags.string = tags.no_validation = True
+        return tags
+
+
+def listed(X: Any) -> list[Any]:
+    """Return the images of a sequence, an array, or one column of a table."""
+    array = X.to_numpy() if hasattr(X, "to_numpy") else X
+    if isinstance(array, str | Path | Image.Image) or getattr(array, "shape", ())[2:] == (3,):
+        raise PipelineError("CNNCodes takes several images. Put a single one into a list.")
+    if isinstance(array, np.ndarray) and array.dtype.kind in "OUT" and array.shape[1:] == (1,):
+        array = array[:, 0]
+    return list(array)
+
+
+@lru_cache(maxsize=2)
+def _load(backbone: str, layer: str, weights: str, pool: str, device: str, stamp: tuple[int, ...]) -> FrozenNetwork:
+    return FrozenNetwork(backbone, [layer], weights, pool).to(device)
+
+
+def load(backbone: str, layer: str, weights: str, pool: str, device: str) -> FrozenNetwork:
+    """Return a network, one of the last two if it is among them and its file of weights is still the same."""
+    file = Path(weights).expanduser()
+    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
+    return _load(backbone, layer, weights, pool, choose_device(device), stamp)
+
+
+class CodesCache:
+    """The codes of images met in this process, by spec and digest; beyond `limit` bytes the oldest are dropped."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self.codes: dict[tuple[CodesSpec, str], np.ndarray] = {}
+
+    def put(self, spec: CodesSpec, digest: str, code: np.ndarray) -> None:
+        """Keep a (d,) code that is not here yet."""
+        self.codes[spec, digest] = code.copy()
+        self.size += code.nbytes
+        while self.size > self.limit:
+            self.size -= self.codes.pop(next(iter(self.codes))).nbytes
+
+
+CACHE = CodesCache(CACHE_BYTES)
+BUSY = threading.Lock()
+"""Held while codes are computed, so that threads that want the same ones do not compute them twice."""
+
+
+def codes_of(
+    items: Sequence[Any], network: FrozenNetwork, batch_size: int, threads: int
+) -> Iterator[tuple[int, np.ndarray | BadImage]]:
+    """Yield the row of each image with its (d,) code, computed in batches if it is not in the cache, or its fault."""
+    (spec,) = network.specs.values()
+    batch: dict[str, tuple[np.ndarray, list[int]]] = {}
+    read = partial(open_unknown, spec=spec, transform=network.transform)
+    for row, item in enumerate(images.ordered_map(read, items, threads, ahead=2 * batch_size)):
+        if isinstance(item, BadImage):
+            yield row, item
+            continue
+        digest, content = item
+        code = content if content.ndim == 1 else CACHE.codes.get((spec, digest))  # computed since it was read?
+        if code is not None:
+            yield row, code
+            continue
+        batch.setdefault(digest, (content, []))[1].append(row)
+        if len(batch) == batch_size:
+            yield from compute(batch, network)
+            batch.clear()
+    if batch:
+        yield from compute(batch, network)
+
+
+def open_unknown(item: Any, spec: CodesSpec, transform: Transform) -> tuple[str, np.ndarray]:
+    """Return an image's digest, with its (d,) code if that is in the cache, or else its (3, crop, crop) picture."""
+    digest, decode = identify(item)
+    known = CACHE.codes.get((spec, digest))
+    return digest, images.shrink_and_crop(decode(), transform) if known is None else known
+
+
+def identify(item: Any) -> tuple[str, Callable[[], Image.Image]]:
+    """Return the digest of a file's bytes or of a picture's pixels, and what decodes it."""
+    if isinstance(item, str | Path):
+        data = images.read_bytes(Path(item))
+        return images.digest(data), partial(images.decode, data)
+    picture = images.upright(item) if isinstance(item, Image.Image) else picture_of(np.asarray(item))
+    return images.digest(repr(picture.size).encode() + picture.tobytes()), lambda: picture
+
+
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Return an array as an RGB picture; grey ones have two axes."""
+    if pixels.dtype != np.uint8 or 0 in pixels.shape or pixels.shape[2:] not in ((), (3,)) or pixels.ndim < 2:
+        raise PipelineError(
+            "An image must be a path, a PIL image, or uint8 of shape (height, width, 3) or (height, width), "
+            f"not {pixels.dtype} of shape {pixels.shape}."
+        )
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def compute(
+    batch: Mapping[str, tuple[np.ndarray, list[int]]], network: FrozenNetwork
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Run {digest: (picture, its rows)} through the network; keep the codes, and yield each row with its own."""
+    ((layer, spec),) = network.specs.items()
+    codes = network.codes(np.stack([picture for picture, _ in batch.values()]))[layer]
+    for (digest, (_, rows)), code in zip(batch.items(), codes, strict=True):
+        if (spec, digest) not in CACHE.codes:
+            CACHE.put(spec, digest, code)
+        yield from ((row, code) for row in rows)
