@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +15,7 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline import images
+from pipeline import codes, images
 from pipeline.codes import CodesSpec
 from pipeline.errors import PipelineError
 from pipeline.images import BadImage, Transform
@@ -31,7 +33,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     folds and clones ask for them, as long as `CACHE_BYTES` hold them.
 
     backbone, layer, weights, pool, device, batch_size, threads: as the flags of that command, of which `--help` and
-    `--list` tell the values; threads: None for as many as there are cores.
+    `--list` tell the values; threads: None for as many as there are cores; store: the folder of a dataset's codes
+    (features/photos) as that command left it, from which those of the same images and spec are read.
 
     Fitted: spec_, what the codes are, down to the hash of the weights.
 
@@ -58,6 +61,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         device: str = "auto",
         batch_size: int = 32,
         threads: int | None = None,
+        store: str | Path | None = None,
     ) -> None:
         self.backbone = backbone
         self.layer = layer
@@ -66,6 +70,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
+        self.store = store
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters against the network, which learns nothing from the images; y is not used."""
@@ -73,6 +78,10 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name, least in (("batch_size", self.batch_size), ("threads", self.threads)):
             if least is not None and least < 1:
                 raise PipelineError(f"{name} must be 1 or more, but it is {least!r}.")
+        if self.store is not None and not Path(self.store).is_dir():
+            raise PipelineError(
+                f"There is no folder {str(self.store)!r} to read codes from. Run pipeline.extract first."
+            )
         network = load(self.backbone, self.layer, self.weights, self.pool, self.device)
         self.spec_ = network.specs[self.layer]
         self._n_features_out = network.widths[self.layer]
@@ -87,8 +96,9 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if network.specs[spec.layer] != spec:
             raise PipelineError(f"The weights {spec.weights!r} of {spec.backbone} have changed since `fit`. Fit again.")
         values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
-        with BUSY:
-            for row, found in codes_of(items, network, self.batch_size, self.threads or images.default_threads()):
+        threads = self.threads or images.default_threads()
+        with BUSY, known_codes(self.store, spec) as find:
+            for row, found in codes_of(items, network, find, self.batch_size, threads):
                 if isinstance(found, BadImage):
                     bad[row] = found
                 else:
@@ -144,24 +154,49 @@ class CodesCache:
             self.size -= self.codes.pop(next(iter(self.codes))).nbytes
 
 
+Find = Callable[[str], np.ndarray | None]
+"""Returns the (d,) code of a digest, or None where it is not known."""
+
 CACHE = CodesCache(CACHE_BYTES)
 BUSY = threading.Lock()
 """Held while codes are computed, so that threads that want the same ones do not compute them twice."""
 
 
+@contextmanager
+def known_codes(store: str | Path | None, spec: CodesSpec) -> Iterator[Find]:
+    """Give what finds codes of a spec among those that extract wrote to a store, and in the cache."""
+    path = Path(store, spec.backbone, f"{spec.layer}.h5") if store else Path()
+    with codes.opened(path, {}) if path.is_file() else nullcontext() as file:
+        rows = rows_by_digest(path, spec) if file else {}
+
+        def find(digest: str) -> np.ndarray | None:
+            if digest in rows:
+                return codes.read_rows(file, rows[digest], rows[digest] + 1)[0][0]
+            return CACHE.codes.get((spec, digest))
+
+        yield find
+
+
+def rows_by_digest(path: Path, spec: CodesSpec) -> dict[str, int]:
+    """Return {digest: row} of a file of codes, {} if they are of another spec than this, whatever its weights' name."""
+    index = codes.read_index(path, {})
+    if replace(index.spec, weights=spec.weights) != spec:
+        return {}
+    return {digest: row for row, digest in enumerate(index.digests)}
+
+
 def codes_of(
-    items: Sequence[Any], network: FrozenNetwork, batch_size: int, threads: int
+    items: Sequence[Any], network: FrozenNetwork, find: Find, batch_size: int, threads: int
 ) -> Iterator[tuple[int, np.ndarray | BadImage]]:
-    """Yield the row of each image with its (d,) code, computed in batches if it is not in the cache, or its fault."""
-    (spec,) = network.specs.values()
+    """Yield the row of each image with its (d,) code, computed in batches if `find` does not know it, or its fault."""
     batch: dict[str, tuple[np.ndarray, list[int]]] = {}
-    read = partial(open_unknown, spec=spec, transform=network.transform)
+    read = partial(open_unknown, find=find, transform=network.transform)
     for row, item in enumerate(images.ordered_map(read, items, threads, ahead=2 * batch_size)):
         if isinstance(item, BadImage):
             yield row, item
             continue
         digest, content = item
-        code = content if content.ndim == 1 else CACHE.codes.get((spec, digest))  # computed since it was read?
+        code = content if content.ndim == 1 else find(digest)  # computed since it was read?
         if code is not None:
             yield row, code
             continue
@@ -173,10 +208,10 @@ def codes_of(
         yield from compute(batch, network)
 
 
-def open_unknown(item: Any, spec: CodesSpec, transform: Transform) -> tuple[str, np.ndarray]:
-    """Return an image's digest, with its (d,) code if that is in the cache, or else its (3, crop, crop) picture."""
+def open_unknown(item: Any, find: Find, transform: Transform) -> tuple[str, np.ndarray]:
+    """Return an image's digest, with its (d,) code if that is known, or else its (3, crop, crop) picture."""
     digest, decode = identify(item)
-    known = CACHE.codes.get((spec, digest))
+    known = find(digest)
     return digest, images.shrink_and_crop(decode(), transform) if known is None else known
 
 
@@ -204,8 +239,8 @@ def compute(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Run {digest: (picture, its rows)} through the network; keep the codes, and yield each row with its own."""
     ((layer, spec),) = network.specs.items()
-    codes = network.codes(np.stack([picture for picture, _ in batch.values()]))[layer]
-    for (digest, (_, rows)), code in zip(batch.items(), codes, strict=True):
+    values = network.codes(np.stack([picture for picture, _ in batch.values()]))[layer]
+    for (digest, (_, rows)), code in zip(batch.items(), values, strict=True):
         if (spec, digest) not in CACHE.codes:
             CACHE.put(spec, digest, code)
         yield from ((row, code) for row in rows)

@@ -96,15 +96,16 @@ def test_a_residual_network(run: Run, photos: Path) -> None:
 
 @pytest.mark.parametrize("model", ["svm", "softmax"])
 def test_two_classes_and_one_that_was_never_trained(run: Run, project: Path, model: str) -> None:
-    """Two classes share one vector; the third has test images only."""
-    photos = write_photos(project / "photos" / "train", {"red": 8, "green": 8}).parent
+    """Two classes share one vector; of the third the only training image is lost before it is read."""
+    photos = write_photos(project / "photos" / "train", {"red": 8, "green": 8, "blue": 1}).parent
     write_photos(photos / "test", {"red": 2, "green": 2, "blue": 2})
     assert run("prepare", "--dataset", photos).code == 0
+    (photos / "train" / "blue" / "00.png").write_bytes(b"")
     path = trained(run, "fc7", model, "{l2: {C: [10]}}")
     assert run("export", "--classifier", path).code == 0
     classifier = saved.load(path)
     assert classifier.classes == ("blue", "green", "red") and classifier.pipeline.classes_.tolist() == [1, 2]
-    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos, classifier))
+    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", classifier))
 
 
 def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:

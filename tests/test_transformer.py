@@ -162,6 +162,28 @@ def test_the_cache_is_bounded_and_codes_come_right_without_it(
     assert not forwarded
 
 
+def test_codes_that_extract_wrote_are_read_and_only_new_images_computed(
+    run: Run, photos: Path, forwarded: Counter[str]
+) -> None:
+    paths = files(photos)
+    held, photos_held = paths[::9], photos.parent / "held"
+    for path in held:
+        (photos_held / label(path)).mkdir(parents=True, exist_ok=True)
+        path.rename(photos_held / label(path) / path.name)
+    assert run("prepare", "--dataset", photos).code == 0
+    assert run("extract", "--dataset", "photos", "--layer", "fc7", "--pool", "avg").code == 0
+    everything = files(photos) + files(photos_held)
+    expected = CNNCodes().fit_transform(everything)
+    transformer.CACHE.codes.clear()
+    forwarded.clear()
+    with_store = CNNCodes(store="features/photos")
+    np.testing.assert_allclose(with_store.fit_transform(everything), expected, rtol=1e-4, atol=1e-5)
+    assert forwarded == {"fc7": len(held)} == {"fc7": 4}
+    CNNCodes(weights="random", store="features/photos").fit_transform(everything)
+    CNNCodes(layer="pool4", store="features/photos").fit_transform(everything)
+    assert forwarded == {"fc7": 4 + 36, "pool4": 36}
+
+
 # As scikit-learn has it
 
 
@@ -264,6 +286,7 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"device": "abacus"}, "Device 'abacus' is not here"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"threads": 0}, "threads must be 1 or more"),
+        ({"store": "features/none"}, "no folder 'features/none'"),
     ],
 )
 def test_wrong_parameters_are_told_by_fit(photos: Path, parameters: dict[str, object], words: str) -> None:
