@@ -90,14 +90,10 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def transform(self, X: Any) -> np.ndarray:
         """Return the (n, d) float32 codes of n images; one that cannot be read is an error that names it."""
         check_is_fitted(self)
-        items, spec = listed(X), self.spec_
-        pool = self.pool if spec.pool == "none" else spec.pool
-        network = load(spec.backbone, spec.layer, spec.weights, pool, self.device)
-        if network.specs[spec.layer] != spec:
-            raise PipelineError(f"The weights {spec.weights!r} of {spec.backbone} have changed since `fit`. Fit again.")
+        items, network = listed(X), self._network()
         values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
         threads = self.threads or images.default_threads()
-        with BUSY, known_codes(self.store, spec) as find:
+        with BUSY, known_codes(self.store, self.spec_) as find:
             for row, found in codes_of(items, network, find, self.batch_size, threads):
                 if isinstance(found, BadImage):
                     bad[row] = found
@@ -108,6 +104,15 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             name = repr(str(items[row])) if isinstance(items[row], str | Path) else f"number {row}"
             raise PipelineError(f"{len(bad)} of {len(items)} images cannot be read, the first is {name}: {reason}.")
         return values
+
+    def _network(self) -> FrozenNetwork:
+        """Return the network of the fit, whatever the parameters are now; refuse other weights."""
+        spec = self.spec_
+        pool = self.pool if spec.pool == "none" else spec.pool
+        network = load(spec.backbone, spec.layer, spec.weights, pool, self.device)
+        if network.specs[spec.layer] != spec:
+            raise PipelineError(f"The weights {spec.weights!r} of {spec.backbone} have changed since `fit`. Fit again.")
+        return network
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that images are no table of numbers."""
