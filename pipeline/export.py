@@ -15,9 +15,10 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from pipeline import errors, experiment, saved
+from pipeline import errors, experiment, saved, views
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
+from pipeline.normalisers import SignedRoot
 from pipeline.saved import SavedClassifier
 
 if TYPE_CHECKING:
@@ -34,14 +35,15 @@ TOLERANCE = 1e-3
 
 
 def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
-    """Return one module from (n, 3, crop, crop) uint8 pictures to (n, classes) margins, and probabilities if any.
+    """Return one module from uint8 pictures, as `images.show` gives them, to (n, classes) margins, and probabilities.
 
     The classes, their order and the values are those of `saved.margins` and `saved.probabilities`.
     """
     import torch
 
     scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
-    layer, probable = classifier.spec.layer, hasattr(classifier.pipeline, "predict_proba")
+    layer, number = classifier.spec.layer, views.count(classifier.spec.views)
+    probable = hasattr(classifier.pipeline, "predict_proba")
     sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
 
     class Whole(torch.nn.Module):
@@ -50,8 +52,10 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
             self.network = network
 
         def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            margins = torch.nn.functional.linear(scale(self.network(pictures)[layer]), weights, bias)
-            return (margins, torch.softmax(sharpness * margins, 1)) if probable else (margins,)
+            codes = self.network(pictures)[layer].unflatten(1, (number, -1))
+            margins = torch.nn.functional.linear(scale(codes), weights, bias)
+            found = [margins, torch.softmax(sharpness * margins, -1)] if probable else [margins]
+            return tuple(each.mean(1) for each in found)
 
     return Whole().eval()
 
@@ -66,10 +70,15 @@ def scaling(classifier: SavedClassifier) -> Callable[[torch.Tensor], torch.Tenso
 
 def _to_length_one(scaler: Normalizer) -> Callable[[torch.Tensor], torch.Tensor]:
     def scale(codes: torch.Tensor) -> torch.Tensor:
-        lengths = codes.norm(dim=1, keepdim=True)
+        lengths = codes.norm(dim=-1, keepdim=True)
         return codes / lengths.where(lengths > 0, 1)
 
     return scale
+
+
+def _to_root(scaler: SignedRoot) -> Callable[[torch.Tensor], torch.Tensor]:
+    scale = _to_length_one(scaler)
+    return lambda codes: scale(codes.sign() * codes.abs().sqrt())
 
 
 def _to_variance_one(scaler: StandardScaler) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -81,6 +90,7 @@ def _to_variance_one(scaler: StandardScaler) -> Callable[[torch.Tensor], torch.T
 
 SCALINGS: dict[type[BaseEstimator], Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
     Normalizer: _to_length_one,
+    SignedRoot: _to_root,
     StandardScaler: _to_variance_one,
 }
 
@@ -119,8 +129,7 @@ def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
             "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
             "a smaller backbone."
         )
-    crop = classifier.spec.crop
-    example = torch.zeros(2, 3, crop, crop, dtype=torch.uint8)
+    example = torch.from_numpy(noise(network, 2))
     graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
     graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _max_by_cells})
     names = ["margins", "probabilities"][: 2 if hasattr(classifier.pipeline, "predict_proba") else 1]
@@ -149,12 +158,18 @@ def metadata(classifier: SavedClassifier) -> Mapping[str, str]:
     }
 
 
+def noise(network: FrozenNetwork, count: int) -> np.ndarray:
+    """Return made-up pictures as the network wants them: (count, 3, height, width) uint8, or of several views each."""
+    number, size = views.count(network.transform.views), network.transform.size
+    shape = (count, number, 3, *size) if number > 1 else (count, 3, *size)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
 def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> float:
     """Return by how much the file's margins differ at most from ours, on pictures of noise; refuse one far off."""
     import onnxruntime
 
-    crop = classifier.spec.crop
-    pictures = np.random.default_rng(0).integers(0, 256, (CHECKED, 3, crop, crop), dtype=np.uint8)
+    pictures = noise(network, CHECKED)
     trained = classifier.pipeline.classes_
     ours = saved.margins(classifier, network.codes(pictures)[classifier.spec.layer])[:, trained]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -201,9 +216,9 @@ def run(options: argparse.Namespace) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(file)
     partial.replace(path)
-    crop, count = classifier.spec.crop, len(classifier.classes)
+    shape, count = ", ".join(map(str, noise(network, 1).shape[1:])), len(classifier.classes)
     print(
-        f"{path} ({len(file) / 1e6:.1f} MB): from pictures (n, 3, {crop}, {crop}) uint8 to margins (n, {count}), "
+        f"{path} ({len(file) / 1e6:.1f} MB): from pictures (n, {shape}) uint8 to margins (n, {count}), "
         f"which onnxruntime computes with a difference of {difference:.1g} at most on {CHECKED} pictures of noise"
     )
 

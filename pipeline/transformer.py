@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline import codes, images
 from pipeline.codes import CodesSpec
 from pipeline.errors import PipelineError
-from pipeline.images import BadImage, Transform
+from pipeline.images import BadImage, Framing, Transform
 from pipeline.network import FrozenNetwork, choose_device
 
 CACHE_BYTES = 2**30
@@ -32,9 +32,9 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     `python -m pipeline.extract` writes, (n, d) float32. The codes of an image are computed once in a process, whatever
     folds and clones ask for them, as long as `CACHE_BYTES` hold them.
 
-    backbone, layer, weights, pool, device, batch_size, threads: as the flags of that command, of which `--help` and
-    `--list` tell the values; threads: None for as many as there are cores; store: the folder of a dataset's codes
-    (features/photos) as that command left it, from which those of the same images and spec are read.
+    The parameters are the flags of that command, of which `--help` and `--list` tell the values; threads: None for as
+    many as there are cores; store: the folder of a dataset's codes (features/photos) as that command left it, from
+    which those of the same images and spec are read.
 
     Fitted: spec_, what the codes are, down to the hash of the weights.
 
@@ -58,6 +58,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         *,
         weights: str = "default",
         pool: str = "avg4",
+        size: str | int | None = None,
+        relu: str = "post",
         device: str = "auto",
         batch_size: int = 32,
         threads: int | None = None,
@@ -67,6 +69,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.layer = layer
         self.weights = weights
         self.pool = pool
+        self.size = size
+        self.relu = relu
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
@@ -82,7 +86,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise PipelineError(
                 f"There is no folder {str(self.store)!r} to read codes from. Run pipeline.extract first."
             )
-        network = load(self.backbone, self.layer, self.weights, self.pool, self.device)
+        network = self._network()
         self.spec_ = network.specs[self.layer]
         self._n_features_out = network.widths[self.layer]
         return self
@@ -91,6 +95,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Return the (n, d) float32 codes of n images; one that cannot be read is an error that names it."""
         check_is_fitted(self)
         items, network = listed(X), self._network()
+        if self.spec_ not in network.specs.values():
+            raise PipelineError("The parameters or the weights are not those of `fit` any more. Fit again.")
         values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
         threads = self.threads or images.default_threads()
         with BUSY, known_codes(self.store, self.spec_) as find:
@@ -106,13 +112,12 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return values
 
     def _network(self) -> FrozenNetwork:
-        """Return the network of the fit, whatever the parameters are now; refuse other weights."""
-        spec = self.spec_
-        pool = self.pool if spec.pool == "none" else spec.pool
-        network = load(spec.backbone, spec.layer, spec.weights, pool, self.device)
-        if network.specs[spec.layer] != spec:
-            raise PipelineError(f"The weights {spec.weights!r} of {spec.backbone} have changed since `fit`. Fit again.")
-        return network
+        """Return the network that the parameters name, one of the last two built if it is among them."""
+        file = Path(self.weights).expanduser()
+        stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
+        framing = Framing(images.parse_size(str(self.size)) if self.size else None)
+        device = choose_device(self.device)
+        return build(self.backbone, self.layer, self.weights, stamp, self.pool, framing, self.relu, device)
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that images are no table of numbers."""
@@ -133,15 +138,11 @@ def listed(X: Any) -> list[Any]:
 
 
 @lru_cache(maxsize=2)
-def _load(backbone: str, layer: str, weights: str, pool: str, device: str, stamp: tuple[int, ...]) -> FrozenNetwork:
-    return FrozenNetwork(backbone, [layer], weights, pool).to(device)
-
-
-def load(backbone: str, layer: str, weights: str, pool: str, device: str) -> FrozenNetwork:
-    """Return a network, one of the last two if it is among them and its file of weights is still the same."""
-    file = Path(weights).expanduser()
-    stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
-    return _load(backbone, layer, weights, pool, choose_device(device), stamp)
+def build(
+    backbone: str, layer: str, weights: str, stamp: tuple[int, ...], pool: str, framing: Framing, relu: str, device: str
+) -> FrozenNetwork:
+    """Return a network on a device; stamp: what tells one file of weights from the next of the same name."""
+    return FrozenNetwork(backbone, [layer], weights, pool, framing, relu).to(device)
 
 
 class CodesCache:
@@ -214,10 +215,10 @@ def codes_of(
 
 
 def open_unknown(item: Any, find: Find, transform: Transform) -> tuple[str, np.ndarray]:
-    """Return an image's digest, with its (d,) code if that is known, or else its (3, crop, crop) picture."""
+    """Return an image's digest, with its (d,) code if that is known, or else its (3, height, width) picture."""
     digest, decode = identify(item)
     known = find(digest)
-    return digest, images.shrink_and_crop(decode(), transform) if known is None else known
+    return digest, images.show(decode(), transform, digest) if known is None else known
 
 
 def identify(item: Any) -> tuple[str, Callable[[], Image.Image]]:

@@ -12,6 +12,7 @@ import pytest
 from conftest import Outcome, write_photos
 
 from pipeline import datasets, export, images, saved
+from pipeline.images import Transform
 from pipeline.network import rebuild
 from pipeline.saved import SavedClassifier
 
@@ -19,11 +20,10 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="NO TEST OF THE EXPORT: 
 Run = Callable[..., Outcome]
 
 
-def trained(run: Run, layer: str, model: str, grid: str, pool: str = "avg4", backbone: str = "tinyvgg") -> Path:
+def trained(run: Run, layer: str, model: str, grid: str, *extraction: str, backbone: str = "tinyvgg") -> Path:
     """Train on `photos`; return where the classifier lies."""
     address = ("--dataset", "photos", "--backbone", backbone, "--layer", layer)
-    weights = () if backbone == "tinyvgg" else ("--weights", "random")
-    assert run("extract", *address, "--pool", pool, *weights).code == 0
+    assert run("extract", *address, *extraction).code == 0
     outcome = run("classify", *address, "--model", model, "--folds", 2, "--grid", grid)
     assert outcome.code == 0, outcome.err
     return Path("models/photos", backbone, f"{layer}-{model}.skops")
@@ -44,10 +44,8 @@ def compare(file: Path, classifier: SavedClassifier, pictures: np.ndarray) -> fl
     return float(np.abs(found["margins"][known] - margins[known]).max())
 
 
-def pictures_of(folder: Path, classifier: SavedClassifier) -> np.ndarray:
+def pictures_of(folder: Path, transform: Transform) -> np.ndarray:
     """Return all PNG files below a folder as the network wants them."""
-    spec = classifier.spec
-    transform = images.Transform(spec.resize, spec.crop, spec.interpolation, spec.mean, spec.std)  # type: ignore[arg-type]
     return np.stack([images.read(path, transform)[0] for path in sorted(folder.glob("**/*.png"))])
 
 
@@ -66,32 +64,36 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
 
 
 @pytest.mark.parametrize(
-    ("layer", "model", "grid", "pool"),
+    ("layer", "model", "grid", "extraction"),
     [
-        ("fc7", "ridge", "{standard: {alpha: [10]}}", "avg"),
-        ("pool3", "svm", "{l2: {C: [10]}}", "max3"),
-        ("pool4", "softmax", "{standard: {C: [0.1]}}", "max"),
-        ("conv2", "svm", "{standard: {C: [0.01]}}", "avg3"),
-        ("conv7", "softmax", "{l2: {C: [100]}}", "flatten"),
+        ("fc7", "ridge", "{standard: {alpha: [10]}}", ("--pool", "avg")),
+        ("pool3", "svm", "{l2: {C: [10]}}", ("--pool", "max3")),
+        ("pool4", "softmax", "{standard: {C: [0.1]}}", ("--pool", "max")),
+        ("conv2", "svm", "{standard: {C: [0.01]}}", ("--pool", "avg3")),
+        ("conv7", "softmax", "{l2: {C: [100]}}", ("--pool", "flatten")),
+        ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
+        ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
     ],
 )
-def test_models_scalings_and_poolings(run: Run, photos: Path, layer: str, model: str, grid: str, pool: str) -> None:
+def test_models_scalings_poolings_and_views(
+    run: Run, photos: Path, layer: str, model: str, grid: str, extraction: tuple[str, ...]
+) -> None:
     """Cells that do not divide the map's side included: 3 × 3 of 8 × 8 and of 32 × 32."""
     assert run("prepare", "--dataset", photos).code == 0
-    path = trained(run, layer, model, grid, pool)
+    path = trained(run, layer, model, grid, *extraction)
     outcome = run("export", "--classifier", path, "--out", "made/one.onnx")
     assert outcome.code == 0 and outcome.out.startswith("made/one.onnx (") and outcome.err == ""
     classifier = saved.load(path)
-    compare(Path("made/one.onnx"), classifier, pictures_of(photos, classifier))
+    compare(Path("made/one.onnx"), classifier, pictures_of(photos, rebuild(classifier.spec).transform))
     assert [path.name for path in Path("made").iterdir()] == ["one.onnx"]
 
 
 def test_a_residual_network(run: Run, photos: Path) -> None:
     assert run("prepare", "--dataset", photos).code == 0
-    path = trained(run, "layer2", "svm", "{l2: {C: [1]}}", "avg4", backbone="resnet18")
+    path = trained(run, "layer2", "svm", "{l2: {C: [1]}}", "--weights", "random", backbone="resnet18")
     assert run("export", "--classifier", path).code == 0
     classifier = saved.load(path)
-    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "red", classifier))
+    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "red", rebuild(classifier.spec).transform))
 
 
 @pytest.mark.parametrize("model", ["svm", "softmax"])
@@ -105,7 +107,7 @@ def test_two_classes_and_one_that_was_never_trained(run: Run, project: Path, mod
     assert run("export", "--classifier", path).code == 0
     classifier = saved.load(path)
     assert classifier.classes == ("blue", "green", "red") and classifier.pipeline.classes_.tolist() == [1, 2]
-    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", classifier))
+    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", rebuild(classifier.spec).transform))
 
 
 def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:

@@ -462,6 +462,15 @@ def test_another_experiment_can_be_picked(pictured: Run, visit: Callable[..., An
     assert (page.locator("#said").inner_text(), page.locator("#mistakes-note").inner_text()) != before
 
 
+def test_a_long_gallery_shows_its_first_cards_and_all_when_asked(pictured: Run, visit: Callable[..., Any]) -> None:
+    pictured("report")
+    page = visit()
+    cards = page.locator("#doubts .card")
+    assert cards.count() == 24 and sum(card.is_visible() for card in cards.all()) == 8
+    page.locator("#doubts").get_by_role("button", name="show all 24").click()
+    assert all(card.is_visible() for card in cards.all()) and page.locator("#doubts > button").count() == 0
+
+
 def test_pictures_are_shown_when_they_come_into_view(pictured: Run, visit: Callable[..., Any]) -> None:
     pictured("report")
     page = visit()

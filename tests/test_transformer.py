@@ -46,7 +46,7 @@ def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     monkeypatch.setattr(FrozenNetwork, "codes", counted)
     monkeypatch.setattr(transformer, "CACHE", transformer.CodesCache(transformer.CACHE_BYTES))
     yield counts
-    transformer._load.cache_clear()
+    transformer.build.cache_clear()
 
 
 def files(folder: Path) -> list[Path]:
@@ -70,6 +70,14 @@ def test_the_codes_are_those_that_extract_writes(run: Run, photos: Path) -> None
         )
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, stored.values, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_and_codes_before_the_relu(photos: Path) -> None:
+    paths = files(photos)[:4]
+    before = CNNCodes(relu="pre").fit_transform(paths)
+    np.testing.assert_allclose(np.maximum(before, 0), CNNCodes().fit_transform(paths), atol=1e-5)
+    assert CNNCodes(layer="pool3", pool="flatten", size="96x64").fit_transform(paths).shape == (4, 128 * 12 * 8)
+    np.testing.assert_array_equal(CNNCodes(size=64).fit_transform(paths), CNNCodes().fit_transform(paths))
 
 
 def test_the_defaults_are_those_of_the_commands() -> None:
@@ -142,7 +150,7 @@ def test_the_network_is_loaded_once_until_its_file_changes(
     before = fitted.transform(files(photos))
     assert loads == [str(file)]
     torch.save({name: value * 1.01 for name, value in model.state_dict().items()}, file)
-    with pytest.raises(PipelineError, match="have changed since `fit`"):
+    with pytest.raises(PipelineError, match="not those of `fit` any more"):
         fitted.transform(files(photos))
     assert not np.allclose(fitted.fit_transform(files(photos)), before)
 
@@ -285,6 +293,8 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"weights": "none"}, "Unknown weights"),
         ({"device": "abacus"}, "Device 'abacus' is not here"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"size": "wide"}, "'wide' is no size"),
+        ({"relu": "pre", "layer": "pool4"}, "is no ReLU"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"store": "features/none"}, "no folder 'features/none'"),
     ],

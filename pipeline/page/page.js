@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const NUMBERED = 30, CELLS = 200, CHIPS = 24;
+const NUMBERED = 30, CELLS = 200, CHIPS = 24, CARDS = 8;
 const PALETTE = ["#3b7dd8", "#e0782f", "#2fa36b", "#c64fa8", "#b39a1f", "#22a5b8", "#d34a4a", "#8a6ae0", "#7d8794", "#a0673a"];
 let picked = data.experiments[0];
 
@@ -21,7 +21,7 @@ function el(tag, attributes, ...children) {
   return node;
 }
 const name = (text, kind) => el("bdi", { class: kind, title: text }, text);
-const fill = (id, ...children) => $(id).replaceChildren(...children.flat().filter(Boolean));
+const fill = (id, ...children) => $(id).replaceChildren(...children.flat(Infinity).filter(Boolean));
 
 /* Thumbnails: decoded when they come into view. */
 const seen = new IntersectionObserver((entries) => {
@@ -59,6 +59,14 @@ function card(item, said) {
     item.said === undefined ? null : el("div", {}, said, " ", el("b", { class: item.said === label ? null : "other" }, name(className(item.said)))),
     item.sure === undefined ? null : el("div", {}, item.sureness || "", " ", String(item.sure)),
     name(pathOf(item.image), "path")), neighbours(item.near || [], label));
+}
+
+/* Of a long gallery the first cards are shown until all are asked for; on paper all of them are. */
+function gallery(cards) {
+  const box = el("div", { class: cards.length > CARDS ? "gallery short" : "gallery" }, cards);
+  if (cards.length <= CARDS) return [box];
+  const all = el("button", { class: "small-button", onclick: () => { box.classList.remove("short"); all.remove(); } }, `show all ${cards.length}`);
+  return [box, all];
 }
 
 /* Sorting: any table of the class "sortable". */
@@ -259,20 +267,20 @@ function leakage() {
   const part = leaks.checked < leaks.of ? `${count(leaks.checked)} of the ${count(leaks.of)} images outside the training split` : `all ${count(leaks.of)} images outside the training split that have no exact copy`;
   fill("leakage-body",
     el("h3", {}, `The same bytes in several splits: ${leaks.copies_total || "none"}`, more(leaks.copies.length, leaks.copies_total)),
-    el("div", { class: "gallery" }, leaks.copies.map((group) => together(group, "same SHA-256"))),
+    gallery(leaks.copies.map((group) => together(group, "same SHA-256"))),
     el("h3", {}, `Nearly the same codes in two splits: ${leaks.pairs_total || "none"}`, more(leaks.pairs.length, leaks.pairs_total)),
     el("p", { class: "small" }, `Sought for ${part}, by the codes of ${dataset().layer}: pairs at a distance (1 − cosine) of at most ${leaks.limit.join(" or ") || "–"}, a fiftieth of the median between two images.`),
-    el("div", { class: "gallery" }, leaks.pairs.map(([one, other, far]) => together([one, other], `distance ${far}`))));
+    gallery(leaks.pairs.map(([one, other, far]) => together([one, other], `distance ${far}`))));
 }
 function labels() {
   const found = dataset().labels;
   if (!found) { fill("labels-body", el("p", {}, "There are no codes beside these scores to predict labels from.")); return; }
   fill("labels-body",
     found.twins_total ? [el("h3", {}, `The same bytes under two labels: ${found.twins_total}`, more(found.twins.length, found.twins_total)),
-      el("div", { class: "gallery" }, found.twins.map((group) => together(group, "same SHA-256")))] : null,
+      gallery(found.twins.map((group) => together(group, "same SHA-256")))] : null,
     el("h3", {}, `Training labels that the other images contradict: ${count(found.total)} of ${count(found.of)}`, more(found.items.length, found.total)),
     el("p", { class: "small" }, `Each training image is predicted by a least-squares classifier trained on all the others (leave-one-out) from the codes of ${dataset().layer}; the most decided contradictions come first. Most are hard images, some are wrong labels.`),
-    el("div", { class: "gallery" }, found.items.map((item) => card({ ...item, sureness: "ahead by" }, "the others say"))));
+    gallery(found.items.map((item) => card({ ...item, sureness: "ahead by" }, "the others say"))));
 }
 
 function odd() {
@@ -280,10 +288,10 @@ function odd() {
   if (!found) { fill("odd-body", el("p", {}, "There are no codes beside these scores to compare images by.")); return; }
   const part = found.checked < found.of ? `a sample of ${count(found.checked)} of the ${count(found.of)} images` : `all ${count(found.of)} images`;
   fill("odd-body",
-    found.types.length ? [el("h3", {}, "Files of a rare type"), el("div", { class: "gallery" }, found.types.map((image) => card({ image })))] : null,
+    found.types.length ? [el("h3", {}, "Files of a rare type"), gallery(found.types.map((image) => card({ image })))] : null,
     el("h3", {}, "Like no training image"),
     el("p", { class: "small" }, `Of ${part}, those whose nearest training image is farthest, by the codes of ${dataset().layer}: files that got in by mistake, placeholders, rare views.`),
-    el("div", { class: "gallery" }, found.items.map((item) => card(item))));
+    gallery(found.items.map((item) => card(item))));
 }
 
 const MEASURES = { probability: "probability", lead: "margin ahead of the runner-up", margin: "margin" };
@@ -298,7 +306,7 @@ function pick(place) {
   perClass();
   for (const [id, said] of [["mistakes", "The mistakes"], ["doubts", "The predictions"]]) {
     $(`${id}-note`).textContent = picked[id].length ? `${said} with the ${id === "mistakes" ? "highest" : "lowest"} ${MEASURES[picked.measure]}.` : "None.";
-    fill(id, picked[id].map((item) => card({ ...item, sureness: picked.measure === "lead" ? "ahead by" : picked.measure }, "predicted")));
+    fill(id, gallery(picked[id].map((item) => card({ ...item, sureness: picked.measure === "lead" ? "ahead by" : picked.measure }, "predicted"))));
   }
   map();
   leakage();
