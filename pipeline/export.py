@@ -52,7 +52,7 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
             self.network = network
 
         def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            codes = self.network(pictures)[layer].unflatten(1, (number, -1))
+            codes = self.network(pictures)[layer].float().unflatten(1, (number, -1))
             margins = torch.nn.functional.linear(scale(codes), weights, bias)
             found = [margins, torch.softmax(sharpness * margins, -1)] if probable else [margins]
             return tuple(each.mean(1) for each in found)
@@ -118,11 +118,6 @@ def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
     """Return the ONNX file of a classifier and the network that gives its codes."""
     import torch
 
-    if classifier.spec.precision != "fp32":
-        raise PipelineError(
-            f"The classifier was trained on codes of {classifier.spec.precision}, which not all runtimes compute. "
-            "Extract with --precision fp32 and train again."
-        )
     model = whole(classifier, network)
     if sum(value.nbytes for value in model.state_dict().values()) > MOST_BYTES:
         raise PipelineError(
@@ -171,7 +166,8 @@ def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> f
 
     pictures = noise(network, CHECKED)
     trained = classifier.pipeline.classes_
-    ours = saved.margins(classifier, network.codes(pictures)[classifier.spec.layer])[:, trained]
+    codes = network.codes(pictures)[classifier.spec.layer].astype(np.float32)
+    ours = saved.margins(classifier, codes)[:, trained]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     theirs = session.run(["margins"], {"pictures": pictures})[0][:, trained]
     difference = float(np.abs(theirs - ours).max())
@@ -208,7 +204,7 @@ def run(options: argparse.Namespace) -> None:
     classifier = saved.load(source)
     from pipeline.network import rebuild
 
-    network = rebuild(classifier.spec, options.weights)
+    network = rebuild(classifier.spec, options.weights).at(precision="fp32")
     file = export(classifier, network)
     difference = check(file, classifier, network)
     path = options.out or source.with_suffix(".onnx")
@@ -221,6 +217,8 @@ def run(options: argparse.Namespace) -> None:
         f"{path} ({len(file) / 1e6:.1f} MB): from pictures (n, {shape}) uint8 to margins (n, {count}), "
         f"which onnxruntime computes with a difference of {difference:.1g} at most on {CHECKED} pictures of noise"
     )
+    if classifier.spec.precision != "fp32":
+        print(f"It computes in fp32, while the classifier was trained on codes of {classifier.spec.precision}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,11 +15,12 @@ from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline import codes, images
+from pipeline import codes, errors, images
 from pipeline.codes import CodesSpec
+from pipeline.engine import Engine
 from pipeline.errors import PipelineError
 from pipeline.images import BadImage, Framing, Transform
-from pipeline.network import FrozenNetwork, choose_device
+from pipeline.network import PRECISIONS, FrozenNetwork, choose_device
 
 CACHE_BYTES = 2**30
 """How many bytes of codes a process keeps; beyond that, those asked for longest ago are computed again."""
@@ -32,9 +33,9 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     `python -m pipeline.extract` writes, (n, d) float32. The codes of an image are computed once in a process, whatever
     folds and clones ask for them, as long as `CACHE_BYTES` hold them.
 
-    The parameters are the flags of that command, of which `--help` and `--list` tell the values; threads: None for as
-    many as there are cores; store: the folder of a dataset's codes (features/photos) as that command left it, from
-    which those of the same images and spec are read.
+    The parameters are the flags of that command, of which `--help` and `--list` tell the values. threads: None for as
+    many as there are cores; batch_size: 0 for what suits the device; store: the folder of a dataset's codes
+    (features/photos) as that command left it, from which those of the same images and spec are read.
 
     Fitted: spec_, what the codes are, down to the hash of the weights.
 
@@ -60,8 +61,9 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         pool: str = "avg4",
         size: str | int | None = None,
         relu: str = "post",
+        precision: str = "fp32",
         device: str = "auto",
-        batch_size: int = 32,
+        batch_size: int = 0,
         threads: int | None = None,
         store: str | Path | None = None,
     ) -> None:
@@ -71,6 +73,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.pool = pool
         self.size = size
         self.relu = relu
+        self.precision = precision
         self.device = device
         self.batch_size = batch_size
         self.threads = threads
@@ -79,9 +82,10 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters against the network, which learns nothing from the images; y is not used."""
         listed(X)
-        for name, least in (("batch_size", self.batch_size), ("threads", self.threads)):
-            if least is not None and least < 1:
-                raise PipelineError(f"{name} must be 1 or more, but it is {least!r}.")
+        if self.batch_size < 0 or (self.threads is not None and self.threads < 1):
+            raise PipelineError("batch_size must be 0 or more, threads 1 or more.")
+        if self.precision not in PRECISIONS:
+            raise errors.unknown("precision", self.precision, PRECISIONS)
         if self.store is not None and not Path(self.store).is_dir():
             raise PipelineError(
                 f"There is no folder {str(self.store)!r} to read codes from. Run pipeline.extract first."
@@ -98,9 +102,9 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if self.spec_ not in network.specs.values():
             raise PipelineError("The parameters or the weights are not those of `fit` any more. Fit again.")
         values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
-        threads = self.threads or images.default_threads()
+        engine, threads = Engine(network, self.batch_size, len(items)), self.threads or images.default_threads()
         with BUSY, known_codes(self.store, self.spec_) as find:
-            for row, found in codes_of(items, network, find, self.batch_size, threads):
+            for row, found in codes_of(items, engine, find, threads):
                 if isinstance(found, BadImage):
                     bad[row] = found
                 else:
@@ -117,7 +121,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
         framing = Framing(images.parse_size(str(self.size)) if self.size else None)
         device = choose_device(self.device)
-        return build(self.backbone, self.layer, self.weights, stamp, self.pool, framing, self.relu, device)
+        whole = build(self.backbone, self.layer, self.weights, stamp, self.pool, framing, self.relu, device)
+        return whole if self.precision == "fp32" else whole.at(precision=self.precision)
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that images are no table of numbers."""
@@ -192,12 +197,12 @@ def rows_by_digest(path: Path, spec: CodesSpec) -> dict[str, int]:
 
 
 def codes_of(
-    items: Sequence[Any], network: FrozenNetwork, find: Find, batch_size: int, threads: int
+    items: Sequence[Any], engine: Engine, find: Find, threads: int
 ) -> Iterator[tuple[int, np.ndarray | BadImage]]:
     """Yield the row of each image with its (d,) code, computed in batches if `find` does not know it, or its fault."""
     batch: dict[str, tuple[np.ndarray, list[int]]] = {}
-    read = partial(open_unknown, find=find, transform=network.transform)
-    for row, item in enumerate(images.ordered_map(read, items, threads, ahead=2 * batch_size)):
+    read = partial(open_unknown, find=find, transform=engine.network.transform)
+    for row, item in enumerate(images.ordered_map(read, items, threads, ahead=2 * engine.batch_size)):
         if isinstance(item, BadImage):
             yield row, item
             continue
@@ -207,11 +212,11 @@ def codes_of(
             yield row, code
             continue
         batch.setdefault(digest, (content, []))[1].append(row)
-        if len(batch) == batch_size:
-            yield from compute(batch, network)
+        if len(batch) >= engine.batch_size:
+            yield from compute(batch, engine)
             batch.clear()
     if batch:
-        yield from compute(batch, network)
+        yield from compute(batch, engine)
 
 
 def open_unknown(item: Any, find: Find, transform: Transform) -> tuple[str, np.ndarray]:
@@ -240,12 +245,10 @@ def picture_of(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
 
 
-def compute(
-    batch: Mapping[str, tuple[np.ndarray, list[int]]], network: FrozenNetwork
-) -> Iterator[tuple[int, np.ndarray]]:
+def compute(batch: Mapping[str, tuple[np.ndarray, list[int]]], engine: Engine) -> Iterator[tuple[int, np.ndarray]]:
     """Run {digest: (picture, its rows)} through the network; keep the codes, and yield each row with its own."""
-    ((layer, spec),) = network.specs.items()
-    values = network.codes(np.stack([picture for picture, _ in batch.values()]))[layer]
+    ((layer, spec),) = engine.network.specs.items()
+    values = engine.codes([picture for picture, _ in batch.values()])[layer]
     for (digest, (_, rows)), code in zip(batch.items(), values, strict=True):
         if (spec, digest) not in CACHE.codes:
             CACHE.put(spec, digest, code)

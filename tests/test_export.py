@@ -31,7 +31,8 @@ def trained(run: Run, layer: str, model: str, grid: str, *extraction: str, backb
 
 def compare(file: Path, classifier: SavedClassifier, pictures: np.ndarray) -> float:
     """See that margins, probabilities and top-1 are those of our own code; return how far off the margins are."""
-    codes = rebuild(classifier.spec).codes(pictures)[classifier.spec.layer]
+    network = rebuild(classifier.spec).at(precision="fp32")
+    codes = network.codes(pictures)[classifier.spec.layer].astype(np.float32)
     margins, shares = saved.margins(classifier, codes), saved.probabilities(classifier, codes)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = dict(zip((it.name for it in session.get_outputs()), session.run(None, {"pictures": pictures}), strict=True))
@@ -73,6 +74,7 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         ("conv7", "softmax", "{l2: {C: [100]}}", ("--pool", "flatten")),
         ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
         ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
+        ("fc7", "softmax", "{l2: {C: [10]}}", ("--precision", "bf16", "--dtype", "float16")),
     ],
 )
 def test_models_scalings_poolings_and_views(
@@ -83,6 +85,9 @@ def test_models_scalings_poolings_and_views(
     path = trained(run, layer, model, grid, *extraction)
     outcome = run("export", "--classifier", path, "--out", "made/one.onnx")
     assert outcome.code == 0 and outcome.out.startswith("made/one.onnx (") and outcome.err == ""
+    assert ("computes in fp32, while the classifier was trained on codes of bf16" in outcome.out) == (
+        "bf16" in extraction
+    )
     classifier = saved.load(path)
     compare(Path("made/one.onnx"), classifier, pictures_of(photos, rebuild(classifier.spec).transform))
     assert [path.name for path in Path("made").iterdir()] == ["one.onnx"]

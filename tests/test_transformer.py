@@ -37,13 +37,13 @@ Run = Callable[..., Outcome]
 def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Start with an empty cache; count the pictures that go through the network, by layer."""
     counts: Counter[str] = Counter()
-    original = FrozenNetwork.codes
+    original = FrozenNetwork.forward
 
-    def counted(network: FrozenNetwork, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    def counted(network: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
         counts.update({layer: len(pictures) for layer in network.specs})
         return original(network, pictures)
 
-    monkeypatch.setattr(FrozenNetwork, "codes", counted)
+    monkeypatch.setattr(FrozenNetwork, "forward", counted)
     monkeypatch.setattr(transformer, "CACHE", transformer.CodesCache(transformer.CACHE_BYTES))
     yield counts
     transformer.build.cache_clear()
@@ -72,11 +72,13 @@ def test_the_codes_are_those_that_extract_writes(run: Run, photos: Path) -> None
         np.testing.assert_allclose(found, stored.values, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_and_codes_before_the_relu(photos: Path) -> None:
+def test_sizes_precisions_and_codes_before_the_relu(photos: Path) -> None:
     paths = files(photos)[:4]
     before = CNNCodes(relu="pre").fit_transform(paths)
     np.testing.assert_allclose(np.maximum(before, 0), CNNCodes().fit_transform(paths), atol=1e-5)
     assert CNNCodes(layer="pool3", pool="flatten", size="96x64").fit_transform(paths).shape == (4, 128 * 12 * 8)
+    low = CNNCodes(precision="bf16").fit_transform(paths)
+    assert low.dtype == np.float32 and 0 < np.abs(low - CNNCodes().fit_transform(paths)).max() < 0.1
     np.testing.assert_array_equal(CNNCodes(size=64).fit_transform(paths), CNNCodes().fit_transform(paths))
 
 
@@ -292,10 +294,11 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"pool": "median"}, "Unknown pooling"),
         ({"weights": "none"}, "Unknown weights"),
         ({"device": "abacus"}, "Device 'abacus' is not here"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"batch_size": -1}, "batch_size must be 0 or more"),
+        ({"precision": "auto"}, "Unknown precision 'auto'. Choose from"),
         ({"size": "wide"}, "'wide' is no size"),
         ({"relu": "pre", "layer": "pool4"}, "is no ReLU"),
-        ({"threads": 0}, "threads must be 1 or more"),
+        ({"threads": 0}, "threads 1 or more"),
         ({"store": "features/none"}, "no folder 'features/none'"),
     ],
 )
