@@ -62,6 +62,8 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
 
 def scaling(classifier: SavedClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what the classifier does to the codes first, as operations of torch."""
+    if len(classifier.pipeline) == 1:  # as of a fine-tuned network, whose head scales nothing
+        return lambda codes: codes
     kind = type(classifier.pipeline[0])
     if kind not in SCALINGS:
         raise errors.unknown("normalisation", kind.__name__, (known.__name__ for known in SCALINGS))

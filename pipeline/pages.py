@@ -13,7 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 FOLDER = Path(__file__).parent / "page"
-DRAWN_BY_TEMPLATE = ("layers", "advice", "parameters", "versions", "bad", "facts", "path", "reliability", "calibration")
+DRAWN_BY_TEMPLATE = (
+    *("layers", "shots", "training", "advice", "path", "reliability", "calibration"),
+    *("parameters", "versions", "bad", "facts"),
+)
 """Names, at any depth, of what the script does not need."""
 
 

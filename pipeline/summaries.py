@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import groupby
@@ -44,6 +44,7 @@ def summarise(folder: Path, rows: Sequence[Row], budget: int) -> dict[str, Any]:
         "datasets": found,
         "experiments": every,
         "layers": layer_charts(rows),
+        "shots": shot_charts(rows),
         "training": [chart for row in rows for chart in training_charts(folder, row)],
         "advice": read_advice(folder, rows),
         "images": _images(album, found),
@@ -181,6 +182,40 @@ def training_charts(folder: Path, row: Row) -> list[dict[str, Any]]:
 def _epoch_points(epochs: Sequence[Mapping[str, str]], column: str) -> list[Point]:
     values = [(int(row["epoch"]), float(row[column])) for row in epochs if row[column]]
     return [Point(epoch, value, value, value, f"epoch {epoch}: {value:.4f}", radius=2) for epoch, value in values]
+
+
+def shot_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return a chart of accuracy against training images a class for each dataset and backbone where it was measured.
+
+    It is what `classify --shots` wrote beside the classifiers.
+    """
+    lines: dict[str, dict[str, list[Point]]] = {}
+    for row in rows:
+        address = Experiment(*(row[word] for word in studies.WORDS))
+        path = address.classifier.with_name(f"{address.classifier.stem}-shots.csv")
+        if path.exists():
+            title = f"{address.dataset}, {address.backbone}"
+            lines.setdefault(title, {})[f"{address.layer}, {address.model}"] = _shot_points(path)
+    return [
+        charts.chart(series, shot_ticks(series.values()), (title, "training images a class", "accuracy"))
+        for title, series in lines.items()
+    ]
+
+
+def _shot_points(path: Path) -> list[Point]:
+    points = []
+    with path.open(**datasets.UTF8) as file:  # type: ignore[call-overload]
+        for row in csv.DictReader(file):
+            count, mean, spread = int(row["shots"]), float(row["accuracy"]), float(row["deviation"])
+            title = f"{count} a class: {mean:.4f} ± {spread:.4f} over {row['draws']} draws, n = {row['n_scored']}"
+            points.append(Point(math.log2(count), mean, mean - spread, mean + spread, title))
+    return points
+
+
+def shot_ticks(series: Iterable[Sequence[Point]]) -> list[tuple[float, str]]:
+    """Return the places and names of the numbers of images that were measured."""
+    places = sorted({point.x for points in series for point in points})
+    return [(place, f"{2**place:.0f}") for place in places]
 
 
 def _layer_points(rows: Sequence[Row], model: str, layers: Sequence[str]) -> list[Point]:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import Outcome, write_photos
 
+from sklearn.pipeline import Pipeline
+
 from pipeline import datasets, export, images, saved
 from pipeline.images import Transform
 from pipeline.network import rebuild
@@ -126,6 +128,14 @@ def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == ("pictures", "tensor(uint8)", [3, 64, 64])
     assert isinstance(given.shape[0], str)
+
+
+def test_a_head_that_scales_nothing_as_fine_tuning_leaves_it(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    found = saved.load(trained(run, "fc7", "softmax", "{l2: {C: [1]}}"))
+    bare = SavedClassifier(Pipeline([("classify", found.pipeline[-1])]), found.spec, found.classes)
+    network = rebuild(found.spec)
+    assert export.check(export.export(bare, network), bare, network) < 1e-4
 
 
 def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

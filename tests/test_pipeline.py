@@ -205,7 +205,7 @@ def test_the_readmes_commands_run(clone: Path, tmp_path: Path) -> None:
     from conftest import write_photos
 
     commands = readme_commands()
-    assert len(commands) >= 5 and sum(command.startswith("python -c ") for command in commands) == 1
+    assert len(commands) >= 5 and any(command.startswith("python -c ") for command in commands)
     write_photos(tmp_path / "photos", {"ants": 20, "bees": 20})
     call(clone, "git", "checkout", "-q", "params.yaml")
     for command in commands:

@@ -167,6 +167,21 @@ def test_layers_stand_in_the_networks_order() -> None:
     assert summaries.order_layers("unheard of", {"b", "a"}) == ["a", "b"]
 
 
+def test_curves_of_few_images_are_drawn(pictured: Run) -> None:
+    """As `classify --shots` writes them beside the classifier."""
+    table = "shots,accuracy,deviation,balanced,balanced_deviation,draws,n_scored\n"
+    rows = "1,0.5,0.1,0.5,0.1,5,12\n4,0.75,0.05,0.7,0.05,5,12\n16,0.875,0.02,0.9,0.02,5,12\n"
+    Path("models/digits/tinyvgg/fc7-svm-shots.csv").write_text(table + rows)
+    (chart,) = summaries.summarise(Path("reports"), studies.find(Path("reports")), 0)["shots"]
+    (line,) = chart["series"]
+    assert line["name"] == "fc7, svm" and [label for _, label in chart["x_ticks"]] == ["1", "4", "16"]
+    assert [point[4] for point in line["points"]][1] == "4 a class: 0.7500 ± 0.0500 over 5 draws, n = 12"
+    across = [point[0] for point in line["points"]]
+    assert across[1] - across[0] == pytest.approx(across[2] - across[1], abs=0.2)
+    pictured("report")
+    assert "Few images" in PAGE.read_text() and "4 a class: 0.7500" in PAGE.read_text()
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.977, 0.9965), (0.0, 1.0), (0.5, 0.5), (-3.2, 12.9)])
 def test_ticks_are_few_and_enclose(low: float, high: float) -> None:
     ticks = charts.nice_ticks(low, high)
