@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Outcome, write_photos
-
 from sklearn.pipeline import Pipeline
 
 from pipeline import datasets, export, images, saved
