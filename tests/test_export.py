@@ -149,7 +149,6 @@ def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch:
     large = run("export", "--classifier", path)
     assert large.code == 2 and "2 GB" in large.err
     monkeypatch.setattr(export, "MOST_BYTES", 2**31)
-    monkeypatch.setattr(export, "TOLERANCE", 0.0)
     monkeypatch.setattr(saved, "margins", lambda *given: np.ones((export.CHECKED, 3)))
     wrong = run("export", "--classifier", path)
     assert wrong.code == 2 and "nothing written" in wrong.err
