@@ -115,7 +115,7 @@ def _experiment(study: Study, album: Album, flat: Row | None) -> Row:
         "wrong_total": int((~found.right).sum()),
         "calibration": calibrated,
         "reliability": reliability_chart(calibrated) if calibrated else None,
-        "path": path_chart(study.facts.get("cv", [])),
+        "path": path_chart(study.facts.get("cv", []), study.facts.get("measure", "accuracy")),
         "facts": plain_facts(study.facts),
         **galleries.lists(study, album),
     }
@@ -282,8 +282,8 @@ def order_layers(backbone: str, layers: set[str]) -> list[str]:
         return sorted(layers)
 
 
-def path_chart(table: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return the chart of the cross-validated accuracy against C; None where C was not searched over.
+def path_chart(table: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
+    """Return the chart of a cross-validated measure against C; None where C was not searched over.
 
     table: the rows of `classifiers.cv_table`.
     """
@@ -300,7 +300,7 @@ def path_chart(table: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         series.setdefault(", ".join([row["normalise"], *others]), []).append(point)
     first, last = math.floor(math.log10(values[0])), math.ceil(math.log10(values[-1]))
     ticks = [(float(power), f"1e{power}") for power in range(first, last + 1)]
-    return charts.chart(series, ticks, ("", "C", "cross-validated accuracy"))
+    return charts.chart(series, ticks, ("", "C", f"cross-validated {measure}"))
 
 
 def reliability_chart(calibrated: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,15 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="NO TEST OF THE EXPORT: 
 Run = Callable[..., Outcome]
 
 
-def trained(run: Run, layer: str, model: str, grid: str, *extraction: str, backbone: str = "tinyvgg") -> Path:
+def trained(
+    run: Run, layer: str, model: str, grid: str, *extraction: str, backbone: str = "tinyvgg", **flags: bool
+) -> Path:
     """Train on `photos`; return where the classifier lies."""
     address = ("--dataset", "photos", "--backbone", backbone, "--layer", layer)
     assert run("extract", *address, *extraction).code == 0
-    outcome = run("classify", *address, "--model", model, "--folds", 2, "--grid", grid)
+    outcome = run(
+        "classify", *address, "--model", model, "--folds", 2, "--grid", grid, *(f"--{flag}" for flag in flags)
+    )
     assert outcome.code == 0, outcome.err
     return Path("models/photos", backbone, f"{layer}-{model}.skops")
 
@@ -114,6 +118,15 @@ def test_two_classes_and_one_that_was_never_trained(run: Run, project: Path, mod
     classifier = saved.load(path)
     assert classifier.classes == ("blue", "green", "red") and classifier.pipeline.classes_.tolist() == [1, 2]
     compare(path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", rebuild(classifier.spec).transform))
+
+
+def test_a_calibrated_svm_gives_probabilities(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, "fc7", "svm", "{l2: {C: [10]}}", calibrate=True)
+    assert run("export", "--classifier", path).code == 0
+    classifier = saved.load(path)
+    assert saved.probabilities(classifier, np.zeros((1, 1024), np.float32)) is not None
+    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos, rebuild(classifier.spec).transform))
 
 
 def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:

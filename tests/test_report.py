@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -168,18 +169,19 @@ def test_layers_stand_in_the_networks_order() -> None:
 
 
 def test_curves_of_few_images_are_drawn(pictured: Run) -> None:
-    """As `classify --shots` writes them beside the classifier."""
-    table = "shots,accuracy,deviation,balanced,balanced_deviation,draws,n_scored\n"
-    rows = "1,0.5,0.1,0.5,0.1,5,12\n4,0.75,0.05,0.7,0.05,5,12\n16,0.875,0.02,0.9,0.02,5,12\n"
-    Path("models/digits/tinyvgg/fc7-svm-shots.csv").write_text(table + rows)
+    assert pictured("classify", "--model", "svm", "--grid", SOFT_GRID, "--shots", 1, 2, 4, "--draws", 2).code == 0
+    with Path("models/digits/tinyvgg/fc7-svm-shots.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
     (chart,) = summaries.summarise(Path("reports"), studies.find(Path("reports")), 0)["shots"]
     (line,) = chart["series"]
-    assert line["name"] == "fc7, svm" and [label for _, label in chart["x_ticks"]] == ["1", "4", "16"]
-    assert [point[4] for point in line["points"]][1] == "4 a class: 0.7500 ± 0.0500 over 5 draws, n = 12"
-    across = [point[0] for point in line["points"]]
+    assert line["name"] == "fc7, svm" and [label for _, label in chart["x_ticks"]] == ["1", "2", "4"]
+    across, down, _, _, titles, _ = zip(*line["points"], strict=True)
     assert across[1] - across[0] == pytest.approx(across[2] - across[1], abs=0.2)
+    for title, row in zip(titles, rows, strict=True):
+        assert title.startswith(f"{row['shots']} a class: {float(row['accuracy']):.4f} ± {float(row['deviation']):.4f}")
+    assert np.argsort(down).tolist() == np.argsort([-float(row["accuracy"]) for row in rows], kind="stable").tolist()
     pictured("report")
-    assert "Few images" in PAGE.read_text() and "4 a class: 0.7500" in PAGE.read_text()
+    assert "Few images" in PAGE.read_text() and titles[0] in PAGE.read_text()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.977, 0.9965), (0.0, 1.0), (0.5, 0.5), (-3.2, 12.9)])
