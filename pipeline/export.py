@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from pipeline import errors, experiment, saved, views
+from pipeline.codes import PLUS, join
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
 from pipeline.normalisers import SignedRoot
@@ -42,7 +43,7 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
     import torch
 
     scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
-    layer, number = classifier.spec.layer, views.count(classifier.spec.views)
+    layers, number = classifier.spec.layer.split(PLUS), views.count(classifier.spec.views)
     probable = hasattr(classifier.pipeline, "predict_proba")
     sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
     sharpness /= getattr(classifier.pipeline[-1], "temperature_", 1.0)  # of a calibrated SVM
@@ -53,10 +54,12 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
             self.network = network
 
         def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            codes = self.network(pictures)[layer].float().unflatten(1, (number, -1))
+            found = self.network(pictures)
+            parts = [found[layer].float().unflatten(1, (number, -1)) for layer in layers]
+            codes = parts[0] if len(parts) == 1 else torch.cat([unit(part) for part in parts], -1)
             margins = torch.nn.functional.linear(scale(codes), weights, bias)
-            found = [margins, torch.softmax(sharpness * margins, -1)] if probable else [margins]
-            return tuple(each.mean(1) for each in found)
+            answers = [margins, torch.softmax(sharpness * margins, -1)] if probable else [margins]
+            return tuple(each.mean(1) for each in answers)
 
     return Whole().eval()
 
@@ -71,17 +74,18 @@ def scaling(classifier: SavedClassifier) -> Callable[[torch.Tensor], torch.Tenso
     return SCALINGS[kind](classifier.pipeline[0])
 
 
-def _to_length_one(scaler: Normalizer) -> Callable[[torch.Tensor], torch.Tensor]:
-    def scale(codes: torch.Tensor) -> torch.Tensor:
-        lengths = codes.norm(dim=-1, keepdim=True)
-        return codes / lengths.where(lengths > 0, 1)
+def unit(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes (…, d) brought to length 1, but for those of length 0."""
+    lengths = codes.norm(dim=-1, keepdim=True)
+    return codes / lengths.where(lengths > 0, 1)
 
-    return scale
+
+def _to_length_one(scaler: Normalizer) -> Callable[[torch.Tensor], torch.Tensor]:
+    return unit
 
 
 def _to_root(scaler: SignedRoot) -> Callable[[torch.Tensor], torch.Tensor]:
-    scale = _to_length_one(scaler)
-    return lambda codes: scale(codes.sign() * codes.abs().sqrt())
+    return lambda codes: unit(codes.sign() * codes.abs().sqrt())
 
 
 def _to_variance_one(scaler: StandardScaler) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -168,7 +172,8 @@ def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> f
     import onnxruntime
 
     pictures = noise(network, CHECKED)
-    codes = network.codes(pictures)[classifier.spec.layer].astype(np.float32)
+    found, layers = network.codes(pictures), classifier.spec.layer.split(PLUS)
+    codes = join([found[layer].astype(np.float32) for layer in layers], classifier.spec)
     ours = [saved.margins(classifier, codes), saved.probabilities(classifier, codes)]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     theirs = session.run(None, {"pictures": pictures})

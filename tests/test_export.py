@@ -13,6 +13,7 @@ from conftest import Outcome, write_photos
 from sklearn.pipeline import Pipeline
 
 from pipeline import datasets, export, images, saved
+from pipeline.codes import join
 from pipeline.images import Transform
 from pipeline.network import rebuild
 from pipeline.saved import SavedClassifier
@@ -26,7 +27,7 @@ def trained(
 ) -> Path:
     """Train on `photos`; return where the classifier lies."""
     address = ("--dataset", "photos", "--backbone", backbone, "--layer", layer)
-    assert run("extract", *address, *extraction).code == 0
+    assert run("extract", *address[:-1], *layer.split("+"), *extraction).code == 0
     outcome = run(
         "classify", *address, "--model", model, "--folds", 2, "--grid", grid, *(f"--{flag}" for flag in flags)
     )
@@ -36,8 +37,9 @@ def trained(
 
 def compare(file: Path, classifier: SavedClassifier, pictures: np.ndarray) -> float:
     """See that margins, probabilities and top-1 are those of our own code; return how far off the margins are."""
-    network = rebuild(classifier.spec).at(precision="fp32")
-    codes = network.codes(pictures)[classifier.spec.layer].astype(np.float32)
+    network, layers = rebuild(classifier.spec).at(precision="fp32"), classifier.spec.layer.split("+")
+    parts = network.codes(pictures)
+    codes = join([parts[layer].astype(np.float32) for layer in layers], classifier.spec)
     margins, shares = saved.margins(classifier, codes), saved.probabilities(classifier, codes)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = dict(zip((it.name for it in session.get_outputs()), session.run(None, {"pictures": pictures}), strict=True))
@@ -79,6 +81,7 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         ("conv7", "softmax", "{l2: {C: [100]}}", ("--pool", "flatten")),
         ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
         ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
+        ("pool4+fc7", "svm", "{standard: {C: [0.1]}}", ("--views", "flips")),
         ("fc7", "softmax", "{l2: {C: [10]}}", ("--precision", "bf16", "--dtype", "float16")),
     ],
 )
