@@ -194,7 +194,7 @@ def _action(facts: Facts, case: str, rule: str, large: int) -> str:
 def _likeness(facts: Facts, similar: bool) -> str:
     if facts.likeness is None:
         return (
-            f"There are no statistics of these weights' source: the images count as {'like' if similar else 'unlike'} "
+            f"No statistics of the source go with these codes: the images count as {'like' if similar else 'unlike'} "
             f"it because the last layer does {'' if similar else 'not do '}as well as any."
         )
     return (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import advice, classifiers, codes, datasets, errors, experiment, extraction, images, partitions
 from pipeline.advice import Advice, CurvePoint, Facts, Layer
+from pipeline.classifiers import Grid
 from pipeline.codes import Codes
 from pipeline.codes_writer import claim
 from pipeline.datasets import Manifest
@@ -61,53 +62,84 @@ def read(folder: Path, layer: str) -> Codes:
     return codes.read(folder / f"{layer}.h5", {"layer": layer})
 
 
-def known_likeness(folder: Path, backbone: str, layers: Sequence[str]) -> float | None:
-    """Return how far the images lie from the source's, where its statistics come with the program."""
+def source_layer(backbone: str) -> str | None:
+    """Return the layer whose codes of the source are known: their mean and covariance come with the program."""
     from pipeline import tinyvgg
 
     if backbone != "tinyvgg":
         return None
     with np.load(tinyvgg.SOURCE) as source:
-        layer, mean, cov = str(source["layer"]), source["mean"], source["cov"]
-    if layer not in layers:
+        return str(source["layer"])
+
+
+def known_likeness(found: Codes) -> float | None:
+    """Return how far the images lie from the source's; found: the codes of `source_layer`."""
+    from pipeline import tinyvgg
+
+    spec, averaged = found.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
+    if spec.weights != "default" or spec.pool not in averaged or (spec.crop, spec.fit) != (tinyvgg.SIZE, "crop"):
         return None
-    found = read(folder, layer)
-    averaged = found.spec.pool in ("avg", "flatten") or found.spec.pool == "avg4"  # of a map of 4×4, at the native size
-    if found.spec.weights != "default" or not averaged or found.spec.crop != tinyvgg.SIZE:
-        return None
+    with np.load(tinyvgg.SOURCE) as source:
+        mean, cov = source["mean"], source["cov"]
     return advice.likeness(found.values.reshape(len(found.values), len(mean), -1).mean(2), mean, cov)
 
 
+@dataclass(frozen=True)
+class Method:
+    """How layers are judged.
+
+    grids: {model: its grid}; the first model measures every layer, all of them the best; folds, seed: of the
+    cross-validation; large: images of the smallest class from which a dataset counts as large.
+    """
+
+    grids: Mapping[str, Grid]
+    folds: int
+    seed: int
+    large: int
+
+    @property
+    def model(self) -> str:
+        """The one that measures every layer."""
+        return next(iter(self.grids))
+
+    def measure(self, found: Codes) -> Layer:
+        """Measure a layer; one normalisation is enough to rank layers by."""
+        normalise, values = next(iter(self.grids[self.model].items()))
+        return advice.measure(found, self.model, {normalise: values}, self.folds, self.seed)
+
+    def accuracies(self, found: Codes) -> dict[str, float]:
+        """Return the cross-validated accuracy of every model on a layer's codes."""
+        X, y = found.values, found.labels
+        return {
+            name: advice.cross_validate(X, y, name, grid, self.folds, self.seed)[1] for name, grid in self.grids.items()
+        }
+
+
 def advise(
-    folder: Path, backbone: str, layers: Sequence[str], head: str | None, options: argparse.Namespace
+    folder: Path, layers: Sequence[str], method: Method, head: str | None, source: str | None
 ) -> tuple[list[Layer], Facts, Advice]:
-    """Measure all layers and recommend one."""
+    """Measure all layers and recommend one.
+
+    folder: of their codes; head, source: the node that gives the scores of the network's own classes, and the layer
+    whose codes of the source are known, if there are such.
+    """
     first = read(folder, layers[0])
-    partitions.demand_learnable(first.labels, first.classes, options.folds)
-    grids = {name: experiment.section(name) for name in options.models}
-    main = options.models[0]
-    quick = dict([next(iter(grids[main].items()))])  # one normalisation is enough to rank layers
-    measured = [advice.measure(read(folder, layer), main, quick, options.folds, options.seed) for layer in layers]
+    partitions.demand_learnable(first.labels, first.classes, method.folds)
+    measured = [method.measure(read(folder, layer)) for layer in layers]
     logits = read(folder, head).values if head else None
-    facts = advice.network_facts(first.labels, logits, known_likeness(folder, backbone, layers))
+    likeness = known_likeness(read(folder, source)) if source else None
+    facts = advice.network_facts(first.labels, logits, likeness)
     best = max(measured, key=lambda layer: layer.accuracy)
-    X = read(folder, best.layer).values
-    models = {
-        name: advice.cross_validate(X, first.labels, name, grid, options.folds, options.seed)[1]
-        for name, grid in grids.items()
-    }
-    return measured, facts, advice.recommend(measured, facts, models, options.large)
+    models = method.accuracies(read(folder, best.layer))
+    return measured, facts, advice.recommend(measured, facts, models, method.large)
 
 
-def trace_curves(
-    folder: Path, measured: Sequence[Layer], counts: Sequence[int], model: str, seed: int
-) -> list[CurvePoint]:
+def trace_curves(folder: Path, measured: Sequence[Layer], counts: Sequence[int], method: Method) -> list[CurvePoint]:
     """Return the points of all layers, learnt with the setting that suits each."""
     return [
         point
         for layer in measured
-        if (folder / f"{layer.layer}.h5").exists()
-        for point in advice.curve(read(folder, layer.layer), layer.setting, model, counts, seed)
+        for point in advice.curve(read(folder, layer.layer), layer.setting, method.model, counts, method.seed)
     ]
 
 
@@ -198,34 +230,38 @@ def demand_sound(options: argparse.Namespace, smallest: int) -> None:
         )
 
 
+def training_images(options: argparse.Namespace) -> Manifest:
+    """Return the training images to measure on."""
+    data = Experiment(options.dataset, options.backbone).data
+    chosen = choose_images(datasets.open_prepared(data, **experiment.section("prepare")), options.images, options.seed)
+    if not chosen.paths:
+        raise PipelineError("The dataset has no training images. Prepare it with a train split.")
+    demand_sound(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
+    return chosen
+
+
 def run(options: argparse.Namespace) -> None:
     """Advise on what the options name."""
     from pipeline import backbones
     from pipeline.network import FrozenNetwork, choose_device, relu_layers
 
-    address = Experiment(options.dataset, options.backbone)
-    manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
-    backbone = backbones.get(options.backbone)
+    address, backbone = Experiment(options.dataset, options.backbone), backbones.get(options.backbone)
     layers = backbones.in_order(backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly(backbone)))
-    chosen = choose_images(manifest, options.images, options.seed)
-    if not chosen.paths:
-        raise PipelineError("The dataset has no training images. Prepare it with a train split.")
-    demand_sound(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
+    chosen, device = training_images(options), choose_device(options.device)
     build = partial(FrozenNetwork, options.backbone, origin=options.weights, pool=options.pool)
-    device = choose_device(options.device)
-    head = backbones.head_node(backbone)
+    extras = head, source = backbones.head_node(backbone), source_layer(options.backbone)
     folder = address.features.parent / ".advice" / options.backbone
-    write_codes(chosen, build([*layers, *([head] if head else [])]).to(device), folder)
-    measured, facts, given = advise(folder, options.backbone, layers, head, options)
+    write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
+    grids = {name: experiment.section(name) for name in options.models}
+    method = Method(grids, options.folds, options.seed, options.large)
+    measured, facts, given = advise(folder, layers, method, head, source)
     points: list[CurvePoint] = []
     if options.curve and options.relu != "pre":
-        points += trace_curves(folder, measured, options.curve, options.models[0], options.seed)
+        points += trace_curves(folder, measured, options.curve, method)
     if options.curve and options.relu != "post":
-        before = folder.with_name(f"{options.backbone}-pre")
-        with_relu = [layer for layer in relu_layers(options.backbone) if layer in layers]
-        write_codes(chosen, build(with_relu, relu="pre").to(device), before)
-        ended = [layer for layer in measured if layer.layer in with_relu]
-        points += trace_curves(before, ended, options.curve, options.models[0], options.seed)
+        before, names = folder.with_name(f"{options.backbone}-pre"), set(relu_layers(options.backbone)) & set(layers)
+        write_codes(chosen, build([layer for layer in layers if layer in names], relu="pre").to(device), before)
+        points += trace_curves(before, [layer for layer in measured if layer.layer in names], options.curve, method)
     out = options.out or Path("reports", address.name, options.backbone, "advice")
     write(out, measured, facts, given, points)
     print(table(measured, given.layer))

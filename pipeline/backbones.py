@@ -42,7 +42,9 @@ class Convolutional(nn.Module):
     """A VGG or AlexNet whose fully connected layers are convolutions over maps of any size (Sermanet et al.,
     "OverFeat", ICLR 2014): the same weights, reshaped, under the same names.
 
-    The average pool before them becomes one of the fixed window that it has at the native size.
+    The average pool before them becomes one of the fixed window that it has at the native size. A cell is the ordinary
+    code of its window of the picture only as far as the convolutions before pad nothing: at the window's edge the
+    ordinary network sees zeros, this one the next pixels.
     """
 
     def __init__(self, model: Any, native: int) -> None:

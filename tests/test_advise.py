@@ -186,7 +186,7 @@ def test_without_statistics_of_the_source_the_last_layer_decides() -> None:
     for layers, case in (([layer("a", 0.9), layer("b", 0.7)], "unlike"), ([layer("a", 0.7), layer("b", 0.9)], "like")):
         given = said(layers, unknown)
         assert given.case == f"small and {case} the source"
-        assert "no statistics of these weights' source" in " ".join(given.sentences)
+        assert "No statistics of the source" in " ".join(given.sentences)
 
 
 # Mistakes
