@@ -1,0 +1,101 @@
+"""Train on more codes than the memory allowed: a child process that may not take more, its peak, its time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.classify import read_size
+from pipeline.codes import CodesSpec, encoded
+from pipeline.codes_writer import CodesWriter, Columns
+
+BLOCK = 4096
+SPEC = CodesSpec(
+    backbone="made-up",
+    layer="fc7",
+    node="fc7",
+    weights="none",
+    weights_sha256="00" * 32,
+    resize=64,
+    crop=64,
+    interpolation="bilinear",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.2, 0.2, 0.2),
+    pool="none",
+    precision="fp32",
+)
+
+
+def write(path: Path, n: int, d: int, n_classes: int) -> None:
+    """Write made-up codes (n, d), sparse and of classes that overlap, block by block."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(n_classes, size=n)
+    names = encoded([f"{row:07}.png" for row in range(n)])
+    columns = Columns(names, labels, np.full(n, b"train"), encoded([f"{k:03}" for k in range(n_classes)]))
+    centres = 0.4 * rng.standard_normal((n_classes, 64), np.float32)
+    projection = rng.standard_normal((64, d), np.float32) / 8
+    with CodesWriter(path, SPEC, d, columns) as writer:
+        for start in range(0, n, BLOCK):
+            rows = range(start, min(start + BLOCK, n))
+            latent = centres[labels[rows]] + rng.standard_normal((len(rows), 64), np.float32)
+            values = latent @ projection + rng.standard_normal((len(rows), d), np.float32) - 0.8
+            writer.write(rows, np.maximum(values, 0, out=values), [f"{row:064x}" for row in rows])
+        writer.commit([])
+
+
+def train(path: Path, memory: str, grid: str) -> dict[str, float]:
+    """Train in a child process whose data may not take more than the memory, and return its peak and its time."""
+    limit = read_size(memory)
+    command = [sys.executable, "-m", "pipeline.classify", "--codes", str(path), "--backbone", "made-up"]
+    command += [
+        "--grid",
+        grid,
+        "--memory",
+        memory,
+        "--folds",
+        "3",
+        "--widen",
+        "0",
+        "--out",
+        str(path.with_suffix(".skops")),
+    ]
+    start = time.perf_counter()
+    child = subprocess.Popen(command, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)))
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"The training ended with status {status}.")
+    return {"seconds": round(time.perf_counter() - start, 1), "peak": 1024 * usage.ru_maxrss}
+
+
+def main() -> None:
+    """Write the codes, train on them, print what it took as JSON on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=500_000, help="rows (default: 500000)")
+    parser.add_argument("--d", type=int, default=4096, help="columns (default: 4096)")
+    parser.add_argument("--classes", type=int, default=10, help="(default: 10)")
+    parser.add_argument("--memory", default="2GB", help="that the training may take (default: 2GB)")
+    parser.add_argument("--grid", default="{l2: {C: [0.1, 1]}}", help="(default: {l2: {C: [0.1, 1]}})")
+    parser.add_argument("--folder", type=Path, help="for the codes (default: the system's for temporary files)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        path = Path(name, "features", "fc7.h5")
+        start = time.perf_counter()
+        write(path, options.n, options.d, options.classes)
+        size, written = path.stat().st_size, round(time.perf_counter() - start, 1)
+        print(f"{size / 1e9:.2f} GB of codes, written in {written} s", flush=True)
+        found = train(path, options.memory, options.grid)
+    print(f"trained in {found['seconds']} s, peak {found['peak'] / 1e9:.2f} GB of {options.memory}")
+    print(json.dumps({"n": options.n, "d": options.d, "bytes": size, "memory": options.memory} | found))
+
+
+if __name__ == "__main__":
+    main()
