@@ -36,18 +36,19 @@ SPEC = CodesSpec(
 
 
 def write(path: Path, n: int, d: int, n_classes: int) -> None:
-    """Write made-up codes (n, d), sparse and of classes that overlap, block by block."""
+    """Write made-up codes (n, d), sparse and of classes that overlap, block by block; all share their noise."""
     rng = np.random.default_rng(0)
     labels = rng.integers(n_classes, size=n)
     names = encoded([f"{row:07}.png" for row in range(n)])
     columns = Columns(names, labels, np.full(n, b"train"), encoded([f"{k:03}" for k in range(n_classes)]))
     centres = 0.4 * rng.standard_normal((n_classes, 64), np.float32)
     projection = rng.standard_normal((64, d), np.float32) / 8
+    noise = rng.standard_normal((BLOCK, d), np.float32) - np.float32(0.8)
     with CodesWriter(path, SPEC, d, columns) as writer:
         for start in range(0, n, BLOCK):
             rows = range(start, min(start + BLOCK, n))
             latent = centres[labels[rows]] + rng.standard_normal((len(rows), 64), np.float32)
-            values = latent @ projection + rng.standard_normal((len(rows), d), np.float32) - 0.8
+            values = latent @ projection + noise[: len(rows)]
             writer.write(rows, np.maximum(values, 0, out=values), [f"{row:064x}" for row in rows])
         writer.commit([])
 
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, default=4096, help="columns (default: 4096)")
     parser.add_argument("--classes", type=int, default=10, help="(default: 10)")
     parser.add_argument("--memory", default="2GB", help="that the training may take (default: 2GB)")
-    parser.add_argument("--grid", default="{l2: {C: [0.1, 1]}}", help="(default: {l2: {C: [0.1, 1]}})")
+    parser.add_argument("--grid", default="{l2: {C: [0.01, 0.1]}}", help="(default: {l2: {C: [0.01, 0.1]}})")
     parser.add_argument("--folder", type=Path, help="for the codes (default: the system's for temporary files)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -95,14 +95,22 @@ class CodesIndex:
 class StoredRows:
     """The codes of some rows of an open file, (n, d) float32, read when a slice of them is asked for.
 
-    Rows are checked against their checksums when they are first read.
+    Rows are checked against their checksums when they are first read. The last slice is kept: a pass that multiplies
+    by a block and by its transpose reads it once.
     """
 
     def __init__(self, file: h5py.File, rows: np.ndarray) -> None:
         self.file, self.rows, self.checked = file, rows, np.zeros(len(rows), bool)
+        self.last: tuple[slice, np.ndarray] = slice(0), np.empty(0)
         self.shape, self.dtype = (len(rows), file["values"].shape[1]), np.dtype(np.float32)
 
     def __getitem__(self, part: slice) -> np.ndarray:
+        if self.last[0] != part:
+            self.last = slice(0), np.empty(0)  # one block at a time is in memory
+            self.last = part, self._read(part)
+        return self.last[1]
+
+    def _read(self, part: slice) -> np.ndarray:
         rows = self.rows[part]
         if not len(rows):
             return np.empty((0, self.shape[1]), np.float32)
