@@ -87,6 +87,15 @@ def read_manifest(folder: Path) -> Manifest:
     )
 
 
+def demand_one_label(manifest: Manifest) -> None:
+    """Refuse a dataset of several labels an image where one is learnt."""
+    if manifest.labels.ndim == 2:
+        raise PipelineError(
+            f"The images of {manifest.root} have several labels each, which an SVM on frozen codes alone can learn: "
+            "python -m pipeline.extract, then python -m pipeline.classify --model svm."
+        )
+
+
 def names_in(cell: str) -> list[str]:
     """Return the classes that a cell of a CSV names, with semicolons between them."""
     return [name for name in map(str.strip, cell.split(";")) if name]

@@ -34,11 +34,46 @@ def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarr
             f"({', '.join(test.classes[:3])}, …). Train on these codes first."
         )
     found = saved.margins(classifier, test.values)
-    return scores.score(test.labels, found, test.classes), found
+    score = scores.score if test.labels.ndim == 1 else scores.score_several
+    return score(test.labels, found, test.classes), found
 
 
 def write(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
     """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json."""
+    (write_one if test.labels.ndim == 1 else write_several)(folder, result, found, test)
+    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
+
+
+def write_several(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+    """Write the tables and the picture of images with several labels each."""
+    names = np.array(test.classes)
+    predictions = [
+        (path, ";".join(names[label > 0]), ";".join(names[row > 0]), round(float(row.max()), 6))
+        for path, label, row in zip(test.paths, test.labels, found, strict=True)
+    ]
+    datasets.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin"), predictions)
+    columns = ("class", "ap", "ap_voc07", "precision", "recall", "f1", "support")
+    datasets.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
+    counts = [[name, *table.ravel()] for name, table in zip(names, result.confusion, strict=True)]
+    header = ("class", "neither", "wrongly predicted", "missed", "both")
+    datasets.write_csv(folder / "confusion.csv", header, counts)
+    draw_precisions(folder / "confusion.png", result)
+
+
+def draw_precisions(path: Path, result: Scores) -> None:
+    """Draw the average precision of each label, the best first."""
+    from matplotlib.figure import Figure
+
+    rows = sorted(result.per_class, key=lambda row: row["ap"])
+    figure = Figure(figsize=(7, min(1.5 + 0.3 * len(rows), 40)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh([row["class"] for row in rows], [row["ap"] for row in rows])
+    axes.set(xlim=(0, 1), xlabel="average precision", title=scores.sentence(result.metrics))
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def write_one(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+    """Write the tables and the picture of images with one label each."""
     names = test.classes
     predictions = [
         (path, names[label], names[row.argmax()], round(float(row.max()), 6))
@@ -50,7 +85,6 @@ def write(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
     rows = [[name, *counts] for name, counts in zip(names, result.confusion.tolist(), strict=True)]
     datasets.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
     draw_confusion(folder / "confusion.png", result, names)
-    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
 
 
 def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:

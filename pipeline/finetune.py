@@ -172,6 +172,7 @@ def run(options: argparse.Namespace) -> None:
     recipe = recipes.choose(options.recipe, {name: value for name, value in changes.items() if value is not None})
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
+    datasets.demand_one_label(manifest)
     from pipeline import starts
     from pipeline.network import choose_device
     from pipeline.processes import joined

@@ -58,7 +58,12 @@ def run(options: argparse.Namespace) -> None:
     """Print the table, write the page, and say where it lies."""
     if options.thumbnails < 0:
         raise PipelineError(f"--thumbnails {options.thumbnails} must be megabytes, 0 or more.")
-    rows = studies.find(options.reports, options.dataset, options.backbone)
+    scope = (options.reports, options.dataset, options.backbone)
+    rows, others = studies.find(*scope), studies.left_out(*scope)
+    if others:
+        print(f"Left out, since their images have several labels each: {', '.join(others)}")
+    if not rows:
+        return
     path = options.out or options.reports / "index.html"
     if not options.table:
         from pipeline import pages, summaries

@@ -46,17 +46,30 @@ class Study:
 
 
 def find(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[dict[str, Any]]:
-    """Return the address and metrics of every experiment under a folder of reports, the best first in each dataset."""
+    """Return the address and metrics of every experiment under a folder of reports, the best first in each dataset.
+
+    Those on images of several labels each have no accuracy, and are left out: see `left_out`.
+    """
+    rows = _scored(folder, dataset, backbone)
+    if not rows:
+        raise PipelineError(
+            f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
+        )
+    return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
+
+
+def left_out(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[str]:
+    """Return the names of the experiments that `find` leaves out."""
+    return ["/".join(row[w] for w in WORDS) for row in _scored(folder, dataset, backbone) if "top1" not in row]
+
+
+def _scored(folder: Path, dataset: str | None, backbone: str | None) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '*'}/*/metrics.json")):
         layer, model = path.parent.name.rsplit("-", 1)
         address = {"dataset": path.parts[-4], "backbone": path.parts[-3], "layer": layer, "model": model}
         rows.append(address | json.loads(path.read_text(encoding="utf-8")))
-    if not rows:
-        raise PipelineError(
-            f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
-        )
-    return sorted(rows, key=lambda row: (row["dataset"], -row["top1"]))
+    return rows
 
 
 def load(folder: Path, row: Mapping[str, Any]) -> Study:

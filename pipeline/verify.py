@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,11 +40,16 @@ def strangers(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
             yield f"{name} is not in the dataset"
         elif isinstance(digest, BadImage) or digest != index.digests[number]:
             yield f"{name} is of an image that is gone or has changed"
-        elif (index.classes[index.labels[number]], index.splits[number]) != (
-            manifest.classes[manifest.labels[row]],
+        elif (named(index.classes, index.labels[number]), index.splits[number]) != (
+            named(manifest.classes, manifest.labels[row]),
             manifest.splits[row],
         ):
             yield f"{name} has another label or split than the dataset"
+
+
+def named(classes: Sequence[str], label: Any) -> set[str]:
+    """Return the classes that a label stands for: one number, or 0 and 1 for each class."""
+    return {classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label])}
 
 
 def build_parser() -> argparse.ArgumentParser:
