@@ -178,6 +178,8 @@ def test_dvc_experiments_change_the_backbone(clone: Path) -> None:
         "extract.layer=[pool5]",
         "-S",
         "models=[svm]",
+        "-S",
+        "advise.layer=[pool5]",
     )
     scores = json.loads((clone / "reports/digits/alexnet/pool5-svm/metrics.json").read_text(encoding="utf-8"))
     assert 0.2 < scores["top1"] <= 1 and scores["n"] == 450
