@@ -155,7 +155,7 @@ function fullest(classes, cells) {
   const list = () => {
     const text = filter.value.toLowerCase();
     const rows = wrong.filter((cell) => !text || classes[cell[0]].toLowerCase().includes(text) || classes[cell[1]].toLowerCase().includes(text)).slice(0, 200);
-    holder.replaceChildren(sortable([["true"], ["predicted"], ["images", 1], ["of the class", 1], [""]], rows.map((cell) => el("tr", {},
+    holder.replaceChildren(sortable([["true"], ["predicted"], ["images", 1], ["share", 1], [""]], rows.map((cell) => el("tr", {},
       el("td", {}, name(classes[cell[0]])), el("td", {}, name(classes[cell[1]])), number(cell[2], count(cell[2])),
       number(cell[2] / picked.per_class[cell[0]][3], share(cell[2], picked.per_class[cell[0]][3])),
       el("td", {}, el("button", { class: "small-button", "data-listed": `${cell[0]},${cell[1]}`, onclick: () => openCell(cell) }, "images"))))));
