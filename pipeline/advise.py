@@ -233,7 +233,9 @@ def demand_sound(options: argparse.Namespace, smallest: int) -> None:
 def training_images(options: argparse.Namespace) -> Manifest:
     """Return the training images to measure on."""
     data = Experiment(options.dataset, options.backbone).data
-    chosen = choose_images(datasets.open_prepared(data, **experiment.section("prepare")), options.images, options.seed)
+    manifest = datasets.open_prepared(data, **experiment.section("prepare"))
+    datasets.demand_one_label(manifest)
+    chosen = choose_images(manifest, options.images, options.seed)
     if not chosen.paths:
         raise PipelineError("The dataset has no training images. Prepare it with a train split.")
     demand_sound(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))

@@ -69,7 +69,8 @@ def test_several_labels_go_all_the_way(run: Run, project: Path) -> None:
     outcome = run("report")
     assert outcome.code == 0 and "several labels" in outcome.out
     mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7", "--model", "softmax"), "several labels", "svm")
-    mistake(run("finetune", "--dataset", "mixtures"), "several labels")
+    for command in ("finetune", "advise"):
+        mistake(run(command, "--dataset", "mixtures"), "several labels")
 
 
 def test_labels_that_are_empty_columns_are_refused(run: Run, project: Path) -> None:
