@@ -94,7 +94,7 @@ def measured(command: Sequence[str]) -> Cost:
         if process.returncode:
             said.seek(0)
             lines = said.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise PipelineError(f"{' '.join(command[2:4])} failed: {lines[-1].removeprefix('Error: ')}")
+            raise PipelineError(f"{command[2]} failed: {lines[-1].removeprefix('Error: ')}")
     after = energy()
     spent = after - joules if after is not None and joules is not None and after >= joules else None
     return Cost(time.monotonic() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), spent)

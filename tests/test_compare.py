@@ -78,20 +78,21 @@ def test_costs_add_up() -> None:
 def test_compare_writes_a_table_and_a_verdict(run: Run, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", dict.fromkeys("abcd", 16))
     run("prepare", "--dataset", tmp_path / "photos", "--val", 0.2)
-    flags = ("--layer", "fc7", "--model", "softmax", "--seeds", 2)
+    flags = ("--layer", "fc7", "--model", "softmax", "--seeds", 1)
     outcome = run("compare", "--dataset", "photos", *flags, "--", "--epochs", 1, "--augment", "none")
     assert outcome.code == 0, outcome.err
     rows = list(csv.DictReader(Path("reports/photos/tinyvgg/comparison.csv").read_text().splitlines()))
     assert [(row["layer"], row["model"], row["seeds"], row["n"]) for row in rows] == [
-        ("fc7", "softmax", "2", "16"),
-        ("fc7", "finetuned", "2", "16"),
+        ("fc7", "softmax", "1", "16"),
+        ("fc7", "finetuned", "1", "16"),
     ]
     frozen, tuned = rows
     assert float(tuned["seconds"]) > float(frozen["seconds"]) > 0 and float(tuned["memory_mb"]) > 50
     verdict = json.loads(Path("reports/photos/tinyvgg/comparison.json").read_text())["verdict"]
     assert verdict.startswith("Take the ") and verdict in outcome.out
     assert not Path("models").exists(), "what is compared leaves no files but the figures"
-    mistake(run("compare", "--dataset", "photos", *flags, "--", "--recipe", "modem"), "finetune", "'modem'")
+    wrong = ("--layer", "fc9", "--model", "softmax")
+    mistake(run("compare", "--dataset", "photos", *wrong), "pipeline.extract failed: Unknown layer 'fc9'")
 
 
 def test_mistakes(run: Run) -> None:
