@@ -160,6 +160,7 @@ class CodesWriter:
             self.sink = CarefulFile(self.partial, "r+" if self.partial.exists() else "w+")
             stack.callback(self.sink.close)
             self.file = self._reopen() or self._create()
+            self.opened = {name: self.file[name] for name in ("values", "digests", "checksums")}
             self.own = Donor(self.file)
             self.written = {row: digest for digest, row in self.own.rows.items()}
             self.donors = [self.own, *self._other_donors()]
@@ -254,16 +255,17 @@ class CodesWriter:
             )
         keys, places = codes.encoded(digests), np.asarray(rows)
         columns = {name: getattr(self.columns, name)[places] for name in ("labels", "paths", "splits")}
-        self._put(places, "values", values)
-        self._put(places, "digests", keys)
-        self._put(places, "checksums", codes.row_checksums(values, {**columns, "digests": keys}))
+        checksums = codes.row_checksums(values, {**columns, "digests": keys})
+        self._put(places, {"values": values, "digests": keys, "checksums": checksums})
         self.written |= zip(rows, keys.tolist(), strict=True)
         self.own.rows |= zip(keys.tolist(), rows, strict=True)
 
-    def _put(self, places: np.ndarray, name: str, values: np.ndarray) -> None:
-        """Write one column, run by run, and hand it to the system: the checksums, put last, commit the rows."""
-        for run in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1):
-            self.file[name][int(places[run[0]]) : int(places[run[-1]]) + 1] = values[run]
+    def _put(self, places: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Write rows of some columns, run by run, and hand them to the system; half-written ones fail a checksum."""
+        runs = np.split(np.arange(len(places)), np.flatnonzero(np.diff(places) != 1) + 1)
+        for name, values in columns.items():
+            for run in runs:
+                self.opened[name][int(places[run[0]]) : int(places[run[-1]]) + 1] = values[run]
         self.file.flush()
         self.sink.check()
 
