@@ -33,7 +33,7 @@ class Listed:
     label: str
     split: str | None = None
     several: bool = False
-    columns: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def classes(self) -> list[str]:
