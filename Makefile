@@ -10,8 +10,8 @@ demo: $(READY)  ## the whole pipeline on the embedded digits; ends with the scor
 	dvc repro
 	python -m pipeline.report --table
 
-test: $(READY) check  ## style, types, tests
-	pytest
+test: $(READY) check  ## style, types, tests: one process a core, and one thread each
+	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
 
 check: $(READY)
 	ruff check .
