@@ -44,7 +44,7 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 
 def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
-    """Write the codes, images, classifier and scores of a made-up dataset; some 3 in 4 predictions are right."""
+    """Write the codes, images, classifier and scores of a made-up dataset, of a kind that is often mistaken."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n_classes, width), np.float32)
     labels = np.arange(n_train + n_test) % n_classes
