@@ -235,7 +235,8 @@ def test_an_interrupt_leaves_the_old_file(run: Run, photos: Path) -> None:
     run("extract", "--dataset", "photos", "--layer", "fc7")
     before = FC7.read_bytes()
     flags = ("--dataset", "photos", "--layer", "fc7", "--weights", "random", "--batch-size", 1)
-    process = spawn("extract", *flags, cwd=photos.parent)
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # it may be ignored in a background
+    process = spawn("extract", *flags, cwd=photos.parent, **heeding)
     while not list(store_of(FC7.parent).glob("*.partial")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)

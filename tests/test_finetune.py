@@ -282,7 +282,7 @@ def test_kill_9_at_10_random_moments_changes_no_bit(run: Run, photos: Path) -> N
     flags = ("--layer", "conv4", "--head", "random", "--epochs", 4, "--batch-size", 3, "--lr-backbone", 0.001)
     safe = ("--deterministic", "--checkpoint-every", 0, "--patience", 0)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLER, "10", "--dataset", "photos", *map(str, (*chance, *flags, *safe))]
+    command = [sys.executable, "-u", "-c", KILLER, "10", "--dataset", "photos", *map(str, (*chance, *flags, *safe))]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "Going on after epoch" in ended.stdout and ", step " in ended.stdout, "some kills fell into the steps"
