@@ -90,9 +90,10 @@ def cross_validate(
     X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int
 ) -> tuple[dict[str, Any], float, float, float]:
     """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
-    table = classifiers.cv_table(classifiers.search(X, y, model, grid, folds, seed))
+    splits = partitions.split(y, folds, seed)
+    table = classifiers.cv_table(classifiers.search(X, y, model, grid, splits))
     chosen = max(table, key=lambda row: row["accuracy"])
-    held = [len(held) for _, held in partitions.split(y, folds, seed)]
+    held = [len(held) for _, held in splits]
     right = round(float(np.dot(chosen["folds"], held)))
     low, high = scores.wilson(right, len(y))
     return {name: chosen[name] for name in ("normalise", "parameters")}, right / len(y), low, high

@@ -79,22 +79,20 @@ def train(
     y: np.ndarray,
     model: str,
     grid: Grid,
-    folds: int,
-    seed: int,
-    groups: np.ndarray | None = None,
+    splits: Splits,
     *,
     rule: str = "best",
     widen: int = 0,
     memory: int | None = None,
 ) -> Trained:
-    """Choose normalisation and hyper-parameters by stratified cross-validation, then fit on everything.
+    """Choose normalisation and hyper-parameters by cross-validation, then fit on everything.
 
     X: (n, d) float32 codes, or rows on disk for the models of `PATHS`; y: (n,) int64 labels of the training split
-    only, or (n, n_labels) of 0 and 1 for the SVM; grid: {normalisation: {parameter: values}}; groups: (n,), rows of
-    the same one are held out together; rule: of `RULES`; widen: how often, at most, the grid grows beyond an edge
-    where the best setting lies; memory: bytes for the state of the search. Of equally good settings the first wins.
+    only, or (n, n_labels) of 0 and 1 for the SVM; grid: {normalisation: {parameter: values}}; splits: as
+    `partitions.split` draws them; rule: of `RULES`; widen: how often, at most, the grid grows beyond an edge where the
+    best setting lies; memory: bytes for the state of the search. Of equally good settings the first wins.
     """
-    look = partial(search, X, y, model, folds=folds, seed=seed, groups=groups, memory=memory)
+    look = partial(search, X, y, model, splits=splits, memory=memory)
     table, widened = cv_table(look(grid=grid)), []
     for _ in range(widen):
         further = beyond(table)
@@ -107,18 +105,8 @@ def train(
     return Trained(pipeline, converged, chosen, table, widened)
 
 
-def search(
-    X: Any,
-    y: np.ndarray,
-    model: str,
-    grid: Grid,
-    folds: int,
-    seed: int,
-    groups: np.ndarray | None = None,
-    memory: int | None = None,
-) -> list[Trial]:
+def search(X: Any, y: np.ndarray, model: str, grid: Grid, splits: Splits, memory: int | None = None) -> list[Trial]:
     """Cross-validate every setting of the grid on the same folds; the arguments are those of `train`."""
-    splits = split(y, folds, seed, groups)
     trials: list[Trial] = []
     for normalise, values in grid.items():
         if along_path(model, values):
@@ -207,21 +195,13 @@ def refit(X: Any, y: np.ndarray, model: str, normalise: str, parameters: Mapping
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
 
 
-def calibrate(
-    trained: Trained,
-    X: Any,
-    y: np.ndarray,
-    folds: int,
-    seed: int,
-    groups: np.ndarray | None = None,
-    memory: int | None = None,
-) -> float:
+def calibrate(trained: Trained, X: Any, y: np.ndarray, splits: Splits, memory: int | None = None) -> float:
     """Give a trained SVM probabilities, fitted to margins of rows held out; return the temperature they are taken at.
 
     The arguments are those that it was trained with.
     """
     rows, how = as_solved(X, trained.chosen["normalise"])
-    splits, C = split(y, folds, seed, groups), trained.chosen["parameters"]["C"]
+    C = trained.chosen["parameters"]["C"]
     margins = solvers.held_out(rows, y, splits, C, "svm", normalise=how, max_iter=PATHS["svm"], memory=memory)
     return trained.pipeline[-1].calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, y).temperature_
 
@@ -244,7 +224,7 @@ def nested(
     right, settings = [], []
     for fitted, held in split(y, folds, seed, groups):
         inner = None if groups is None else groups[fitted]
-        trained = train(X[fitted], y[fitted], model, grid, folds, seed, inner, **choice)
+        trained = train(X[fitted], y[fitted], model, grid, split(y[fitted], folds, seed, inner), **choice)
         right.append(trained.pipeline.predict(X[held]) == y[held])
         settings.append({name: trained.chosen[name] for name in ("normalise", "parameters")})
     total = np.concatenate(right)

@@ -85,10 +85,11 @@ class Lesson:
 def learn(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespace) -> str:
     """Write the classifier, its CV table and the curve of it; say what was chosen."""
     X, y = lesson.X, lesson.y
-    partitions.demand_whole(partitions.split(y, options.folds, options.seed, lesson.groups), y, training.classes)
     folds = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
+    splits = partitions.split(y, **folds)
+    partitions.demand_whole(splits, y, training.classes)
     choice = {"rule": options.rule, "widen": options.widen}
-    trained = classifiers.train(X, y, options.model, lesson.grid, **folds, **choice, memory=lesson.space)
+    trained = classifiers.train(X, y, options.model, lesson.grid, splits, **choice, memory=lesson.space)
     facts = {
         "dataset": Experiment(options.dataset, options.backbone).name,
         "model": options.model,
@@ -105,7 +106,7 @@ def learn(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespa
         "cv": trained.table,
     }
     if options.calibrate:
-        facts["temperature"] = classifiers.calibrate(trained, X, y, **folds, memory=lesson.space)
+        facts["temperature"] = classifiers.calibrate(trained, X, y, splits, memory=lesson.space)
     if options.nested:
         facts["nested"] = classifiers.nested(X, y, options.model, lesson.grid, **folds, **choice)
     curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])

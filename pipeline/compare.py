@@ -130,8 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Compare what the options name."""
-    if options.seeds < 1:
-        raise PipelineError("--seeds must be 1 or more.")
+    experiment.demand_least(options, seeds=1)
     layer, model = options.tuned_layer or options.layer[-1], options.tuned_model or options.model[-1]
     if layer not in options.layer or model not in options.model:
         raise PipelineError(f"Fine-tuning starts from {layer}-{model}: name both with --layer and --model as well.")

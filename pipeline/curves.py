@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import datasets
+from pipeline import datasets, figures
 
 CV_COLUMNS = ("normalise", "parameters", "accuracy", "deviation", "converged", "seconds", "chosen", "folds")
 SHOTS_COLUMNS = ("shots", "accuracy", "deviation", "balanced", "balanced_deviation", "draws", "n_scored")
@@ -24,23 +24,23 @@ def write_cv(path: Path, table: Sequence[Mapping[str, Any]], chosen: Mapping[str
     for row in table:
         _, others = _place(row)
         lines.setdefault(", ".join([row["normalise"], *others]), []).append(row)
-    _, axes, save = _figure()
-    for name, points in lines.items():
-        points = sorted(points, key=lambda row: _place(row)[0])
-        errors = [row["deviation"] / len(row["folds"]) ** 0.5 for row in points]
-        axes.errorbar(
-            [_place(row)[0] for row in points],
-            [row["accuracy"] for row in points],
-            errors,
-            marker="o",
-            capsize=3,
-            label=name,
-        )
-    axes.plot([_place(chosen)[0]], [chosen["accuracy"]], "o", ms=14, mfc="none", mec="black", label="chosen")
-    axes.set(xscale="log", xlabel=next(iter(chosen["parameters"]), ""), ylabel=f"cross-validated {measure}")
-    axes.set_title(f"mean ± standard error over {len(chosen['folds'])} folds")
-    axes.legend()
-    save(path.with_suffix(".png"))
+    with figures.drawn(path.with_suffix(".png"), 7, 4.5) as figure:
+        axes = figure.add_subplot()
+        for name, points in lines.items():
+            points = sorted(points, key=lambda row: _place(row)[0])
+            errors = [row["deviation"] / len(row["folds"]) ** 0.5 for row in points]
+            axes.errorbar(
+                [_place(row)[0] for row in points],
+                [row["accuracy"] for row in points],
+                errors,
+                marker="o",
+                capsize=3,
+                label=name,
+            )
+        axes.plot([_place(chosen)[0]], [chosen["accuracy"]], "o", ms=14, mfc="none", mec="black", label="chosen")
+        axes.set(xscale="log", xlabel=next(iter(chosen["parameters"]), ""), ylabel=f"cross-validated {measure}")
+        axes.set_title(f"mean ± standard error over {len(chosen['folds'])} folds")
+        axes.legend()
 
 
 def _place(row: Mapping[str, Any]) -> tuple[float, list[str]]:
@@ -53,26 +53,15 @@ def _place(row: Mapping[str, Any]) -> tuple[float, list[str]]:
 def write_shots(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write accuracy against images a class to `path` (.csv), and its curve beside it (.png)."""
     datasets.write_csv(path, SHOTS_COLUMNS, [[row[name] for name in SHOTS_COLUMNS] for row in rows])
-    _, axes, save = _figure()
-    counts = [row["shots"] for row in rows]
-    for name, spread in (("accuracy", "deviation"), ("balanced", "balanced_deviation")):
-        axes.errorbar(
-            counts, [row[name] for row in rows], [row[spread] for row in rows], marker="o", capsize=3, label=name
-        )
-    axes.set(xlabel="training images a class", ylabel="accuracy on training images held out")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set_title(f"mean ± standard deviation over {rows[0]['draws']} draws, {rows[0]['n_scored']} images scored")
-    axes.legend()
-    save(path.with_suffix(".png"))
-
-
-def _figure() -> tuple[Any, Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-
-    def save(path: Path) -> None:
-        figure.savefig(path, dpi=100, metadata={"Software": None})
-
-    return figure, figure.add_subplot(), save
+    with figures.drawn(path.with_suffix(".png"), 7, 4.5) as figure:
+        axes = figure.add_subplot()
+        counts = [row["shots"] for row in rows]
+        for name, spread in (("accuracy", "deviation"), ("balanced", "balanced_deviation")):
+            axes.errorbar(
+                counts, [row[name] for row in rows], [row[spread] for row in rows], marker="o", capsize=3, label=name
+            )
+        axes.set(xlabel="training images a class", ylabel="accuracy on training images held out")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_title(f"mean ± standard deviation over {rows[0]['draws']} draws, {rows[0]['n_scored']} images scored")
+        axes.legend()

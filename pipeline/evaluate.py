@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import codes, datasets, errors, experiment, saved, scores
+from pipeline import codes, datasets, errors, experiment, figures, saved, scores
 from pipeline.codes import Codes
 from pipeline.errors import PipelineError
 from pipeline.experiment import Experiment
@@ -62,14 +62,11 @@ def write_several(folder: Path, result: Scores, found: np.ndarray, test: Codes) 
 
 def draw_precisions(path: Path, result: Scores) -> None:
     """Draw the average precision of each label, the best first."""
-    from matplotlib.figure import Figure
-
     rows = sorted(result.per_class, key=lambda row: row["ap"])
-    figure = Figure(figsize=(7, min(1.5 + 0.3 * len(rows), 40)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh([row["class"] for row in rows], [row["ap"] for row in rows])
-    axes.set(xlim=(0, 1), xlabel="average precision", title=scores.sentence(result.metrics))
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    with figures.drawn(path, 7, min(1.5 + 0.3 * len(rows), 40)) as figure:
+        axes = figure.add_subplot()
+        axes.barh([row["class"] for row in rows], [row["ap"] for row in rows])
+        axes.set(xlim=(0, 1), xlabel="average precision", title=scores.sentence(result.metrics))
 
 
 def write_one(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
@@ -89,23 +86,22 @@ def write_one(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> N
 
 def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
     """Draw the confusion matrix as shares of each true class, with the counts where there is room for them."""
-    from matplotlib.figure import Figure
-
     side = min(4 + 0.35 * len(names), 20)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot()
     shares = result.confusion / np.maximum(result.confusion.sum(1, keepdims=True), 1)
-    figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
-    axes.set(xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}")
-    if len(names) <= MOST_NUMBERED:
-        short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
-        axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(names)), short, parse_math=False)
-        for (row, column), count in np.ndenumerate(result.confusion):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    with figures.drawn(path, side + 1, side) as figure:
+        axes = figure.add_subplot()
+        figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
+        axes.set(
+            xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}"
+        )
+        if len(names) <= MOST_NUMBERED:
+            short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+            axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
+            axes.set_yticks(range(len(names)), short, parse_math=False)
+            for (row, column), count in np.ndenumerate(result.confusion):
+                if count:
+                    colour = "white" if shares[row, column] > 0.5 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
 def build_parser() -> argparse.ArgumentParser:

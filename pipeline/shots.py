@@ -70,7 +70,7 @@ def curve(
 def learn(X: np.ndarray, y: np.ndarray, model: str, grid: Grid, folds: int, seed: int) -> classifiers.Trained:
     """Train on the few images drawn; where no fold can be held out, with the one setting of the grid."""
     if folds > 1:
-        return classifiers.train(X, y, model, grid, folds, seed)
+        return classifiers.train(X, y, model, grid, partitions.split(y, folds, seed))
     ((normalise, values),) = grid.items()
     parameters = {name: value for name, (value,) in values.items()}
     pipeline, converged = classifiers.refit(X, y, model, normalise, parameters)

@@ -20,7 +20,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 from test_prepare import mistake
 
-from pipeline import classifiers, classify, codes, saved, shots, solvers
+from pipeline import classifiers, classify, codes, partitions, saved, shots, solvers
 from pipeline.errors import PipelineError
 from pipeline.solvers import design
 
@@ -54,7 +54,7 @@ def test_the_search_equals_scikit_learns(run: Run) -> None:
     y = rng.integers(0, 3, 90)
     X = np.maximum(rng.normal(size=(90, 10)) + 0.7 * np.eye(3, 10)[y], 0).astype(np.float32)
     grid = {"l2": {"C": [0.1, 1.0]}, "standard": {"C": [0.01, 0.1]}}
-    trained = classifiers.train(X, y, "svm", grid, folds=4, seed=3)
+    trained = classifiers.train(X, y, "svm", grid, partitions.split(y, 4, 3))
     theirs = GridSearchCV(
         Pipeline([("normalise", Normalizer()), ("classify", LinearSVC(max_iter=10_000, random_state=0))]),
         [
@@ -137,10 +137,10 @@ def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> Non
     rng = np.random.default_rng(0)
     y = rng.integers(0, n_classes, 600)
     X = np.maximum(rng.normal(size=(600, 40)) + 1.2 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
-    grid, folds = {"l2": {"C": [1.0]}}, {"folds": 4, "seed": 0}
-    trained = classifiers.train(X[:400], y[:400], "svm", grid, **folds)
+    grid, splits = {"l2": {"C": [1.0]}}, partitions.split(y[:400], 4, 0)
+    trained = classifiers.train(X[:400], y[:400], "svm", grid, splits)
     assert not hasattr(trained.pipeline, "predict_proba")
-    temperature = classifiers.calibrate(trained, X[:400], y[:400], **folds)
+    temperature = classifiers.calibrate(trained, X[:400], y[:400], splits)
     chances = trained.pipeline.predict_proba(X[400:])
     np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-6)
     np.testing.assert_array_equal(trained.pipeline.predict(X[400:]), chances.argmax(1))

@@ -10,7 +10,7 @@ import numpy as np
 from conftest import Outcome
 from PIL import Image
 
-from pipeline import classifiers, datasets, experiment, scores
+from pipeline import classifiers, datasets, experiment, partitions, scores
 
 Run = Callable[..., Outcome]
 
@@ -26,8 +26,8 @@ def test_the_early_layer_beats_the_late_one_and_raw_pixels(run: Run) -> None:
     manifest = datasets.read_manifest(Path("data/digits"))
     pixels = np.stack([np.asarray(Image.open(path), np.float32).ravel() for path in manifest.files()])
     trained_on = np.array([split == "train" for split in manifest.splits])
-    grid = experiment.section("svm")
-    trained = classifiers.train(pixels[trained_on], manifest.labels[trained_on], "svm", grid, folds=5, seed=0)
+    X, y, grid = pixels[trained_on], manifest.labels[trained_on], experiment.section("svm")
+    trained = classifiers.train(X, y, "svm", grid, partitions.split(y, 5, 0))
     margins = trained.pipeline.decision_function(pixels[~trained_on])
     raw = scores.score(manifest.labels[~trained_on], margins, manifest.classes).metrics["top1"]
     assert top1["pool3"] >= 0.985

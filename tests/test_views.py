@@ -15,7 +15,7 @@ from test_extract import count_forwards
 from test_prepare import mistake
 from torchvision.transforms import functional
 
-from pipeline import classifiers, codes, extraction, images, saved, views
+from pipeline import classifiers, codes, extraction, images, partitions, saved, views
 from pipeline.errors import PipelineError
 from pipeline.images import Framing, Transform
 from pipeline.network import FrozenNetwork
@@ -117,8 +117,8 @@ def test_views_in_several_folds_would_flatter() -> None:
     y = np.repeat(rng.permutation(np.arange(40) % 2), 6)
     X = (np.repeat(rng.normal(size=(40, 30)), 6, 0) + 0.1 * rng.normal(size=(240, 30))).astype(np.float32)
     groups, grid = np.repeat(np.arange(40), 6), {"l2": {"C": [10.0]}}
-    grouped = classifiers.train(X, y, "svm", grid, 4, 0, groups).chosen["accuracy"]
-    assert classifiers.train(X, y, "svm", grid, 4, 0).chosen["accuracy"] > 0.95 and grouped < 0.75
+    grouped = classifiers.train(X, y, "svm", grid, partitions.split(y, 4, 0, groups)).chosen["accuracy"]
+    assert classifiers.train(X, y, "svm", grid, partitions.split(y, 4, 0)).chosen["accuracy"] > 0.95 and grouped < 0.75
 
 
 # The commands
@@ -127,7 +127,19 @@ def test_views_in_several_folds_would_flatter() -> None:
 def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = count_forwards(monkeypatch)
     run("prepare", "--dataset", photos)
-    command = ("extract", "--dataset", "photos", "--layer", "fc7", "--views", "ten", "--resize", 73)
+    command = (
+        "extract",
+        "--dataset",
+        "photos",
+        "--layer",
+        "fc7",
+        "--views",
+        "ten",
+        "--resize",
+        73,
+        "--precision",
+        "fp32",
+    )
     assert run(*command).code == 0
     path = Path("features/photos/tinyvgg/fc7.h5")
     found = codes.read(path, {"views": "ten"})
