@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import advice, classifiers, codes, datasets, errors, experiment, extraction, images, partitions
+from pipeline import advice, classifiers, codes, datasets, errors, experiment, extraction, figures, images, partitions
 from pipeline.advice import Advice, CurvePoint, Facts, Layer
 from pipeline.classifiers import Grid
 from pipeline.codes import Codes
@@ -47,11 +47,8 @@ def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
 
 def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> Extraction:
     """Write the codes of all of a network's layers in one pass."""
-    from pipeline.engine import BATCH_SIZES
-
     extraction.demand_space(folder, 4 * len(manifest.paths), network.widths)
-    batch_size, threads = BATCH_SIZES[network.mean.device.type], images.default_threads()
-    done = Extraction(manifest, batch_size, threads, max_bad=MAX_BAD)
+    done = Extraction(manifest, 0, images.default_threads(), max_bad=MAX_BAD)
     with claim(folder):
         extraction.extract(done, network, folder)
     return done
@@ -162,21 +159,18 @@ def write(folder: Path, measured: Sequence[Layer], facts: Facts, given: Advice, 
 
 def draw(path: Path, measured: Sequence[Layer]) -> None:
     """Draw the three measures against the layers."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(max(5, 0.6 * len(measured) + 2), 7), layout="constrained")
-    top, middle, bottom = figure.subplots(3, 1, sharex=True)
     places = range(len(measured))
     accuracy = np.array([layer.accuracy for layer in measured])
     spans = np.abs(np.array([[layer.low, layer.high] for layer in measured]).T - accuracy)
-    top.errorbar(places, accuracy, spans, marker="o", capsize=3)
-    middle.plot(places, [layer.log_me for layer in measured], marker="o")
-    bottom.plot(places, [layer.h_score for layer in measured], marker="o")
-    for axes, name in ((top, "cross-validated accuracy"), (middle, "LogME"), (bottom, "H-score, shrunk")):
-        axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
-    bottom.set_xticks(places, [layer.layer for layer in measured], rotation=45, ha="right", parse_math=False)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    with figures.drawn(path, max(5, 0.6 * len(measured) + 2), 7) as figure:
+        top, middle, bottom = figure.subplots(3, 1, sharex=True)
+        top.errorbar(places, accuracy, spans, marker="o", capsize=3)
+        middle.plot(places, [layer.log_me for layer in measured], marker="o")
+        bottom.plot(places, [layer.h_score for layer in measured], marker="o")
+        for axes, name in ((top, "cross-validated accuracy"), (middle, "LogME"), (bottom, "H-score, shrunk")):
+            axes.set_ylabel(name)
+            axes.grid(alpha=0.3)
+        bottom.set_xticks(places, [layer.layer for layer in measured], rotation=45, ha="right", parse_math=False)
 
 
 def table(measured: Sequence[Layer], best: str) -> str:
@@ -218,9 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def demand_sound(options: argparse.Namespace, smallest: int) -> None:
     """Refuse numbers that make no sense, and curves that leave no image to score on."""
-    for name in ("images", "large"):
-        if getattr(options, name) < 1:
-            raise PipelineError(f"--{name} must be 1 or more.")
+    experiment.demand_least(options, images=1, large=1)
     for model in options.models:
         classifiers.demand_grid(model, experiment.section(model))
     if options.curve and not 1 <= min(options.curve) <= max(options.curve) < smallest:

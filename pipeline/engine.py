@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 
+from pipeline import images, memory
 from pipeline.errors import PipelineError
+from pipeline.images import BadImage
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
@@ -25,6 +29,9 @@ COMPILE_PAYS = 240
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 Codes = dict[str, np.ndarray]
 """{layer: (n, width) of the dtype that the network's specs name}."""
 
@@ -35,17 +42,41 @@ class Engine:
     """Runs a frozen network on pictures, from and to ordinary memory.
 
     batch_size: images a forward pass; it halves when a GPU's memory is exceeded. count: how many images are to be
-    expected; if they take long enough to repay it, the network is compiled. notes: what was decided, and why.
+    expected; if they take long enough to repay it, the network is compiled. notes: what was decided, and why. From
+    there on the program keeps up to a gigabyte of freed memory (`memory.keep`).
     """
 
     def __init__(self, network: FrozenNetwork, batch_size: int = 0, count: int = 0, compiling: str = "auto") -> None:
         self.network, self.count, self.compiling = network, count, compiling
         self.device = network.mean.device
         self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        memory.keep()
         self.run: Forward = network
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.seconds: list[float] = []
         self.notes: list[str] = []
+
+    def pictures(self, files: Iterable[Path], threads: int) -> Iterator[tuple[np.ndarray, str] | BadImage]:
+        """Yield what the network is to see of some files, and the digests of their bytes, in order; or why not.
+
+        A processor decodes and computes in turns, and has the files' bytes read meanwhile.
+        """
+        transform = self.network.transform
+        if self.device.type != "cpu":
+            return self.each(partial(images.read, transform=transform), files, threads)
+        contents = images.ordered_map(images.read_bytes, files, threads, self._turn(threads))
+        return self.each(partial(images.picture, transform=transform), contents, threads)
+
+    def each(
+        self, read: Callable[[Item], Result], items: Iterable[Item | BadImage], threads: int
+    ) -> Iterator[Result | BadImage]:
+        """Yield what `read` gives of each item: read ahead beside a GPU, in turns with the network on its processor."""
+        if self.device.type == "cpu":
+            return images.in_turns(read, items, threads, self._turn(threads))
+        return images.ordered_map(read, items, threads, 2 * self.batch_size)
+
+    def _turn(self, threads: int) -> int:
+        return max(self.batch_size, 4 * threads)
 
     def codes(self, pictures: Sequence[np.ndarray]) -> Codes:
         """Return the codes of some (3, crop, crop) uint8 pictures."""
@@ -189,10 +220,13 @@ def choose_precision(network: FrozenNetwork, pictures: Sequence[np.ndarray]) -> 
 
     A lower one is taken if each of their codes keeps a cosine of 0.999 to its fp32, and if it is 1.2 times as fast.
     """
+    memory.keep()
     device = network.mean.device
     low = low_precision(device)
     from pipeline.network import PRECISIONS
 
+    if not pictures:
+        return "fp32", f"there is no image to try {low} on"
     if (gain := matrix_gain(device, PRECISIONS[low])) < GAIN:
         return "fp32", f"{low} multiplies matrices {gain:.2f} times as fast here"
     batch = torch.from_numpy(np.stack(pictures)).to(device)

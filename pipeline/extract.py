@@ -30,9 +30,10 @@ def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork,
 
     if asked != "auto":
         return asked, "as asked"
+    columns = columns_of(extraction.manifest)
     for precision in PRECISIONS:
         specs = {layer: replace(spec, precision=precision) for layer, spec in network.specs.items()}
-        if any(begun(folder / f"{layer}.h5", spec, columns_of(extraction.manifest)) for layer, spec in specs.items()):
+        if any(begun(folder / f"{layer}.h5", spec, columns) for layer, spec in specs.items()):
             return precision, "as in an earlier run"
     return choose_precision(network, extraction.first_pictures(network))
 
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the forward pass; auto takes bf16 (old GPUs: fp16) where a trial shows it right and faster",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=0, help="images a forward pass; 0: what suits the device")
+    parser.add_argument("--batch-size", type=int, default=0, help="images committed together; 0: what suits the device")
     parser.add_argument(
         "--compile",
         choices=("auto", "yes", "no"),
@@ -118,7 +119,6 @@ def run(options: argparse.Namespace) -> None:
     address = Experiment(options.dataset, options.backbone)
     folder = options.out or address.features
     manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
-    from pipeline.engine import BATCH_SIZES
     from pipeline.network import FrozenNetwork, choose_device
 
     device = choose_device(options.device)
@@ -127,8 +127,9 @@ def run(options: argparse.Namespace) -> None:
     )
     network = network.to(device).at(dtype=options.dtype)
     demand_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
-    batch_size = options.batch_size or BATCH_SIZES[network.mean.device.type]
-    extraction = Extraction(manifest, batch_size, options.threads, options.compile, options.max_bad, options.compress)
+    extraction = Extraction(
+        manifest, options.batch_size, options.threads, options.compile, options.max_bad, options.compress
+    )
     precision, why = settle_precision(options.precision, extraction, network, folder)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")

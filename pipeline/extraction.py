@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -39,8 +39,8 @@ Batch = dict[str, tuple[np.ndarray, list[int]]]
 class Extraction:
     """One run over a dataset, and what becomes of it.
 
-    batch_size: images that go through the network and are committed together; threads: that decode; compiling: "auto",
-    "yes" or "no"; max_bad: the share of bad images beyond which the run ends; compress: the finished files.
+    batch_size: images that are committed together, 0 for what suits the device; threads: that decode; compiling:
+    "auto", "yes" or "no"; max_bad: the share of bad images beyond which the run ends; compress: the finished files.
     forwarded: how many images went through the network; bad: {path: reason}; notes: what the engine decided, and why.
     """
 
@@ -60,7 +60,8 @@ class Extraction:
         if all(writer.fresh for writer in writers.values()):
             return {layer: list(every) for layer in writers}
         missing: dict[str, list[int]] = {layer: [] for layer in writers}
-        for row, digest in self._each(every, images.read_digest, "comparing"):
+        digests = partial(images.ordered_map, images.read_digest, threads=self.threads, ahead=16 * self.threads)
+        for row, digest in self._each(every, digests, "comparing"):
             for layer, writer in writers.items():
                 if not writer.find(row, digest):
                     missing[layer].append(row)
@@ -77,14 +78,14 @@ class Extraction:
         batch: Batch = {}
         pending: deque[Future[None]] = deque()
         waiting = 0 if engine.device.type == "cpu" else 1
-        read = partial(images.read, transform=engine.network.transform)
+        pictures = partial(engine.pictures, threads=self.threads)
         with ThreadPoolExecutor(1) as writing:
-            for row, (picture, digest) in self._each(rows, read, "extracting"):
+            for row, (picture, digest) in self._each(rows, pictures, "extracting"):
                 if digest in seen:
                     pending.append(writing.submit(take_copy, writers, row, digest))
                 else:
                     batch.setdefault(digest, (picture, []))[1].append(row)
-                if len(batch) == self.batch_size:
+                if len(batch) == engine.batch_size:
                     pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
                     seen |= set(batch)
                     batch = {}
@@ -110,12 +111,13 @@ class Extraction:
             writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
             writer.settle()
 
-    def _each(self, rows: Sequence[int], read: Callable[[Path], Item], doing: str) -> Iterator[tuple[int, Item]]:
+    def _each(
+        self, rows: Sequence[int], read: Callable[[Iterable[Path]], Iterator[Item | BadImage]], doing: str
+    ) -> Iterator[tuple[int, Item]]:
         """Yield (row, what `read` gives of its file), in order, and note the bad images."""
         from tqdm import tqdm
 
-        files = (self.manifest.file(row) for row in rows)
-        items = images.ordered_map(read, files, self.threads, ahead=max(2 * self.batch_size, 16 * self.threads))
+        items = read(self.manifest.file(row) for row in rows)
         for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
             if isinstance(item, BadImage):
                 self.bad[self.manifest.paths[row]] = str(item)

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline import views
 from pipeline.errors import PipelineError
@@ -167,7 +169,8 @@ def upright(image: Image.Image) -> Image.Image:
     """
     _demand_few_pixels(image)
     image.load()
-    return _to_rgb(ImageOps.exif_transpose(image))
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
 
 
 def _demand_few_pixels(image: Image.Image) -> None:
@@ -183,7 +186,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _grey16_to_rgb(grey: np.ndarray) -> Image.Image:
@@ -224,18 +227,26 @@ def shrink_and_crop(image: Image.Image, transform: Transform, anchor: tuple[floa
     size = transform.covering(width, height)
     if size[0] * size[1] > MAX_PIXELS:
         raise BadImage(f"{width} × {height} pixels are too long and narrow: resized, they exceed {MAX_PIXELS:,}")
-    if size != image.size:
-        image = image.resize(size, RESAMPLING[transform.interpolation])
     crop_height, crop_width = transform.size
     left = round((size[0] - crop_width) * anchor[0])
     top = round((size[1] - crop_height) * anchor[1])
-    image = image.crop((left, top, left + crop_width, top + crop_height))
+    # Pillow, too, resizes along rows first. So columns that are cut off need not be resized along themselves.
+    if size[0] != width:
+        image = image.resize((size[0], height), RESAMPLING[transform.interpolation])
+    image = image.crop((left, 0, left + crop_width, height))
+    if size[1] != height:
+        image = image.resize((crop_width, size[1]), RESAMPLING[transform.interpolation])
+    image = image.crop((0, top, crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def read(path: Path, transform: Transform) -> tuple[np.ndarray, str]:
     """Return what the network sees of a file, as `show` gives it, and the digest of its bytes."""
-    data = read_bytes(path)
+    return picture(read_bytes(path), transform)
+
+
+def picture(data: bytes, transform: Transform) -> tuple[np.ndarray, str]:
+    """Return what the network sees of a file's bytes, as `show` gives it, and their digest."""
     name = digest(data)
     return show(decode(data), transform, name), name
 
@@ -259,9 +270,11 @@ def default_threads() -> int:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+    function: Callable[[Item], Result], items: Iterable[Item | BadImage], threads: int, ahead: int
 ) -> Iterator[Result | BadImage]:
     """Yield `function(item)` for each item, in order, from threads; a `BadImage` it raises is yielded in its place.
+
+    An item that is a `BadImage` already is passed on.
 
     At most `ahead` results wait, so memory does not grow with the number of items. (Decoders release Python's
     lock, so threads suffice.)
@@ -280,8 +293,21 @@ def ordered_map(
                 future.cancel()
 
 
-def _attempt(function: Callable[[Item], Result], item: Item) -> Result | BadImage:
+def in_turns(
+    function: Callable[[Item], Result], items: Iterable[Item | BadImage], threads: int, at_once: int
+) -> Iterator[Result | BadImage]:
+    """Yield what `ordered_map` does, but let the threads rest between one `at_once` items and the next.
+
+    For a caller that needs all cores itself in between: threads beside it would make it wait longer than they take.
+    """
+    rest = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(rest, at_once)):
+            yield from list(pool.map(partial(_attempt, function), some))
+
+
+def _attempt(function: Callable[[Item], Result], item: Item | BadImage) -> Result | BadImage:
     try:
-        return function(item)
+        return item if isinstance(item, BadImage) else function(item)
     except BadImage as bad:
         return bad

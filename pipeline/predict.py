@@ -54,9 +54,9 @@ def predict(
 
     The classes are those that `evaluate` would name: the order is that of the margins.
     """
-    read = partial(images.read, transform=engine.network.transform)
+    read = partial(engine.pictures, threads=threads)
     batch: list[tuple[Path, np.ndarray]] = []
-    for path, item in named(read, paths, threads, ahead=2 * engine.batch_size):
+    for path, item in named(paths, read):
         if isinstance(item, BadImage):
             yield Unread(path, str(item))
             continue
@@ -69,7 +69,7 @@ def predict(
 
 
 def named(
-    read: Callable[[Path], tuple[np.ndarray, str]], paths: Iterable[Path], threads: int, ahead: int
+    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[np.ndarray, str] | BadImage]]
 ) -> Iterator[tuple[Path, tuple[np.ndarray, str] | BadImage]]:
     """Yield each path with what `read` gives of it, or with the reason why it gives nothing."""
     waiting: deque[Path] = deque()
@@ -79,7 +79,7 @@ def named(
             waiting.append(path)
             yield path
 
-    for item in images.ordered_map(read, passing(), threads, ahead):
+    for item in read(passing()):
         yield waiting.popleft(), item
 
 
@@ -159,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="CSV, or one JSON object a line")
     parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=0, help="images a forward pass; 0: what suits the device")
+    parser.add_argument("--batch-size", type=int, default=0, help="images a batch; 0: what suits the device")
     parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
     return parser
 

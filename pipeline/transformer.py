@@ -25,6 +25,9 @@ from pipeline.network import PRECISIONS, FrozenNetwork, choose_device
 CACHE_BYTES = 2**30
 """How many bytes of codes a process keeps; beyond that, those asked for longest ago are computed again."""
 
+AUTO = "auto"
+"""The precision of the codes in the store, if there are any, else fp32."""
+
 
 class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Turn images into the CNN codes of one layer of a pretrained network.
@@ -35,7 +38,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     The parameters are the flags of that command, of which `--help` and `--list` tell the values. threads: None for as
     many as there are cores; batch_size: 0 for what suits the device; store: the folder of a dataset's codes
-    (features/photos) as that command left it, from which those of the same images and spec are read.
+    (features/photos) as that command left it, from which those of the same images and spec are read; precision: auto
+    for that of these codes, or fp32 where there are none.
 
     Fitted: spec_, what the codes are, down to the hash of the weights.
 
@@ -61,7 +65,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         pool: str = "avg4",
         size: str | int | None = None,
         relu: str = "post",
-        precision: str = "fp32",
+        precision: str = AUTO,
         device: str = "auto",
         batch_size: int = 0,
         threads: int | None = None,
@@ -84,21 +88,23 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         listed(X)
         if self.batch_size < 0 or (self.threads is not None and self.threads < 1):
             raise PipelineError("batch_size must be 0 or more, threads 1 or more.")
-        if self.precision not in PRECISIONS:
-            raise errors.unknown("precision", self.precision, PRECISIONS)
+        if self.precision not in (AUTO, *PRECISIONS):
+            raise errors.unknown("precision", self.precision, (AUTO, *PRECISIONS))
         if self.store is not None and not Path(self.store).is_dir():
             raise PipelineError(
                 f"There is no folder {str(self.store)!r} to read codes from. Run pipeline.extract first."
             )
-        network = self._network()
+        network = self._network("fp32" if self.precision == AUTO else self.precision)
         self.spec_ = network.specs[self.layer]
+        if self.precision == AUTO:
+            self.spec_ = as_stored(self.store, self.spec_)
         self._n_features_out = network.widths[self.layer]
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the (n, d) float32 codes of n images; one that cannot be read is an error that names it."""
         check_is_fitted(self)
-        items, network = listed(X), self._network()
+        items, network = listed(X), self._network(self.spec_.precision)
         if self.spec_ not in network.specs.values():
             raise PipelineError("The parameters or the weights are not those of `fit` any more. Fit again.")
         values, bad = np.empty((len(items), self._n_features_out), np.float32), {}
@@ -115,14 +121,14 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise PipelineError(f"{len(bad)} of {len(items)} images cannot be read, the first is {name}: {reason}.")
         return values
 
-    def _network(self) -> FrozenNetwork:
+    def _network(self, precision: str) -> FrozenNetwork:
         """Return the network that the parameters name, one of the last two built if it is among them."""
         file = Path(self.weights).expanduser()
         stamp = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
         framing = Framing(images.parse_size(str(self.size)) if self.size else None)
         device = choose_device(self.device)
         whole = build(self.backbone, self.layer, self.weights, stamp, self.pool, framing, self.relu, device)
-        return whole if self.precision == "fp32" else whole.at(precision=self.precision)
+        return whole if precision == "fp32" else whole.at(precision=precision)
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that images are no table of numbers."""
@@ -173,10 +179,24 @@ BUSY = threading.Lock()
 """Held while codes are computed, so that threads that want the same ones do not compute them twice."""
 
 
+def place_of(store: str | Path | None, spec: CodesSpec) -> Path:
+    """Return where extract writes the codes of a layer in a store; no file where there is no store."""
+    return Path(store, spec.backbone, f"{spec.layer}.h5") if store else Path()
+
+
+def as_stored(store: str | Path | None, spec: CodesSpec) -> CodesSpec:
+    """Return a spec with the precision of the codes in a store, if they are the same in all else."""
+    path = place_of(store, spec)
+    if not path.is_file():
+        return spec
+    kept = replace(spec, precision=codes.read_index(path, {}).spec.precision)
+    return kept if rows_by_digest(path, kept) else spec
+
+
 @contextmanager
 def known_codes(store: str | Path | None, spec: CodesSpec) -> Iterator[Find]:
     """Give what finds codes of a spec among those that extract wrote to a store, and in the cache."""
-    path = Path(store, spec.backbone, f"{spec.layer}.h5") if store else Path()
+    path = place_of(store, spec)
     with codes.opened(path, {}) if path.is_file() else nullcontext() as file:
         rows = rows_by_digest(path, spec) if file else {}
 
@@ -202,7 +222,7 @@ def codes_of(
     """Yield the row of each image with its (d,) code, computed in batches if `find` does not know it, or its fault."""
     batch: dict[str, tuple[np.ndarray, list[int]]] = {}
     read = partial(open_unknown, find=find, transform=engine.network.transform)
-    for row, item in enumerate(images.ordered_map(read, items, threads, ahead=2 * engine.batch_size)):
+    for row, item in enumerate(engine.each(read, items, threads)):
         if isinstance(item, BadImage):
             yield row, item
             continue

@@ -44,9 +44,8 @@ def test_the_bare_command_runs_on_a_fresh_machine(run: Run) -> None:
 
 
 def test_each_row_is_the_code_of_its_file(run: Run, prepared: Path) -> None:
-    assert (
-        run("extract", "--dataset", "photos", "--layer", "pool3", "fc7", "--pool", "max", "--batch-size", 5).code == 0
-    )
+    flags = ("--layer", "pool3", "fc7", "--pool", "max", "--batch-size", 5, "--precision", "fp32")
+    assert run("extract", "--dataset", "photos", *flags).code == 0
     manifest = datasets.read_manifest(Path("data/photos"))
     network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", "max")
     from pipeline import images
@@ -269,7 +268,7 @@ for number in range(kills):
         shutil.rmtree("features/photos/.store", ignore_errors=True)  # each starts anew, to be killed anywhere
     child = os.fork()
     if child == 0:
-        os._exit(extract.main(["--dataset", "photos", "--layer", "fc7", "--weights", weights, "--batch-size", "4"]))
+        os._exit(extract.main(["--dataset", "photos", "--weights", weights, *sys.argv[4:]]))
     time.sleep(rng.uniform(0, longest))
     os.kill(child, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -279,11 +278,14 @@ print(killed)
 """
 """Kills writers at random moments; they are forked, so that each moment falls into the work and not into imports."""
 
+KILLED = ("--layer", "fc7", "--batch-size", "4", "--precision", "fp32")
+"""How they extract. (A trial of precisions would take the time of most.)"""
+
 
 def kill(kills: int, kinds: str, longest: float) -> int:
     """Kill writers that have up to `longest` seconds, and return how many were killed before they ended."""
     ended = subprocess.run(
-        [sys.executable, "-c", KILLER, str(kills), kinds, str(longest)],
+        [sys.executable, "-c", KILLER, str(kills), kinds, str(longest), *KILLED],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -300,7 +302,7 @@ def undisturbed(*flags: str) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.monotonic()
-    assert extract.main(["--dataset", "photos", "--layer", "fc7", "--batch-size", "4", *flags]) == 0
+    assert extract.main(["--dataset", "photos", *KILLED, *flags]) == 0
     torch.set_num_threads(threads)
     return time.monotonic() - start
 

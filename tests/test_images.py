@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -180,3 +181,22 @@ def test_ordered_map_keeps_order_passes_bad_images_on_and_reads_only_a_little_ah
 def test_ordered_map_lets_other_errors_through() -> None:
     with pytest.raises(ZeroDivisionError):
         list(images.ordered_map(lambda number: 1 // number, [1, 0], threads=2, ahead=2))
+
+
+def test_in_turns_keeps_order_passes_bad_images_on_and_rests_in_between() -> None:
+    running: list[int] = []
+
+    def square(number: int) -> int:
+        running.append(number)
+        if number == 5:
+            raise BadImage("five")
+        return number**2
+
+    given = iter([*range(10), BadImage("from before"), *range(11, 20)])
+    results = images.in_turns(square, given, threads=3, at_once=8)
+    assert next(results) == 0 and sorted(running) == list(range(8)), "all of a turn is done before it is given"
+    time.sleep(0.05)
+    assert len(running) == 8 and next(given) == 8, "and nothing is begun, or asked for, before the next turn"
+    rest = list(results)
+    assert str(rest[4]) == "five" and rest[:4] == [1, 4, 9, 16] and rest[5:7] == [36, 49]
+    assert [str(item) for item in rest[7:9]] == ["81", "from before"] and rest[-1] == 19**2

@@ -10,7 +10,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -146,7 +148,9 @@ def test_images_are_read_as_they_are_needed() -> None:
             asked += 1
             yield Path(f"{asked}.png")
 
-    results = predict.named(lambda path: (None, path.name), paths(), threads=2, ahead=8)  # type: ignore[arg-type,return-value]
+    network = SimpleNamespace(mean=torch.zeros(1))
+    read = partial(Engine(network, 2).each, lambda path: (None, path.name), threads=2)  # type: ignore[arg-type]
+    results = predict.named(paths(), read)  # type: ignore[arg-type]
     assert [next(results)[0].name for _ in range(5)] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
     assert asked <= 15
     results.close()  # type: ignore[attr-defined]

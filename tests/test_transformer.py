@@ -62,7 +62,8 @@ def label(path: Path) -> str:
 
 def test_the_codes_are_those_that_extract_writes(run: Run, photos: Path) -> None:
     assert run("prepare", "--dataset", photos).code == 0
-    assert run("extract", "--dataset", "photos", "--layer", "pool3", "fc7", "--pool", "max").code == 0
+    flags = ("--layer", "pool3", "fc7", "--pool", "max", "--precision", "fp32")
+    assert run("extract", "--dataset", "photos", *flags).code == 0
     for layer in ("pool3", "fc7"):
         stored = codes.read(Path("features/photos/tinyvgg", f"{layer}.h5"), {})
         found = CNNCodes(layer=layer, pool="max", batch_size=7).fit_transform(
@@ -172,8 +173,9 @@ def test_the_cache_is_bounded_and_codes_come_right_without_it(
     assert not forwarded
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_codes_that_extract_wrote_are_read_and_only_new_images_computed(
-    run: Run, photos: Path, forwarded: Counter[str]
+    run: Run, photos: Path, forwarded: Counter[str], precision: str
 ) -> None:
     paths = files(photos)
     held, photos_held = paths[::9], photos.parent / "held"
@@ -181,9 +183,10 @@ def test_codes_that_extract_wrote_are_read_and_only_new_images_computed(
         (photos_held / label(path)).mkdir(parents=True, exist_ok=True)
         path.rename(photos_held / label(path) / path.name)
     assert run("prepare", "--dataset", photos).code == 0
-    assert run("extract", "--dataset", "photos", "--layer", "fc7", "--pool", "avg").code == 0
+    flags = ("--layer", "fc7", "--pool", "avg", "--precision", precision)
+    assert run("extract", "--dataset", "photos", *flags).code == 0
     everything = files(photos) + files(photos_held)
-    expected = CNNCodes().fit_transform(everything)
+    expected = CNNCodes(precision=precision).fit_transform(everything)
     transformer.CACHE.codes.clear()
     forwarded.clear()
     with_store = CNNCodes(store="features/photos")
@@ -295,7 +298,7 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"weights": "none"}, "Unknown weights"),
         ({"device": "abacus"}, "Device 'abacus' is not here"),
         ({"batch_size": -1}, "batch_size must be 0 or more"),
-        ({"precision": "auto"}, "Unknown precision 'auto'. Choose from"),
+        ({"precision": "half"}, "Unknown precision 'half'. Choose from: auto, fp32"),
         ({"size": "wide"}, "'wide' is no size"),
         ({"relu": "pre", "layer": "pool4"}, "is no ReLU"),
         ({"threads": 0}, "threads 1 or more"),
