@@ -69,7 +69,7 @@ def time_extraction(dataset: str, network: FrozenNetwork) -> float:
     manifest = datasets.read_manifest(Path("data", dataset))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         start = time.perf_counter()
-        extraction.extract(Extraction(manifest, 32, images.default_threads(), "no"), network, Path(folder, "codes"))
+        extraction.extract(Extraction(manifest, 0, images.default_threads(), "no"), network, Path(folder, "codes"))
         return time.perf_counter() - start
 
 

@@ -129,10 +129,12 @@ class Donor:
         self.file = file
         self.rows: dict[bytes, int] = {}
         for first, last in codes.block_bounds(file):
+            digests = file["digests"][first:last]
+            if not (digests != b"").any():
+                continue
             values = file["values"][first:last]
             columns = {name: file[name][first:last] for name in codes.COLUMNS}
             sound = codes.row_checksums(values, columns) == file["checksums"][first:last]
-            digests = columns["digests"]
             self.rows |= {digests[row]: first + row for row in np.flatnonzero(sound & (digests != b""))}
 
     def values(self, digest: bytes) -> np.ndarray:

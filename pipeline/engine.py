@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -28,6 +29,7 @@ COMPILE_PAYS = 240
 """Seconds that a run must be expected to last before compiling is tried, which takes half a minute or more."""
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
+"""Images of 224×224 pixels a forward pass, by kind of device."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,7 +51,7 @@ class Engine:
     def __init__(self, network: FrozenNetwork, batch_size: int = 0, count: int = 0, compiling: str = "auto") -> None:
         self.network, self.count, self.compiling = network, count, compiling
         self.device = network.mean.device
-        self.batch_size = batch_size or BATCH_SIZES[self.device.type]
+        self.batch_size = batch_size or batch_size_for(self.device, network.transform.size)
         memory.keep()
         self.run: Forward = network
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -172,6 +174,12 @@ class Engine:
             f"{'Not compiled' if self.run is self.network else 'Compiled'}: it is {gain:.2f} times as fast, "
             f"its codes' cosine ≥ {cosine:.6f}, after {spent:.0f} s"
         )
+
+
+def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
+    """Return how many images of that size suit a device: about as many pixels whatever it is, up to 4 times as many."""
+    usual = BATCH_SIZES[device.type]
+    return max(1, min(4 * usual, usual * 224**2 // math.prod(size)))
 
 
 def timed(run: Forward, batch: torch.Tensor) -> float:
