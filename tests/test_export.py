@@ -25,9 +25,9 @@ Run = Callable[..., Outcome]
 def trained(
     run: Run, layer: str, model: str, grid: str, *extraction: str, backbone: str = "tinyvgg", **flags: bool
 ) -> Path:
-    """Train on `photos`; return where the classifier lies."""
+    """Train on `photos`, on codes in fp32 where nothing else is asked for; return where the classifier lies."""
     address = ("--dataset", "photos", "--backbone", backbone, "--layer", layer)
-    assert run("extract", *address[:-1], *layer.split("+"), *extraction).code == 0
+    assert run("extract", *address[:-1], *layer.split("+"), "--precision", "fp32", *extraction).code == 0
     outcome = run(
         "classify", *address, "--model", model, "--folds", 2, "--grid", grid, *(f"--{flag}" for flag in flags)
     )
