@@ -189,12 +189,13 @@ class Trainer:
         self.say(f"Out of memory: from here on each step takes its images in passes of {self.passes}")
 
     def _evaluate(self) -> tuple[float, float]:
-        """Return the mean loss and the accuracy on the validation images, as extraction sees them, in float32."""
+        """Return the mean loss and the accuracy on the validation images, as extraction sees them."""
         self.network.set_mode(False, self.recipe.batch_norm)
+        evaluator = self.network.evaluator()
         sums = torch.zeros(3, dtype=torch.float64)
         for pictures, labels in self._validation():
             with torch.no_grad():
-                scores = self.network(pictures)
+                scores = evaluator(pictures)
             right = (scores.argmax(1) == labels).sum()
             sums += torch.tensor([cross_entropy(scores, labels, reduction="sum"), right, len(labels)]).double()
         self.processes.total([sums])

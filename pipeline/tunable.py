@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +47,7 @@ class TunableNetwork(nn.Module):
         start = {} if unfreeze in ("none", "all") else backbones.find_nodes(backbone, [unfreeze])
         demand_before(backbone, unfreeze, spec.layer)
         every = network.cut(model, {*nodes.values(), *start.values()})
-        self.node, self.pool = spec.node, spec.pool
+        self.node, self.pool, self.precision = spec.node, spec.pool, spec.precision
         self.graph = network.keep(every, {spec.node}).to(memory_format=torch.channels_last)  # faster on all devices
         self.layers = dict(_steps(every, nodes))
         self.frozen = _before(every, nodes, unfreeze, start)
@@ -79,9 +81,22 @@ class TunableNetwork(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return (n, classes) scores of (n, 3, side, side) uint8 pictures on the network's device."""
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        output = self.graph((pictures / 255 - self.mean) / self.std)[self.node]
-        return self.head(network.pool_maps(output, self.pool))
+        return self._scores(self.graph, pictures)
+
+    def evaluator(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return `forward` as it stands, in the precision of the codes: what the head gives of codes extracted now."""
+        if self.precision == "fp32":
+            return self
+        kind = network.PRECISIONS[self.precision]
+        graph = network.fold(copy.deepcopy(self.graph).eval()).to(memory_format=torch.channels_last).to(kind)
+        return partial(self._scores, graph, kind=kind)
+
+    def _scores(
+        self, graph: torch.fx.GraphModule, pictures: torch.Tensor, kind: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        normalised = (pictures.contiguous(memory_format=torch.channels_last) / 255 - self.mean) / self.std
+        output = graph(normalised.to(kind))[self.node]
+        return self.head(network.pool_maps(output if kind == torch.float32 else output.float(), self.pool))
 
     def groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Return the optimiser's groups of parameters, each with its rate: the head, then layer by layer down."""

@@ -65,8 +65,10 @@ def accuracy(model: str, codes_path: str, split: str) -> float:
 
 @pytest.mark.parametrize("model", ["svm", "softmax"])
 @pytest.mark.parametrize("normalise", ["l2: {C: [10]}", "standard: {C: [0.01]}"])
-def test_before_any_step_the_accuracy_is_stage_twos(trained: Run, model: str, normalise: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_before_any_step_the_accuracy_is_stage_twos(trained: Run, model: str, normalise: str, precision: str) -> None:
     address = (*ADDRESS[:4], "--model", model)
+    trained("extract", *ADDRESS[:4], "--precision", precision)
     trained("classify", *address, "--grid", f"{{{normalise}}}", "--folds", 2)
     outcome = trained("finetune", *address, "--epochs", 0)
     assert outcome.code == 0, outcome.err
