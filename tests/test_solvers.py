@@ -5,6 +5,7 @@ import warnings
 import h5py
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -16,7 +17,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pipeline.solvers import LinearSVM, Softmax, held_out, search
+from pipeline.solvers import LinearSVM, Softmax, descent, held_out, search
 from pipeline.solvers import path as paths
 
 SHAPES = {"tall": (600, 80, 10), "square": (250, 200, 3), "wide": (90, 400, 10), "two classes": (300, 60, 2)}
@@ -211,6 +212,19 @@ def test_constant_columns_and_rows_of_zeros_do_no_harm():
         assert np.isfinite(estimator().fit(X, y).coef_).all()
         for normalise in (None, "l2", "standard"):
             assert search(X, y, folds, [0.1], model, normalise=normalise).accuracy.mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_what_is_left_to_fall_is_foretold_from_how_the_fall_slows(kind):
+    falls = [[8, 4, 2, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125], [2.0] * 9, [0.0] * 9, [2.0**n for n in range(9)]]
+    values = [kind(column) for column in 1000 - np.cumsum(falls, 1).T]
+    xp = np if kind is np.array else torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        halving, even, still, faster = (float(left) for left in descent._remaining(values, xp))
+    lately = sum(falls[0][5:])
+    assert lately / 3 <= halving <= 2 * lately and halving >= 0.03125
+    assert (even, still, faster) == (np.inf, 0, np.inf)
 
 
 def test_the_same_on_torch_tensors():

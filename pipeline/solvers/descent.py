@@ -220,10 +220,12 @@ def _done(objective: Objective, C: float, live: _Live, value: Any, tol: float) -
     live.values.append(value)
     bound = objective.gap(C, live.gradient, live.bend)
     allowed = tol * value
-    return (bound <= allowed) | ((bound <= LOOSE * allowed) & (_remaining(live.values) <= 0.5 * allowed))
+    return (bound <= allowed) | (
+        (bound <= LOOSE * allowed) & (_remaining(live.values, objective.design.xp) <= 0.5 * allowed)
+    )
 
 
-def _remaining(values: list[Any]) -> Any:
+def _remaining(values: list[Any], xp: Any) -> Any:
     """Return how far each objective still is to fall, if it goes on falling as it did over the last iterations.
 
     The decreases over two windows, the longer the more iterations there were, give the rate. One better than a
@@ -235,8 +237,9 @@ def _remaining(values: list[Any]) -> Any:
     earlier = values[-1 - 2 * window] - values[-1 - window]
     lately = values[-1 - window] - values[-1]
     slowing = (earlier - lately) * (earlier > lately)
-    rest = lately * lately / (slowing + TINY)
-    return rest + (lately / 3 - rest) * (lately / 3 > rest)
+    slows = slowing >= 1e-9 * abs(lately)  # else there is no end in sight
+    rest = xp.where(slows, lately * lately / xp.where(slows, slowing + TINY, 1.0), float("inf"))
+    return xp.maximum(rest, lately / 3)
 
 
 def _write(objective: Objective, live: _Live, done: Any, solution: Solution, iteration: int) -> None:
