@@ -27,9 +27,10 @@ from torchvision import transforms
 from pipeline import backbones, images
 from pipeline.codes_writer import CodesWriter
 from pipeline.datasets import Manifest
-from pipeline.engine import Engine, choose_precision, settle, timed
+from pipeline.engine import Engine, settle, timed
 from pipeline.extraction import Extraction, columns_of
 from pipeline.network import FrozenNetwork, choose_device
+from pipeline.trials import choose_decoder, choose_precision
 
 SIDE = 2048
 """Of the square matrices whose product is the roof."""
@@ -65,11 +66,12 @@ def gflop(network: FrozenNetwork) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def decoding(manifest: Manifest, transform: images.Transform) -> float:
-    """Return the images a second of decoding alone, in as many threads as there are cores."""
-    start, threads = time.perf_counter(), images.default_threads()
-    read = partial(images.read, transform=transform)
-    count = sum(1 for _ in images.ordered_map(read, manifest.files(), threads, ahead=16 * threads))
+def decoding(manifest: Manifest, engine: Engine) -> float:
+    """Return the images a second of decoding alone, by the engine's decoder."""
+    start = time.perf_counter()
+    count = sum(1 for _ in engine.pictures(manifest.files(), images.default_threads()))
+    if engine.copying:
+        engine.copying.synchronize()
     return count / (time.perf_counter() - start)
 
 
@@ -171,6 +173,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=256, help="photos of an end-to-end run")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turn; medians count")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of ours")
+    parser.add_argument("--decoder", choices=("auto", *images.DECODERS), default="auto", help="of ours, for JPEGs")
     parser.add_argument("--compile", choices=("yes", "no"), default="yes", help="ours, before the clock starts")
     parser.add_argument("--device", default="auto", help="of all")
     return parser
@@ -189,6 +192,7 @@ class Contest:
         self.manifest = copy_photos(options.images, options.count, folder / "photos")
         self.transform = backbones.native_transform(backbones.get(options.backbone))
         self.trial = [images.read(path, self.transform)[0] for path in self.manifest.files()[:16]]
+        self.why = "as asked"
         start = time.perf_counter()
         self.engine = self.ready(options.layer, options.precision)
         self.prepared = time.perf_counter() - start
@@ -198,7 +202,10 @@ class Contest:
         """Return an engine that has decided all that it decides."""
         network = FrozenNetwork(self.options.backbone, [layer], "random", "avg").to(self.device)
         chosen = choose_precision(network, self.trial)[0] if precision == "auto" else precision
-        engine = Engine(network.at(precision=chosen), compiling=self.options.compile)
+        network, decoder = network.at(precision=chosen), self.options.decoder
+        if decoder == "auto":
+            decoder, self.why = choose_decoder(network, self.manifest.files(), images.default_threads())
+        engine = Engine(network.at(decoder=decoder), compiling=self.options.compile)
         engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
         engine.compiling = "no"
         return engine
@@ -212,7 +219,7 @@ class Contest:
         return {
             "gemm_fp32_gflops": lambda: gemm(self.engine.device, torch.float32),
             "gemm_bf16_gflops": lambda: gemm(self.engine.device, torch.bfloat16),
-            "decode_ips": lambda: decoding(self.manifest, self.transform),
+            "decode_ips": lambda: decoding(self.manifest, self.engine),
             "forward_ips": lambda: forward(self.engine),
             "end_to_end_ips": lambda: end_to_end(self.manifest, self.engine, Path(tempfile.mkdtemp(dir=self.folder))),
             "serial_ips": lambda: self.plain.submit(serial, few, *network).result(),
@@ -246,6 +253,8 @@ class Contest:
         kept = {name: getattr(self.options, name) for name in ("backbone", "layer", "early", "count", "rounds")}
         return kept | {
             "precision": self.engine.network.precision,
+            "decoder": self.engine.network.transform.decoder,
+            "why_decoder": self.why,
             "notes": self.engine.notes,
             "gflop_an_image": round(cost, 3),
             "seconds_to_prepare": round(self.prepared, 1),

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline import views
 from pipeline.errors import PipelineError
 
-FORMAT = "cnn-codes 3"
+FORMAT = "cnn-codes 4"
 PLUS, JOINED = "+", ("layer", "node", "pool")
 """What joins the names of several layers, and the fields of their spec that it joins."""
 
@@ -31,8 +31,8 @@ class CodesSpec:
     """What makes two codes comparable: the network up to the layer, what it saw, and how its maps became vectors.
 
     weights_sha256: digest of names, shapes and values of the state dict, however it was stored;
-    resize, crop, interpolation, mean, std, crop_width, fit, views: as in `images.Transform`; pool: "none" where the
-    layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU;
+    resize, crop, interpolation, mean, std, crop_width, fit, views, decoder: as in `images.Transform`; pool: "none"
+    where the layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU;
     precision: of the forward pass; dtype: what the values are stored as.
     """
 
@@ -52,6 +52,7 @@ class CodesSpec:
     crop_width: int = 0
     fit: str = "crop"
     views: str = "one"
+    decoder: str = "pillow"
     relu: str = "post"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -12,18 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import torch
 
-from pipeline import images, memory
+from pipeline import images, jpegs, memory
 from pipeline.errors import PipelineError
-from pipeline.images import BadImage
+from pipeline.images import TORCHCODEC, BadImage
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
 
 COSINE = 0.999
 """What each image's code must reach, against fp32, for a lower precision or a compiled network to be taken."""
-
-GAIN = 1.2
-"""How many times as fast as fp32 a lower precision must be."""
 
 COMPILE_PAYS = 240
 """Seconds that a run must be expected to last before compiling is tried, which takes half a minute or more."""
@@ -33,6 +31,9 @@ BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+Picture = np.ndarray | torch.Tensor
+"""(3, height, width) uint8, or (n_views, 3, height, width): what the network is to see of one image."""
 
 Codes = dict[str, np.ndarray]
 """{layer: (n, width) of the dtype that the network's specs name}."""
@@ -52,18 +53,23 @@ class Engine:
         self.network, self.count, self.compiling = network, count, compiling
         self.device = network.mean.device
         self.batch_size = batch_size or batch_size_for(self.device, network.transform.size)
+        if network.transform.decoder == TORCHCODEC:
+            jpegs.demand_usable(network.transform, self.device)
         memory.keep()
         self.run: Forward = network
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.seconds: list[float] = []
         self.notes: list[str] = []
 
-    def pictures(self, files: Iterable[Path], threads: int) -> Iterator[tuple[np.ndarray, str] | BadImage]:
+    def pictures(self, files: Iterable[Path], threads: int) -> Iterator[tuple[Picture, str] | BadImage]:
         """Yield what the network is to see of some files, and the digests of their bytes, in order; or why not.
 
         A processor decodes and computes in turns, and has the files' bytes read meanwhile.
         """
         transform = self.network.transform
+        if transform.decoder == TORCHCODEC:
+            read = partial(jpegs.open_file, transform=transform)
+            return self._decoded(images.ordered_map(read, files, threads, self._turn(threads)))
         if self.device.type != "cpu":
             return self.each(partial(images.read, transform=transform), files, threads)
         contents = images.ordered_map(images.read_bytes, files, threads, self._turn(threads))
@@ -77,15 +83,26 @@ class Engine:
             return images.in_turns(read, items, threads, self._turn(threads))
         return images.ordered_map(read, items, threads, 2 * self.batch_size)
 
+    def _decoded(self, files: Iterable[jpegs.Read]) -> Iterator[tuple[Picture, str] | BadImage]:
+        """Yield pictures that are on the device; a GPU decodes them while it computes the batch before."""
+        for lot in jpegs.lots(files, self.batch_size):
+            with self._aside():
+                found = jpegs.shown(lot, self.network.transform, self.device, self.notes.append)
+            yield from found
+
+    def _aside(self) -> AbstractContextManager[object]:
+        """Return a context in which a GPU works beside the network."""
+        return torch.cuda.stream(self.copying) if self.copying else nullcontext()
+
     def _turn(self, threads: int) -> int:
         return max(self.batch_size, 4 * threads)
 
-    def codes(self, pictures: Sequence[np.ndarray]) -> Codes:
-        """Return the codes of some (3, crop, crop) uint8 pictures."""
+    def codes(self, pictures: Sequence[Picture]) -> Codes:
+        """Return the codes of some pictures."""
         return self.launch(pictures)()
 
     @torch.inference_mode()
-    def launch(self, pictures: Sequence[np.ndarray]) -> Callable[[], Codes]:
+    def launch(self, pictures: Sequence[Picture]) -> Callable[[], Codes]:
         """Start to compute the codes of some pictures; return what waits for them. On the CPU they are done by then."""
         waiting: list[Callable[[], Codes]] = []
         start = 0
@@ -98,15 +115,13 @@ class Engine:
                 self._halve()
         return lambda: join([wait() for wait in waiting])
 
-    def _carry(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    def _carry(self, pictures: Sequence[Picture]) -> torch.Tensor:
         """Return the pictures as one batch on the device; a GPU receives them while it computes the batch before."""
-        rows = [torch.from_numpy(picture) for picture in pictures]
+        rows = [torch.as_tensor(picture) for picture in pictures]
         if self.copying is None:
             return torch.stack(rows).to(self.device)
-        pinned = torch.empty((len(rows), *rows[0].shape), dtype=torch.uint8, pin_memory=True)
-        torch.stack(rows, out=pinned)
-        with torch.cuda.stream(self.copying):
-            batch = pinned.to(self.device, non_blocking=True)
+        with self._aside():
+            batch = torch.stack(rows) if rows[0].is_cuda else pinned(rows).to(self.device, non_blocking=True)
         computing = torch.cuda.current_stream(self.device)
         computing.wait_stream(self.copying)
         batch.record_stream(computing)
@@ -182,6 +197,11 @@ def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
     return max(1, min(4 * usual, usual * 224**2 // math.prod(size)))
 
 
+def pinned(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Return one batch in memory that a GPU can copy from by itself."""
+    return torch.stack(rows, out=torch.empty((len(rows), *rows[0].shape), dtype=rows[0].dtype, pin_memory=True))
+
+
 def timed(run: Forward, batch: torch.Tensor) -> float:
     """Return the seconds that a forward pass takes, the second of two."""
     for _ in range(2):
@@ -215,38 +235,3 @@ def join(parts: Sequence[Codes]) -> Codes:
 def first_line(error: Exception) -> str:
     """Return an error's first line, or what kind it is."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def low_precision(device: torch.device) -> str:
-    """Return the lower precision that comes into question on a device: bf16, or fp16 on GPUs too old for that."""
-    return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
-
-
-@torch.inference_mode()
-def choose_precision(network: FrozenNetwork, pictures: Sequence[np.ndarray]) -> tuple[str, str]:
-    """Return the precision to compute in, and why, from a trial on some of the images.
-
-    A lower one is taken if each of their codes keeps a cosine of 0.999 to its fp32, and if it is 1.2 times as fast.
-    """
-    memory.keep()
-    device = network.mean.device
-    low = low_precision(device)
-    from pipeline.network import PRECISIONS
-
-    if not pictures:
-        return "fp32", f"there is no image to try {low} on"
-    if (gain := matrix_gain(device, PRECISIONS[low])) < GAIN:
-        return "fp32", f"{low} multiplies matrices {gain:.2f} times as fast here"
-    batch = torch.from_numpy(np.stack(pictures)).to(device)
-    lower = network.at(precision=low)
-    found = lowest_cosine(lower(batch), network(batch))
-    gain = timed(network, batch) / timed(lower, batch)
-    choice = low if found >= COSINE and gain >= GAIN else "fp32"
-    return choice, f"{low} is {gain:.2f} times as fast, its cosine to fp32 ≥ {found:.5f}"
-
-
-def matrix_gain(device: torch.device, kind: torch.dtype) -> float:
-    """Return how many times as fast as in float32 a device multiplies matrices of a type."""
-    full = torch.ones(1024, 1024, device=device)
-    low = full.to(kind)
-    return timed(lambda x: {"": x @ x}, full) / timed(lambda x: {"": x @ x}, low)

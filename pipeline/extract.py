@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,30 +13,55 @@ from pipeline import datasets, errors, experiment, images
 from pipeline.codes_writer import begun, claim
 from pipeline.experiment import Experiment
 from pipeline.extraction import Extraction, columns_of, demand_space, extract
-from pipeline.images import Framing
+from pipeline.images import TORCHCODEC, Framing
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
 
+AUTO = "auto"
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
 
-def settle_precision(asked: str, extraction: Extraction, network: FrozenNetwork, folder: Path) -> tuple[str, str]:
-    """Return the precision to compute in, and why.
+def settle(
+    network: FrozenNetwork, extraction: Extraction, folder: Path, precision: str, decoder: str
+) -> tuple[FrozenNetwork, str]:
+    """Return the network in the precision and with the decoder to use, and a line a choice, with the reason.
 
     "auto" stays with what an earlier run chose, so that its codes are found again, or else tries some images.
     """
-    from pipeline.engine import choose_precision
+    from pipeline import jpegs
+    from pipeline.trials import choose_decoder, choose_precision
+
+    if decoder == TORCHCODEC:
+        jpegs.demand_usable(network.transform, network.mean.device)
+    earlier = chosen_before(network, extraction, folder, precision, decoder) if AUTO in (precision, decoder) else None
+    why = {asked: "as in an earlier run" if asked == AUTO else "as asked" for asked in (precision, decoder)}
+    reasons = [why[precision], why[decoder]]
+    if earlier:
+        precision, decoder = earlier
+    if precision == AUTO:
+        precision, reasons[0] = choose_precision(network, extraction.first_pictures(network))
+    network = network.at(precision=precision)
+    if decoder == AUTO:
+        decoder, reasons[1] = choose_decoder(network, extraction.manifest.files(), extraction.threads)
+    lines = [f"Precision {precision}: {reasons[0]}", f"JPEGs by {decoder}: {reasons[1]}"]
+    shown = lines if decoder == TORCHCODEC or network.mean.is_cuda else lines[:1]
+    return network.at(decoder=decoder), "\n".join(shown)
+
+
+def chosen_before(
+    network: FrozenNetwork, extraction: Extraction, folder: Path, precision: str, decoder: str
+) -> tuple[str, str] | None:
+    """Return the precision and the decoder of codes that are there, if they are as asked; of all images or some."""
     from pipeline.network import PRECISIONS
 
-    if asked != "auto":
-        return asked, "as asked"
     columns = columns_of(extraction.manifest)
-    for precision in PRECISIONS:
-        specs = {layer: replace(spec, precision=precision) for layer, spec in network.specs.items()}
-        if any(begun(folder / f"{layer}.h5", spec, columns) for layer, spec in specs.items()):
-            return precision, "as in an earlier run"
-    return choose_precision(network, extraction.first_pictures(network))
+    for found in product(PRECISIONS, images.DECODERS):
+        if precision in (AUTO, found[0]) and decoder in (AUTO, found[1]):
+            for layer, spec in network.specs.items():
+                if begun(folder / f"{layer}.h5", replace(spec, precision=found[0], decoder=found[1]), columns):
+                    return found
+    return None
 
 
 def listing(name: str | None) -> str:
@@ -81,6 +107,12 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("auto", "fp32", "bf16", "fp16"),
         default="auto",
         help="of the forward pass; auto takes bf16 (old GPUs: fp16) where a trial shows it right and faster",
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=(AUTO, *images.DECODERS),
+        default=AUTO,
+        help="of JPEGs; auto takes torchcodec on a GPU that would wait for pillow, where a trial shows it right",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch-size", type=int, default=0, help="images committed together; 0: what suits the device")
@@ -130,12 +162,12 @@ def run(options: argparse.Namespace) -> None:
     extraction = Extraction(
         manifest, options.batch_size, options.threads, options.compile, options.max_bad, options.compress
     )
-    precision, why = settle_precision(options.precision, extraction, network, folder)
+    network, why = settle(network, extraction, folder, options.precision, options.decoder)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
-    print(f"Precision {precision}: {why}")
+    print(why)
     with claim(folder):
-        extract(extraction, network.at(precision=precision), folder)
+        extract(extraction, network, folder)
     for line in (*extraction.notes, *(f"Set aside {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(manifest.paths) - len(extraction.bad)

@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import BadImage
 
 if TYPE_CHECKING:
-    from pipeline.engine import Codes, Engine
+    from pipeline.engine import Codes, Engine, Picture
     from pipeline.network import FrozenNetwork
 
 TRIAL = 16
@@ -31,7 +31,7 @@ TRIAL = 16
 
 Item = TypeVar("Item")
 
-Batch = dict[str, tuple[np.ndarray, list[int]]]
+Batch = dict[str, tuple["Picture", list[int]]]
 """{digest: (picture, the rows of the dataset that have it)}."""
 
 

@@ -39,6 +39,9 @@ RESAMPLING = {
 # The pixel limit is checked by `decode`, which refuses what Pillow would only warn of.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
+"""What decodes JPEG files and resizes them: Pillow, or TorchCodec and torch on the network's device (`jpegs`)."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -55,7 +58,7 @@ class Transform:
     `RESAMPLING`; mean and std: per channel (RGB), of values in [0, 1]. crop_width: not 0 where the crop is no square
     but `crop` high and this wide; the picture then covers a rectangle of these proportions with `resize` as its
     shorter side. fit: "crop", or "whole": the whole picture is resized to the crop's size, whatever its proportions.
-    views: a name that `views.count` knows.
+    views: a name that `views.count` knows. decoder: one of `DECODERS`, whose pixels differ a little.
     """
 
     resize: int
@@ -66,6 +69,7 @@ class Transform:
     crop_width: int = 0
     fit: str = "crop"
     views: str = "one"
+    decoder: str = PILLOW
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,6 +86,17 @@ class Transform:
         if box_width * height >= box_height * width:
             return box_width, int(box_width * height / width)
         return int(box_height * width / height), box_height
+
+    def placing(self, width: int, height: int, anchor: tuple[float, float] = (0.5, 0.5)) -> tuple[int, int, int, int]:
+        """Return the (width, height) that a picture is resized to, and the left and top of what is cut out of it.
+
+        anchor: where that lies, if not in the centre, as in `views.View`. Raises `BadImage` if it is too many pixels.
+        """
+        wide, high = self.covering(width, height)
+        if wide * high > MAX_PIXELS:
+            raise BadImage(f"{width} × {height} pixels are too long and narrow: resized, they exceed {MAX_PIXELS:,}")
+        crop_height, crop_width = self.size
+        return wide, high, round((wide - crop_width) * anchor[0]), round((high - crop_height) * anchor[1])
 
 
 @dataclass(frozen=True)
@@ -223,19 +238,16 @@ def shrink_and_crop(image: Image.Image, transform: Transform, anchor: tuple[floa
 
     Equal, bit for bit, to torchvision's Resize and CenterCrop on the same Pillow image.
     """
+    assert transform.decoder == PILLOW
     width, height = image.size
-    size = transform.covering(width, height)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise BadImage(f"{width} × {height} pixels are too long and narrow: resized, they exceed {MAX_PIXELS:,}")
+    wide, high, left, top = transform.placing(width, height, anchor)
     crop_height, crop_width = transform.size
-    left = round((size[0] - crop_width) * anchor[0])
-    top = round((size[1] - crop_height) * anchor[1])
     # Pillow, too, resizes along rows first. So columns that are cut off need not be resized along themselves.
-    if size[0] != width:
-        image = image.resize((size[0], height), RESAMPLING[transform.interpolation])
+    if wide != width:
+        image = image.resize((wide, height), RESAMPLING[transform.interpolation])
     image = image.crop((left, 0, left + crop_width, height))
-    if size[1] != height:
-        image = image.resize((crop_width, size[1]), RESAMPLING[transform.interpolation])
+    if high != height:
+        image = image.resize((crop_width, high), RESAMPLING[transform.interpolation])
     image = image.crop((0, top, crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -283,7 +295,7 @@ def ordered_map(
         waiting: deque[Future[Result | BadImage]] = deque()
         try:
             for item in items:
-                waiting.append(pool.submit(_attempt, function, item))
+                waiting.append(pool.submit(attempt, function, item))
                 if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -303,10 +315,11 @@ def in_turns(
     rest = iter(items)
     with ThreadPoolExecutor(threads) as pool:
         while some := list(islice(rest, at_once)):
-            yield from list(pool.map(partial(_attempt, function), some))
+            yield from list(pool.map(partial(attempt, function), some))
 
 
-def _attempt(function: Callable[[Item], Result], item: Item | BadImage) -> Result | BadImage:
+def attempt(function: Callable[[Item], Result], item: Item | BadImage) -> Result | BadImage:
+    """Return `function(item)`, or the `BadImage` that it raises; an item that is one already is passed on."""
     try:
         return item if isinstance(item, BadImage) else function(item)
     except BadImage as bad:

@@ -91,15 +91,19 @@ class FrozenNetwork(nn.Module):
         nodes = {layer: self.nodes[layer] for layer in layers}
         return self._with(keep(self.graph, set(nodes.values())), nodes=nodes)
 
-    def at(self, precision: str = "", dtype: str = "") -> Self:
-        """Return this network with another precision of its forward pass, or another type of its codes."""
+    def at(self, precision: str = "", dtype: str = "", decoder: str = "") -> Self:
+        """Return this network with another precision of its forward pass, type of its codes, or decoder of JPEGs."""
         spec = next(iter(self.specs.values()))
         precision, dtype = precision or spec.precision, dtype or spec.dtype
+        transform = replace(self.transform, decoder=decoder or spec.decoder)
         graph = self.graph
         if precision != self.precision:
             graph = copy.deepcopy(graph).to(PRECISIONS[precision]).eval()  # a copied graph is in training mode
-        specs = {layer: replace(spec, precision=precision, dtype=dtype) for layer, spec in self.specs.items()}
-        return self._with(graph, specs=specs, precision=precision, dtype=getattr(torch, dtype))
+        specs = {
+            layer: replace(spec, precision=precision, dtype=dtype, decoder=transform.decoder)
+            for layer, spec in self.specs.items()
+        }
+        return self._with(graph, specs=specs, transform=transform, precision=precision, dtype=getattr(torch, dtype))
 
     def _with(self, graph: torch.fx.GraphModule, **changes: Any) -> Self:
         other = copy.copy(self)
@@ -246,7 +250,7 @@ def rebuild(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     pool = next((pool for pool in spec.pool.split(PLUS) if pool != "none"), "avg")
     framing = Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit, spec.views)
     network = FrozenNetwork(spec.backbone, spec.layer.split(PLUS), name, pool, framing, spec.relu)
-    network = network.at(precision=spec.precision, dtype=spec.dtype)
+    network = network.at(spec.precision, spec.dtype, spec.decoder)
     expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
     if found := differences(join_specs(list(network.specs.values())), expected):
         raise PipelineError(

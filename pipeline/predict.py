@@ -24,7 +24,7 @@ from pipeline.images import BadImage
 from pipeline.saved import SavedClassifier
 
 if TYPE_CHECKING:
-    from pipeline.engine import Engine
+    from pipeline.engine import Engine, Picture
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 UNDECODABLE = "surrogateescape"
@@ -55,7 +55,7 @@ def predict(
     The classes are those that `evaluate` would name: the order is that of the margins.
     """
     read = partial(engine.pictures, threads=threads)
-    batch: list[tuple[Path, np.ndarray]] = []
+    batch: list[tuple[Path, Picture]] = []
     for path, item in named(paths, read):
         if isinstance(item, BadImage):
             yield Unread(path, str(item))
@@ -69,8 +69,8 @@ def predict(
 
 
 def named(
-    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[np.ndarray, str] | BadImage]]
-) -> Iterator[tuple[Path, tuple[np.ndarray, str] | BadImage]]:
+    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[Picture, str] | BadImage]]
+) -> Iterator[tuple[Path, tuple[Picture, str] | BadImage]]:
     """Yield each path with what `read` gives of it, or with the reason why it gives nothing."""
     waiting: deque[Path] = deque()
 
@@ -84,9 +84,9 @@ def named(
 
 
 def predict_batch(
-    classifier: SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, np.ndarray]], top: int
+    classifier: SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, Picture]], top: int
 ) -> Iterator[Prediction]:
-    """Yield the predictions of some (path, (3, crop, crop) uint8 picture)."""
+    """Yield the predictions of some (path, picture)."""
     found = engine.codes([picture for _, picture in batch])
     spec = classifier.spec
     values = join([found[layer].astype(np.float32, copy=False) for layer in spec.layer.split(PLUS)], spec)
@@ -186,7 +186,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if not done:
         raise PipelineError(f"None of the {bad} images can be read." if bad else "No images were named, or found.")
-    print(f"{done} images, {bad} set aside", file=sys.stderr)
+    print(*engine.notes, f"{done} images, {bad} set aside", sep="\n", file=sys.stderr)
 
 
 def stdin_lines() -> Iterator[str]:

@@ -37,7 +37,7 @@ class TunableNetwork(nn.Module):
         super().__init__()
         backbone = backbones.get(spec.backbone)
         model, self.transform = backbones.load(backbone, origin or spec.weights)
-        if found := differences(spec, {**asdict(self.transform), "relu": "post"}):
+        if found := differences(spec, {**asdict(self.transform), "decoder": spec.decoder, "relu": "post"}):
             raise PipelineError(
                 f"Fine-tuning shows a network what its weights were made for, one view after the ReLU, but in the "
                 f"codes {'; '.join(found)}. Extract and classify without these options first."

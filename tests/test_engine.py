@@ -13,10 +13,11 @@ import torch
 from conftest import Outcome
 from sklearn.datasets import load_digits
 
-from pipeline import codes, engine
-from pipeline.engine import Engine, choose_precision, lowest_cosine
+from pipeline import codes, trials
+from pipeline.engine import Engine, lowest_cosine
 from pipeline.errors import PipelineError
 from pipeline.network import FrozenNetwork
+from pipeline.trials import choose_precision
 
 Run = Callable[..., Outcome]
 FC7 = Path("features/photos/tinyvgg/fc7.h5")
@@ -74,8 +75,8 @@ class Lower:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, network: FrozenNetwork, gain: float, wrong: float = 0) -> None:
         self.network, self.wrong = network, wrong
-        monkeypatch.setattr(engine, "matrix_gain", lambda device, kind: 2.0)
-        monkeypatch.setattr(engine, "timed", lambda run, batch: 1 / gain if run is self else 1.0)
+        monkeypatch.setattr(trials, "matrix_gain", lambda device, kind: 2.0)
+        monkeypatch.setattr(trials, "timed", lambda run, batch: 1 / gain if run is self else 1.0)
         monkeypatch.setattr(FrozenNetwork, "at", lambda network, precision: self)
 
     def __call__(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -103,7 +104,7 @@ def test_auto_takes_bf16_only_where_it_is_right_and_faster(
 def test_auto_does_not_try_what_the_processor_is_slow_at(
     network: FrozenNetwork, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "matrix_gain", lambda device, kind: 0.3)
+    monkeypatch.setattr(trials, "matrix_gain", lambda device, kind: 0.3)
     assert choose_precision(network, pictures) == ("fp32", "bf16 multiplies matrices 0.30 times as fast here")
 
 

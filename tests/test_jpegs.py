@@ -1,0 +1,298 @@
+"""JPEGs by TorchCodec: Pillow's pictures within rounding, whatever it cannot take left to Pillow, nothing unsaid.
+
+TorchCodec runs on the processor here; on a GPU the same call is given another device.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from PIL import Image
+
+from pipeline import codes, images, jpegs, trials
+from pipeline.engine import Engine, lowest_cosine
+from pipeline.errors import PipelineError
+from pipeline.images import BadImage, Framing, Transform
+from pipeline.jpegs import Encoded
+from pipeline.network import FrozenNetwork
+from pipeline.trials import choose_decoder, compare_decoders, run_through
+
+Run = Callable[..., Outcome]
+CPU = torch.device("cpu")
+PILLOW = Transform(40, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+TORCHCODEC = replace(PILLOW, decoder="torchcodec")
+ADDRESS = ("--dataset", "photos", "--layer", "fc7")
+
+
+def smooth(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return a picture of soft blots, as photos have them."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_jpegs(folder: Path, count: int) -> Path:
+    """Write `count` JPEG photos of two classes, and one PNG of each."""
+    for number, name in enumerate(("light", "dark")):
+        (folder / name).mkdir(parents=True)
+        for row in range(count // 2):
+            picture = smooth(90, 70, 100 * number + row).point(lambda value, dark=number: value // (1 + 2 * dark))
+            picture.save(folder / name / f"{row:02}.jpg", quality=90)
+        picture.save(folder / name / "last.png")
+    return folder
+
+
+def show(folder: Path, data: bytes, transform: Transform = TORCHCODEC) -> tuple[np.ndarray | BadImage, list[str]]:
+    """Return what becomes of one file's bytes, and the notes."""
+    notes: list[str] = []
+    path = folder / "picture"
+    path.write_bytes(data)
+    opened = images.attempt(lambda file: jpegs.open_file(file, transform), path)
+    (item,) = jpegs.shown([opened], transform, CPU, notes.append)
+    return item if isinstance(item, BadImage) else item[0].numpy(), notes
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
+@pytest.mark.parametrize("size", [(500, 375), (61, 200), (32, 32), (20, 24)])
+def test_pictures_are_pillows_within_rounding(
+    tmp_path: Path, options: dict[str, object], size: tuple[int, int]
+) -> None:
+    data = encode(smooth(*size), **options)
+    assert jpegs.plain_size(data) == size
+    for change in (
+        {},
+        {"interpolation": "bicubic"},
+        {"fit": "whole"},
+        {"crop_width": 48, "resize": 56},
+    ):
+        found, notes = show(tmp_path, data, replace(TORCHCODEC, **change))
+        exact = images.picture(data, replace(PILLOW, **change))[0]
+        assert isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape == exact.shape and not notes
+        assert np.abs(found.astype(int) - exact).max() <= 2
+
+
+def test_the_nearest_pixel_is_pillows(tmp_path: Path) -> None:
+    data = encode(smooth(120, 96))
+    found, _ = show(tmp_path, data, replace(TORCHCODEC, interpolation="nearest", resize=32))
+    np.testing.assert_array_equal(found, images.picture(data, replace(PILLOW, interpolation="nearest", resize=32))[0])
+
+
+def test_grey_ones_too(tmp_path: Path) -> None:
+    data = encode(smooth(50, 40).convert("L"))
+    assert jpegs.plain_size(data) == (50, 40)
+    assert np.abs(show(tmp_path, data)[0].astype(int) - images.picture(data, PILLOW)[0]).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(smooth(60, 40), exif=exif)
+    assert np.abs(show(tmp_path, data)[0].astype(int) - images.picture(data, PILLOW)[0]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(smooth(50, 40), "PNG"),
+        encode(smooth(50, 40), "WEBP"),
+        encode(smooth(50, 40).convert("CMYK")),
+        encode(smooth(50, 40)) + bytes(2000),
+    ],
+    ids=["png", "webp", "cmyk", "long tail"],
+)
+def test_all_but_plain_jpegs_are_left_to_pillow(tmp_path: Path, data: bytes) -> None:
+    assert jpegs.plain_size(data) == (0, 0)
+    found, notes = show(tmp_path, data)
+    np.testing.assert_array_equal(found, images.picture(data, PILLOW)[0])
+    assert not notes
+
+
+def test_damaged_files_are_bad_for_the_same_reason_as_ever(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good = [encode(smooth(100, 80), **options) for options in ({}, {"progressive": True})]
+    bad = 0
+    for number in range(200):
+        data = bytearray(good[number % 2])
+        if number % 4 < 2:
+            data = data[: rng.integers(len(data))] + (jpegs.END if number % 3 else b"")
+        for place in rng.integers(0, len(data) + 1, number % 5):
+            data[place % max(1, len(data)) : place % max(1, len(data)) + 1] = bytes([rng.integers(256)])
+        found, notes = show(tmp_path, bytes(data))
+        exact = images.attempt(lambda content: images.picture(content, PILLOW)[0], bytes(data))
+        assert isinstance(found, BadImage) == isinstance(exact, BadImage) and not notes
+        if isinstance(found, BadImage):
+            bad += 1
+            assert str(found) == str(exact)
+        else:
+            assert np.abs(found.astype(int) - exact).max() <= 2
+    assert 50 < bad < 150
+
+
+def test_too_many_pixels_are_bad_before_they_are_decoded(tmp_path: Path) -> None:
+    data = bytearray(encode(smooth(64, 64)))
+    start = data.index(b"\xff\xc0") + 5
+    data[start : start + 4] = (60_000).to_bytes(2, "big") + (60_000).to_bytes(2, "big")
+    assert jpegs.plain_size(bytes(data)) == (0, 0)
+    assert "more pixels than the limit" in str(show(tmp_path, bytes(data))[0])
+    found, _ = show(tmp_path, encode(Image.new("RGB", (2, 60_000))), replace(TORCHCODEC, resize=256, crop=224))
+    assert "too long and narrow" in str(found)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(Image.new("RGB", (60_000, 3)), exif=exif)
+    found, _ = show(tmp_path, turned, replace(TORCHCODEC, resize=64, crop=64, crop_width=6))
+    exact = images.picture(turned, replace(PILLOW, resize=64, crop=64, crop_width=6))[0]
+    np.testing.assert_array_equal(found, exact)
+
+
+def test_one_that_torchcodec_refuses_is_left_to_pillow_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's decoder may refuse what the processor's takes; here it is told to refuse one file of three."""
+    from torchcodec import decoders
+
+    contents = [encode(smooth(60, 40, seed)) for seed in range(3)]
+    decode_jpeg, calls = decoders.decode_jpeg, []
+
+    def refusing(sources: list[bytes], **options: object) -> list[torch.Tensor]:
+        calls.append(len(sources))
+        if contents[1] in sources:
+            raise RuntimeError("decode, decoder.cpp:1, no such marker.\nand where")
+        return decode_jpeg(sources, **options)
+
+    monkeypatch.setattr(decoders, "decode_jpeg", refusing)
+    names = [images.digest(data) for data in contents]
+    lot = [Encoded(tmp_path / f"{row}.jpg", names[row], data, 2400) for row, data in enumerate(contents)]
+    notes: list[str] = []
+    found = jpegs.shown([lot[0], BadImage("gone"), *lot[1:]], TORCHCODEC, CPU, notes.append)
+    assert calls == [3, 1, 1, 1] and len(notes) == 1 and "1.jpg" in notes[0] and notes[0].endswith("no such marker")
+    assert str(found[1]) == "gone" and [item[1] for item in found if not isinstance(item, BadImage)] == names
+    np.testing.assert_array_equal(found[2][0].numpy(), images.picture(contents[1], PILLOW)[0])
+
+
+def test_lots_are_bounded_in_number_and_in_pixels() -> None:
+    def file(name: str, pixels: int) -> Encoded:
+        return Encoded(Path(name), name, b"", pixels)
+
+    half = jpegs.LOT_PIXELS // 2
+    files = [file("a", 1), file("b", 1), file("c", 1), BadImage("bad"), file("d", half), file("e", half + 2)]
+    files += [file("f", 3 * half), (np.zeros((3, 8, 8), np.uint8), "g")]
+    found = list(jpegs.lots(files, 3))
+    assert [len(lot) for lot in found] == [3, 2, 1, 1, 1] and [item for lot in found for item in lot] == files
+
+
+def test_the_engine_yields_files_in_order_and_their_codes(tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "photos", 20)
+    files = sorted(folder.glob("*/*"))
+    files.insert(3, tmp_path / "gone.jpg")
+    network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", "avg")
+    found = list(Engine(network.at(decoder="torchcodec"), 4).pictures(files, 2))
+    exact = list(Engine(network, 4).pictures(files, 2))
+    assert isinstance(found[3], BadImage) and str(found[3]) == str(exact[3])
+    assert [item[1] for item in found if isinstance(item, tuple)] == [
+        item[1] for item in exact if isinstance(item, tuple)
+    ]
+    fast, slow = (run_through(network.at(decoder=name), files, 2)[1] for name in ("torchcodec", "pillow"))
+    assert fast.keys() == slow.keys() and len(fast) == 22
+    assert min(lowest_cosine(fast[digest], slow[digest]) for digest in slow) > 0.999
+
+
+def test_extract_says_and_keeps_who_decoded_and_predict_does_the_same(run: Run, tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "photos", 24)
+    (folder / "light" / "torn.jpg").write_bytes(encode(smooth(60, 40))[:700])
+    assert run("prepare", "--dataset", folder).code == 0
+    data = Path("data/photos")
+    assert run("extract", *ADDRESS, "--precision", "fp32").code == 0
+    exact = codes.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "pillow"})
+    outcome = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "torchcodec")
+    assert outcome.code == 0 and "JPEGs by torchcodec: as asked" in outcome.out, outcome
+    assert f"{len(exact.paths)} images went" in outcome.out and data.exists()
+    found = codes.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "torchcodec"})
+    assert found.paths == exact.paths and found.digests == exact.digests
+    cosine = (found.values * exact.values).sum(1) / np.linalg.norm(found.values, axis=1)
+    assert (cosine / np.linalg.norm(exact.values, axis=1)).min() > 0.999
+    assert (found.values != exact.values).any()
+
+    assert run("classify", *ADDRESS, "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
+    outcome = run("predict", *ADDRESS, folder)
+    assert outcome.code == 0 and "26 images, 1 set aside" in outcome.err and "torn.jpg" in outcome.err
+    again = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "auto")
+    assert "\n0 images went" in again.out  # those by Pillow are still there, and come first
+
+
+def test_what_is_missing_is_said_in_a_sentence(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("prepare", "--dataset", photos)
+    outcome = run("extract", *ADDRESS, "--decoder", "torchcodec", "--views", "ten", "--resize", 80)
+    assert outcome.code == 2 and "no --views ten" in outcome.err
+    if not torch.cuda.is_available():
+        with pytest.raises(PipelineError, match="TorchCodec cannot decode on cuda"):
+            jpegs.demand_usable(TORCHCODEC, torch.device("cuda"))
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    monkeypatch.setattr(jpegs, "find_spec", lambda name: None)
+    outcome = run("extract", *ADDRESS, "--decoder", "torchcodec")
+    assert outcome.code == 2 and "pip install torchcodec" in outcome.err
+    assert run("extract", *ADDRESS).code == 0  # which needs none
+
+
+def test_auto_keeps_pillow_where_there_is_no_gpu(tmp_path: Path) -> None:
+    network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
+    assert choose_decoder(network, [], 2) == ("pillow", "without a GPU, TorchCodec is no faster")
+
+
+class Beside:
+    """Stands in for a network on a GPU, as far as the choice of a decoder asks."""
+
+    def __init__(self, views: str = "one") -> None:
+        self.mean = SimpleNamespace(device=torch.device("cuda"))
+        self.transform = Framing(views=views).of(PILLOW)
+
+    def at(self, decoder: str) -> str:
+        return decoder
+
+
+@pytest.mark.parametrize(
+    ("gain", "wrong", "choice"), [(1.5, 0, "torchcodec"), (1.1, 0, "pillow"), (1.5, 1, "pillow"), (9, np.nan, "pillow")]
+)
+def test_auto_takes_torchcodec_only_where_it_is_right_and_faster(
+    monkeypatch: pytest.MonkeyPatch, gain: float, wrong: float, choice: str
+) -> None:
+    code = torch.tensor([[1.0, 0.0]])
+    results = {
+        "pillow": (100.0, {"a": {"fc7": code}, "b": {"fc7": code}}),
+        "torchcodec": (100 * gain, {"a": {"fc7": code}, "b": {"fc7": code + wrong * torch.tensor([[0.0, 1.0]])}}),
+    }
+    monkeypatch.setattr(trials, "run_through", lambda network, files, threads: results[network])
+    files = [Path()] * trials.DECODING_PAYS
+    found, why = choose_decoder(Beside(), files, 2)  # type: ignore[arg-type]
+    assert found == choice and f"{gain:.2f} times" in why and "cosine" in why
+    assert choose_decoder(Beside(), files[1:], 2)[0] == "pillow"  # type: ignore[arg-type]
+    assert choose_decoder(Beside("flips"), files, 2) == ("pillow", "it alone cuts views")  # type: ignore[arg-type]
+    monkeypatch.setattr(trials, "find_spec", lambda name: None)
+    assert choose_decoder(Beside(), files, 2) == ("pillow", "TorchCodec is not installed")  # type: ignore[arg-type]
+
+
+def test_a_trial_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
+    assert compare_decoders(network, [tmp_path / "gone.jpg"], 2)[0] == "pillow"
+    files = sorted(write_jpegs(tmp_path / "photos", 8).glob("*/*"))
+    why = compare_decoders(network, files, 2)[1]
+    assert "cosine to Pillow's" in why and float(why.split()[-1]) > 0.999
+    monkeypatch.setattr(jpegs, "decode", lambda contents, device: [RuntimeError("no nvJPEG")])
+    assert compare_decoders(network, files, 2) == (
+        "pillow",
+        "TorchCodec cannot decode on cpu (no nvJPEG). Take --decoder pillow.",
+    )
