@@ -170,10 +170,13 @@ class Engine:
     def _compile(self, batch: torch.Tensor) -> None:
         """Compile the network for batches of this size, and keep that if its codes are right and come faster."""
         forced, self.compiling = self.compiling == "yes", "no"
-        compiled = torch.compile(self.network, dynamic=False, options={"freezing": True})
+        compiled = torch.compile(self.network, dynamic=False)
         try:
+            from torch._inductor import config
+
             start = time.perf_counter()
-            cosine = lowest_cosine(compiled(batch), self.network(batch))
+            with config.patch(freezing=True):  # as an option of torch.compile's it has no effect
+                cosine = lowest_cosine(compiled(batch), self.network(batch))
             spent = time.perf_counter() - start
             gain = timed(self.network, batch) / timed(compiled, batch)
         except Exception as error:  # a compiler has many ways to fail; the network runs without it, and that is said

@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import Outcome
 from sklearn.datasets import load_digits
+from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from pipeline import codes, trials
 from pipeline.engine import Engine, lowest_cosine
@@ -114,8 +116,12 @@ def test_compiled_codes_are_the_same(network: FrozenNetwork, pictures: list[np.n
         with pytest.raises(PipelineError, match="cannot be compiled"):
             compiling.codes(pictures)
         return
-    assert_same(compiling.codes(pictures), network.codes(np.stack(pictures)))
+    counters["inductor"].clear()
+    with config.patch(force_disable_caches=True):
+        assert_same(compiling.codes(pictures), network.codes(np.stack(pictures)))
     assert compiling.run is not network and "Compiled" in compiling.notes[0]
+    if torch.backends.mkldnn.is_available():  # its weights were frozen, and so laid out for the processor
+        assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 0
 
 
 def test_compiling_is_considered_only_where_it_is_repaid(
