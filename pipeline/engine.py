@@ -66,13 +66,15 @@ class Engine:
 
         A processor decodes and computes in turns, and has the files' bytes read meanwhile.
         """
-        transform = self.network.transform
-        if transform.decoder == TORCHCODEC:
-            read = partial(jpegs.open_file, transform=transform)
-            return self._decoded(images.ordered_map(read, files, threads, self._turn(threads)))
+        transform, turn = self.network.transform, self._turn(threads)
         if self.device.type != "cpu":
+            if transform.decoder == TORCHCODEC:
+                return self._in_lots(files, threads)
             return self.each(partial(images.read, transform=transform), files, threads)
-        contents = images.ordered_map(images.read_bytes, files, threads, self._turn(threads))
+        if transform.decoder == TORCHCODEC:
+            show = partial(jpegs.picture, transform=transform, note=self.notes.append)
+            return self.each(show, images.ordered_map(jpegs.load, files, threads, turn), threads)
+        contents = images.ordered_map(images.read_bytes, files, threads, turn)
         return self.each(partial(images.picture, transform=transform), contents, threads)
 
     def each(
@@ -83,11 +85,13 @@ class Engine:
             return images.in_turns(read, items, threads, self._turn(threads))
         return images.ordered_map(read, items, threads, 2 * self.batch_size)
 
-    def _decoded(self, files: Iterable[jpegs.Read]) -> Iterator[tuple[Picture, str] | BadImage]:
-        """Yield pictures that are on the device; a GPU decodes them while it computes the batch before."""
-        for lot in jpegs.lots(files, self.batch_size):
+    def _in_lots(self, files: Iterable[Path], threads: int) -> Iterator[tuple[Picture, str] | BadImage]:
+        """Yield pictures that are on the device; a GPU decodes many of them while it computes the batch before."""
+        transform = self.network.transform
+        opened = images.ordered_map(partial(jpegs.open_file, transform=transform), files, threads, self._turn(threads))
+        for lot in jpegs.lots(opened, self.batch_size):
             with self._aside():
-                found = jpegs.shown(lot, self.network.transform, self.device, self.notes.append)
+                found = jpegs.shown(lot, transform, self.device, self.notes.append)
             yield from found
 
     def _aside(self) -> AbstractContextManager[object]:

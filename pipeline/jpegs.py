@@ -63,9 +63,14 @@ def demand_usable(transform: Transform, device: torch.device) -> None:
         raise PipelineError(f"TorchCodec cannot decode on {device} ({reason_of(found)}). Take --decoder pillow.")
 
 
-def open_file(path: Path, transform: Transform) -> Encoded | Decoded:
-    """Read a file; if it is no plain JPEG, or too long and narrow, it is Pillow's as ever."""
-    data = images.read_bytes(path)
+def load(path: Path) -> tuple[Path, bytes]:
+    """Read a file."""
+    return path, images.read_bytes(path)
+
+
+def sort(file: tuple[Path, bytes], transform: Transform) -> Encoded | Decoded:
+    """Return a file for TorchCodec; if it is no plain JPEG, or too long and narrow, it is Pillow's as ever."""
+    path, data = file
     width, height = plain_size(data)
     both_ways = [transform.covering(*size) for size in ((width, height), (height, width)) if width]  # may be turned
     if not width or max(map(math.prod, both_ways)) > images.MAX_PIXELS:
@@ -103,6 +108,19 @@ def lots(files: Iterable[Read], most: int) -> Iterator[list[Read]]:
         pixels += more
     if lot:
         yield lot
+
+
+def open_file(path: Path, transform: Transform) -> Encoded | Decoded:
+    """Read a file for TorchCodec."""
+    return sort(load(path), transform)
+
+
+def picture(file: tuple[Path, bytes], transform: Transform, note: Callable[[str], None]) -> Decoded:
+    """Return what a network on a processor is to see of one file; several at a time would be no faster there."""
+    (found,) = shown([sort(file, transform)], transform, torch.device("cpu"), note)
+    if isinstance(found, BadImage):
+        raise found
+    return found
 
 
 def shown(
@@ -152,7 +170,9 @@ def shrink(pictures: Sequence[torch.Tensor], transform: Transform) -> list[torch
         places.setdefault(picture.shape, []).append(place)
     found: dict[int, torch.Tensor] = {}
     for some in places.values():
-        found |= zip(some, shrink_and_crop(torch.stack([pictures[place] for place in some]), transform), strict=True)
+        alike = [pictures[place] for place in some]
+        together = torch.stack(alike) if len(alike) > 1 else alike[0][None]
+        found |= zip(some, shrink_and_crop(together, transform), strict=True)
     return [found[place] for place in range(len(pictures))]
 
 
@@ -161,7 +181,7 @@ def shrink_and_crop(pictures: torch.Tensor, transform: Transform) -> torch.Tenso
     wide, high, left, top = transform.placing(pictures.shape[3], pictures.shape[2])
     crop_height, crop_width = transform.size
     resized = functional.resize(pictures, [high, wide], INTERPOLATIONS[transform.interpolation], antialias=True)
-    return resized[:, :, top : top + crop_height, left : left + crop_width]
+    return resized[:, :, top : top + crop_height, left : left + crop_width].contiguous()
 
 
 def reason_of(error: RuntimeError) -> str:
