@@ -24,6 +24,7 @@ ifdef UV
 	uv pip install --python .venv/bin/python -e '.[dev]'
 else
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip  # an old one may search for long
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 endif
 	touch $@
