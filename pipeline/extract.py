@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,45 +24,50 @@ EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
 
 def settle(
-    network: FrozenNetwork, extraction: Extraction, folder: Path, precision: str, decoder: str
+    network: FrozenNetwork, extraction: Extraction, folder: Path, asked: Mapping[str, str]
 ) -> tuple[FrozenNetwork, str]:
     """Return the network in the precision and with the decoder to use, and a line a choice, with the reason.
 
-    "auto" stays with what an earlier run chose, so that its codes are found again, or else tries some images.
+    "auto" stays with what was chosen before, so that its codes are found again, or else tries some images.
     """
     from pipeline import jpegs
     from pipeline.trials import choose_decoder, choose_precision
 
-    if decoder == TORCHCODEC:
+    fixed = {name: value for name, value in asked.items() if value != AUTO}
+    if fixed.get("decoder") == TORCHCODEC:
         jpegs.demand_usable(network.transform, network.mean.device)
-    earlier = chosen_before(network, extraction, folder, precision, decoder) if AUTO in (precision, decoder) else None
-    why = {asked: "as in an earlier run" if asked == AUTO else "as asked" for asked in (precision, decoder)}
-    reasons = [why[precision], why[decoder]]
-    if earlier:
-        precision, decoder = earlier
-    if precision == AUTO:
-        precision, reasons[0] = choose_precision(network, extraction.first_pictures(network))
-    network = network.at(precision=precision)
-    if decoder == AUTO:
-        decoder, reasons[1] = choose_decoder(network, extraction.manifest.files(), extraction.threads)
-    lines = [f"Precision {precision}: {reasons[0]}", f"JPEGs by {decoder}: {reasons[1]}"]
-    shown = lines if decoder == TORCHCODEC or network.mean.is_cuda else lines[:1]
-    return network.at(decoder=decoder), "\n".join(shown)
+    before, why = chosen_before(network, extraction, folder, fixed)
+    choices = before | fixed
+    reasons = dict.fromkeys(before, why) | dict.fromkeys(fixed, "as asked")
+    if "precision" not in choices:
+        choices["precision"], reasons["precision"] = choose_precision(network, extraction.first_pictures(network))
+    network = network.at(precision=choices["precision"])
+    if "decoder" not in choices:
+        files = extraction.manifest.files()
+        choices["decoder"], reasons["decoder"] = choose_decoder(network, files, extraction.threads)
+    lines = [f"Precision {choices['precision']}: {reasons['precision']}"]
+    if choices["decoder"] == TORCHCODEC or network.mean.is_cuda:
+        lines.append(f"JPEGs by {choices['decoder']}: {reasons['decoder']}")
+    return network.at(decoder=choices["decoder"]), "\n".join(lines)
 
 
 def chosen_before(
-    network: FrozenNetwork, extraction: Extraction, folder: Path, precision: str, decoder: str
-) -> tuple[str, str] | None:
-    """Return the precision and the decoder of codes that are there, if they are as asked; of all images or some."""
+    network: FrozenNetwork, extraction: Extraction, folder: Path, fixed: Mapping[str, str]
+) -> tuple[dict[str, str], str]:
+    """Return the precision and the decoder of codes that are there, of all images or some, or of fine-tuned weights."""
+    from pipeline import weights
     from pipeline.network import PRECISIONS
 
     columns = columns_of(extraction.manifest)
-    for found in product(PRECISIONS, images.DECODERS):
-        if precision in (AUTO, found[0]) and decoder in (AUTO, found[1]):
+    for precision, decoder in product(PRECISIONS, images.DECODERS):
+        found = {"precision": precision, "decoder": decoder}
+        if all(found[name] == value for name, value in fixed.items()):
             for layer, spec in network.specs.items():
-                if begun(folder / f"{layer}.h5", replace(spec, precision=found[0], decoder=found[1]), columns):
-                    return found
-    return None
+                if begun(folder / f"{layer}.h5", replace(spec, precision=precision, decoder=decoder), columns):
+                    return found, "as in an earlier run"
+    validated = weights.spec_within(next(iter(network.specs.values())).weights)
+    known = {"precision": tuple(PRECISIONS), "decoder": images.DECODERS}
+    return {name: validated[name] for name in known if validated.get(name) in known[name]}, "as the weights were tuned"
 
 
 def listing(name: str | None) -> str:
@@ -162,7 +168,8 @@ def run(options: argparse.Namespace) -> None:
     extraction = Extraction(
         manifest, options.batch_size, options.threads, options.compile, options.max_bad, options.compress
     )
-    network, why = settle(network, extraction, folder, options.precision, options.decoder)
+    asked = {"precision": options.precision, "decoder": options.decoder}
+    network, why = settle(network, extraction, folder, asked)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
     print(why)

@@ -55,7 +55,7 @@ def demand_usable(transform: Transform, device: torch.device) -> None:
     if transform.views != "one":
         raise PipelineError(f"TorchCodec decodes whole pictures, no --views {transform.views}. Take --decoder pillow.")
     if find_spec("torchcodec") is None:
-        raise PipelineError("JPEGs are to be decoded by TorchCodec, which is not installed: pip install torchcodec.")
+        raise PipelineError("TorchCodec is to decode JPEGs, and is not installed. Run: pip install torchcodec.")
     data = io.BytesIO()
     Image.new("RGB", (64, 64)).save(data, "JPEG")
     (found,) = decode([data.getvalue()], device)

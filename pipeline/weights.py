@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -41,6 +43,20 @@ def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[st
     partial = path.with_name(f".{path.name}.partial")
     save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, dict(facts))
     partial.replace(path)
+
+
+def spec_within(origin: str) -> dict[str, Any]:
+    """Return the spec of codes that `finetune` wrote into a weights file; {} of all other weights."""
+    path = Path(origin).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("spec", "{}")
+    try:
+        spec = json.loads(text)
+    except ValueError:  # somebody else's weights may call anything a spec
+        return {}
+    return spec if isinstance(spec, dict) else {}
 
 
 def _first_line(error: Exception) -> str:

@@ -411,7 +411,7 @@ def test_the_same_bytes_are_computed_once(run: Run, photos: Path, monkeypatch: p
 
 
 def test_codes_may_be_stored_in_half_the_bytes(run: Run, prepared: Path) -> None:
-    flags = ("--dataset", "photos", "--layer", "fc7")
+    flags = ("--dataset", "photos", "--layer", "fc7", "--precision", "fp32")
     run("extract", *flags)
     whole = codes.read(FC7, {"dtype": "float32"}).values
     size = FC7.stat().st_size

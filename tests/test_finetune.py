@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_prepare import mistake
 
-from pipeline import backbones, codes, datasets, saved, starts, tinyvgg
+from pipeline import backbones, codes, datasets, saved, starts, tinyvgg, weights
 from pipeline.training import Trainer
 
 Run = Callable[..., Outcome]
@@ -88,7 +88,8 @@ def test_finetune_extract_evaluate_and_predict_follow_each_other(trained: Run, t
     assert [row["epoch"] for row in rows] == ["0", "1", "2"] and rows[0]["train_loss"] == ""
     assert all(0 <= float(row["train_accuracy"]) <= 1 and float(row["val_loss"]) > 0 for row in rows[1:])
     flags = ("--layer", "fc7", "--weights", OUT, "--out", "features/photos/tuned")
-    assert trained("extract", "--dataset", "photos", *flags).code == 0
+    outcome = trained("extract", "--dataset", "photos", *flags)
+    assert outcome.code == 0 and "as the weights were tuned" in outcome.out
     best = max(float(row["val_accuracy"]) for row in rows)
     assert accuracy("finetuned", "features/photos/tuned/fc7.h5", "val") == best
     tuned = ("--codes", "features/photos/tuned/fc7.h5")
@@ -118,6 +119,14 @@ def test_the_weights_file_is_the_whole_backbone_with_its_spec(trained: Run) -> N
     assert (spec["layer"], spec["weights"]) == ("fc7", str(OUT))
     assert saved.load(OUT.with_suffix(".skops")).spec.weights_sha256 == spec["weights_sha256"]
     assert tinyvgg.WEIGHTS.exists()
+
+
+@pytest.mark.parametrize("spec", [None, "no JSON", "[1]", '{"precision": "fp8", "decoder": 1}'])
+def test_weights_of_others_may_say_what_they_like_of_a_spec(trained: Run, spec: str | None) -> None:
+    state = {name: value + 0 for name, value in load_file(tinyvgg.WEIGHTS).items()}
+    weights.write_state(Path("theirs.safetensors"), state, {} if spec is None else {"spec": spec})
+    outcome = trained("extract", *ADDRESS[:4], "--weights", "theirs.safetensors", "--out", "theirs")
+    assert outcome.code == 0 and "Precision " in outcome.out and "tuned" not in outcome.out
 
 
 def test_images_that_decide_are_hidden_from_the_classifier_they_are_carved_from(run: Run, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_images_are_read_as_they_are_needed() -> None:
             asked += 1
             yield Path(f"{asked}.png")
 
-    network = SimpleNamespace(mean=torch.zeros(1), transform=SimpleNamespace(size=(64, 64)))
+    network = SimpleNamespace(mean=torch.zeros(1), transform=SimpleNamespace(size=(64, 64), decoder="pillow"))
     read = partial(Engine(network, 2).each, lambda path: (None, path.name), threads=2)  # type: ignore[arg-type]
     results = predict.named(paths(), read)  # type: ignore[arg-type]
     assert [next(results)[0].name for _ in range(5)] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
