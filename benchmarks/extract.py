@@ -30,7 +30,7 @@ from pipeline.datasets import Manifest
 from pipeline.engine import Engine, settle, timed
 from pipeline.extraction import Extraction, columns_of
 from pipeline.network import FrozenNetwork, choose_device
-from pipeline.trials import choose_decoder, choose_precision
+from pipeline.trials import DECODING_PAYS, choose_decoder, choose_precision
 
 SIDE = 2048
 """Of the square matrices whose product is the roof."""
@@ -194,17 +194,19 @@ class Contest:
         self.trial = [images.read(path, self.transform)[0] for path in self.manifest.files()[:16]]
         self.why = "as asked"
         start = time.perf_counter()
-        self.engine = self.ready(options.layer, options.precision)
+        self.engine = self.ready(options.layer, options.precision, options.decoder)
         self.prepared = time.perf_counter() - start
-        self.early = self.ready(options.early, self.engine.network.precision) if options.early else None
+        found = self.engine.network
+        self.early = self.ready(options.early, found.precision, found.transform.decoder) if options.early else None
 
-    def ready(self, layer: str, precision: str) -> Engine:
+    def ready(self, layer: str, precision: str, decoder: str) -> Engine:
         """Return an engine that has decided all that it decides."""
         network = FrozenNetwork(self.options.backbone, [layer], "random", "avg").to(self.device)
         chosen = choose_precision(network, self.trial)[0] if precision == "auto" else precision
-        network, decoder = network.at(precision=chosen), self.options.decoder
+        network = network.at(precision=chosen)
         if decoder == "auto":
-            decoder, self.why = choose_decoder(network, self.manifest.files(), images.default_threads())
+            many = list(islice(cycle(self.manifest.files()), DECODING_PAYS))
+            decoder, self.why = choose_decoder(network, many, images.default_threads())
         engine = Engine(network.at(decoder=decoder), compiling=self.options.compile)
         engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
         engine.compiling = "no"

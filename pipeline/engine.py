@@ -29,6 +29,12 @@ COMPILE_PAYS = 240
 BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
 """Images of 224×224 pixels a forward pass, by kind of device."""
 
+READ_AHEAD = 128
+"""Files, at most, whose bytes wait to be decoded on a GPU."""
+
+REFUSALS = 10
+"""JPEGs that TorchCodec refuses of which each is named."""
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -60,6 +66,7 @@ class Engine:
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.seconds: list[float] = []
         self.notes: list[str] = []
+        self.refusals = 0
 
     def pictures(self, files: Iterable[Path], threads: int) -> Iterator[tuple[Picture, str] | BadImage]:
         """Yield what the network is to see of some files, and the digests of their bytes, in order; or why not.
@@ -72,7 +79,7 @@ class Engine:
                 return self._in_lots(files, threads)
             return self.each(partial(images.read, transform=transform), files, threads)
         if transform.decoder == TORCHCODEC:
-            show = partial(jpegs.picture, transform=transform, note=self.notes.append)
+            show = partial(jpegs.picture, transform=transform, note=self._note_refusal)
             return self.each(show, images.ordered_map(jpegs.load, files, threads, turn), threads)
         contents = images.ordered_map(images.read_bytes, files, threads, turn)
         return self.each(partial(images.picture, transform=transform), contents, threads)
@@ -88,11 +95,20 @@ class Engine:
     def _in_lots(self, files: Iterable[Path], threads: int) -> Iterator[tuple[Picture, str] | BadImage]:
         """Yield pictures that are on the device; a GPU decodes many of them while it computes the batch before."""
         transform = self.network.transform
-        opened = images.ordered_map(partial(jpegs.open_file, transform=transform), files, threads, self._turn(threads))
+        read = partial(jpegs.open_file, transform=transform)
+        opened = images.ordered_map(read, files, threads, min(READ_AHEAD, self._turn(threads)))
         for lot in jpegs.lots(opened, self.batch_size):
             with self._aside():
-                found = jpegs.shown(lot, transform, self.device, self.notes.append)
+                found = jpegs.shown(lot, transform, self.device, self._note_refusal)
             yield from found
+
+    def _note_refusal(self, line: str) -> None:
+        """Note what became of a JPEG, of the first ten by name."""
+        self.refusals += 1
+        if self.refusals <= REFUSALS:
+            self.notes.append(line)
+        elif self.refusals == REFUSALS + 1:
+            self.notes.append("Further JPEGs that TorchCodec refuses were decoded by Pillow, too")
 
     def _aside(self) -> AbstractContextManager[object]:
         """Return a context in which a GPU works beside the network."""

@@ -83,7 +83,7 @@ def keep(trainer: Trainer, start: Start, path: Path, facts: dict[str, Any]) -> N
     from pipeline import weights
 
     state, classes = trainer.network.backbone_state(), trainer.data.manifest.classes
-    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state))
+    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), decoder=images.PILLOW)
     described = {"spec": asdict(spec), "facts": facts, "classes": classes}
     texts = {name: json.dumps(value) for name, value in described.items()}
     weights.write_state(path, state, {"format": "pt"} | texts)

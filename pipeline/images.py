@@ -40,7 +40,10 @@ RESAMPLING = {
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
-"""What decodes JPEG files and resizes them: Pillow, or TorchCodec and torch on the network's device (`jpegs`)."""
+"""What decodes JPEG files and resizes them: Pillow, or TorchCodec and torch on the network's device (`jpegs`).
+
+On a processor TorchCodec's pixels are Pillow's before they are resized; on a GPU, by nvJPEG, they differ a little.
+"""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

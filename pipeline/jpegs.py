@@ -1,17 +1,17 @@
-"""JPEG files decoded many at a time on the network's device, by TorchCodec, and resized there."""
+"""JPEG files decoded by TorchCodec, many at a time on a GPU, and resized where the network is."""
 
 from __future__ import annotations
 
 import io
-import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -19,11 +19,17 @@ from pipeline import images
 from pipeline.errors import PipelineError
 from pipeline.images import PILLOW, BadImage, Transform
 
-LOT_PIXELS = 1 << 26
-"""Pixels that are decoded together, 200 MB of them, or one image if it has more."""
+LOT_PIXELS = 1 << 25
+"""Pixels that are decoded together, 100 MB of them, or one image if it has more."""
+
+SUSPECT = 8
+"""Files, all refused together, that say more of TorchCodec than of themselves."""
 
 END, TAIL = b"\xff\xd9", 1024
 """What a whole JPEG ends with, and how many bytes that do not belong to it may follow."""
+
+RGB_IDS = [82, 71, 66]
+"""What the components of a JPEG are called, R, G and B, if its colours are not YCbCr."""
 
 INTERPOLATIONS = {
     "nearest": InterpolationMode.NEAREST_EXACT,
@@ -38,12 +44,13 @@ Decoded = tuple[np.ndarray | torch.Tensor, str]
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of a plain JPEG of so many pixels."""
+    """The bytes of a plain JPEG, and what its header says."""
 
     path: Path
     digest: str
     data: bytes
-    pixels: int
+    width: int
+    height: int
 
 
 Read = Encoded | Decoded | BadImage
@@ -54,13 +61,20 @@ def demand_usable(transform: Transform, device: torch.device) -> None:
     """Raise an error that says what is missing, if TorchCodec cannot decode for that transform on that device."""
     if transform.views != "one":
         raise PipelineError(f"TorchCodec decodes whole pictures, no --views {transform.views}. Take --decoder pillow.")
-    if find_spec("torchcodec") is None:
-        raise PipelineError("TorchCodec is to decode JPEGs, and is not installed. Run: pip install torchcodec.")
     data = io.BytesIO()
     Image.new("RGB", (64, 64)).save(data, "JPEG")
-    (found,) = decode([data.getvalue()], device)
-    if isinstance(found, RuntimeError):
-        raise PipelineError(f"TorchCodec cannot decode on {device} ({reason_of(found)}). Take --decoder pillow.")
+    try:
+        decode([data.getvalue()], device)
+    except (ImportError, OSError) as error:
+        raise PipelineError(
+            f"TorchCodec is to decode JPEGs and cannot be loaded ({reason_of(error)}). "
+            "Run: pip install 'torchcodec>=0.17'."
+        ) from error
+    except RuntimeError as error:
+        raise PipelineError(
+            f"TorchCodec cannot decode on {device} ({reason_of(error)}). "
+            "Take --device cpu, or codes made with --decoder pillow."
+        ) from error
 
 
 def load(path: Path) -> tuple[Path, bytes]:
@@ -69,13 +83,13 @@ def load(path: Path) -> tuple[Path, bytes]:
 
 
 def sort(file: tuple[Path, bytes], transform: Transform) -> Encoded | Decoded:
-    """Return a file for TorchCodec; if it is no plain JPEG, or too long and narrow, it is Pillow's as ever."""
+    """Return a file for TorchCodec, or what Pillow makes of it if it is no plain JPEG."""
     path, data = file
-    width, height = plain_size(data)
-    both_ways = [transform.covering(*size) for size in ((width, height), (height, width)) if width]  # may be turned
-    if not width or max(map(math.prod, both_ways)) > images.MAX_PIXELS:
+    size = plain_size(data)
+    if size is None:
         return by_pillow(data, transform)
-    return Encoded(path, images.digest(data), data, width * height)
+    transform.placing(*size)
+    return Encoded(path, images.digest(data), data, *size)
 
 
 def by_pillow(data: bytes, transform: Transform) -> Decoded:
@@ -83,16 +97,35 @@ def by_pillow(data: bytes, transform: Transform) -> Decoded:
     return images.picture(data, replace(transform, decoder=PILLOW))
 
 
-def plain_size(data: bytes) -> tuple[int, int]:
-    """Return the (width, height) that a JPEG's header states; (0, 0) if it is torn, in CMYK, too large, or no JPEG."""
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) that a JPEG's header states, if any decoder must make the same of it.
+
+    So not of one that is torn, or too large, that has its colours in RGB or CMYK, or is to be turned: where in a file
+    that may be said is understood in several ways.
+    """
     if END not in data[-TAIL:]:
-        return 0, 0
+        return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            few = image.width * image.height <= images.MAX_PIXELS
-            return image.size if few and image.format == "JPEG" and image.mode in ("RGB", "L") else (0, 0)
+            return image.size if is_plain(image) else None
     except Exception:  # a header may be damaged in any way; decoding the file by Pillow then tells the reason
-        return 0, 0
+        return None
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether an opened JPEG is small enough, upright, grey or YCbCr, and has one frame header and at most one EXIF."""
+    components = [component[0] for component in image.layer]  # type: ignore[attr-defined]
+    exifs = [data for _, data in image.applist if data.startswith(b"Exif\0\0")]  # type: ignore[attr-defined]
+    return (
+        image.format == "JPEG"
+        and image.mode in ("RGB", "L")
+        and image.width * image.height <= images.MAX_PIXELS
+        and len(components) == len(image.getbands())
+        and components != RGB_IDS
+        and image.info.get("adobe_transform") != 0
+        and len(exifs) <= 1
+        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    )
 
 
 def lots(files: Iterable[Read], most: int) -> Iterator[list[Read]]:
@@ -100,7 +133,7 @@ def lots(files: Iterable[Read], most: int) -> Iterator[list[Read]]:
     lot: list[Read] = []
     pixels = 0
     for file in files:
-        more = file.pixels if isinstance(file, Encoded) else 0
+        more = file.width * file.height if isinstance(file, Encoded) else 0
         if lot and (len(lot) == most or pixels + more > LOT_PIXELS):
             yield lot
             lot, pixels = [], 0
@@ -126,54 +159,65 @@ def picture(file: tuple[Path, bytes], transform: Transform, note: Callable[[str]
 def shown(
     lot: Sequence[Read], transform: Transform, device: torch.device, note: Callable[[str], None]
 ) -> list[Decoded | BadImage]:
-    """Return what the network is to see of some files, on the device, in order."""
-    found = iter(decode_files([file for file in lot if isinstance(file, Encoded)], transform, device, note))
-    every = [next(found) if isinstance(file, Encoded) else file for file in lot]
+    """Return what the network is to see of some files, on the device, in order.
+
+    A file that TorchCodec refuses is left to Pillow, and noted if that takes it.
+    """
+    refused: list[str] = []
+    plain = {place: file for place, file in enumerate(lot) if isinstance(file, Encoded)}
+    found = dict(zip(plain, decode_files(list(plain.values()), transform, device, refused.append), strict=True))
+    if len(refused) == len(plain) >= SUSPECT:
+        raise PipelineError(f"TorchCodec refuses all of {len(plain)} files, {refused[-1]}. Take --decoder pillow.")
+    for line in refused:
+        note(f"Decoded by Pillow, since TorchCodec refuses it: {line}")
+    every = [file if not isinstance(file, Encoded) else found[place] for place, file in enumerate(lot)]
     return [item if isinstance(item, BadImage) else (torch.as_tensor(item[0]).to(device), item[1]) for item in every]
 
 
 def decode_files(
-    files: Sequence[Encoded], transform: Transform, device: torch.device, note: Callable[[str], None]
+    files: Sequence[Encoded], transform: Transform, device: torch.device, refuse: Callable[[str], None]
 ) -> list[Decoded | BadImage]:
-    """Return the pictures of plain JPEGs; one that TorchCodec refuses is left to Pillow, and noted if that takes it."""
-
-    def otherwise(pair: tuple[Encoded, RuntimeError]) -> Decoded:
-        file, error = pair
-        found = by_pillow(file.data, transform)
-        note(f"{str(file.path)!r} was decoded by Pillow, TorchCodec refuses it: {reason_of(error)}")
-        return found
-
-    decoded = decode([file.data for file in files], device)
-    pictures = iter(shrink([one for one in decoded if isinstance(one, torch.Tensor)], transform))
-    return [
-        images.attempt(otherwise, (file, one)) if isinstance(one, RuntimeError) else (next(pictures), file.digest)
-        for file, one in zip(files, decoded, strict=True)
-    ]
-
-
-def decode(contents: Sequence[bytes], device: torch.device) -> list[torch.Tensor | RuntimeError]:
-    """Return (3, height, width) uint8 of JPEG files, upright and on the device, or TorchCodec's error."""
-    from torchcodec.decoders import decode_jpeg
-
-    if not contents:
-        return []
+    """Return the pictures of plain JPEGs; where one spoils all, or memory lacks, half of them at a time."""
     try:
-        return list(decode_jpeg(list(contents), mode="RGB", device=device))
-    except RuntimeError as error:  # one bad file spoils the lot
-        return [error] if len(contents) == 1 else [one for content in contents for one in decode([content], device)]
+        return list(zip(pictures_of(files, transform, device), (file.digest for file in files), strict=True))
+    except RuntimeError as error:
+        reason = reason_of(error)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(files) == 1:
+        return [images.attempt(partial(left_to_pillow, transform=transform, refuse=refuse, reason=reason), files[0])]
+    parts = files[: len(files) // 2], files[len(files) // 2 :]
+    return [item for part in parts for item in decode_files(part, transform, device, refuse)]
 
 
-def shrink(pictures: Sequence[torch.Tensor], transform: Transform) -> list[torch.Tensor]:
-    """Return the pictures resized and cropped, in order; those of one size are resized together."""
-    places: dict[torch.Size, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        places.setdefault(picture.shape, []).append(place)
+def left_to_pillow(file: Encoded, transform: Transform, refuse: Callable[[str], None], reason: str) -> Decoded:
+    """Return the picture of a file that TorchCodec refuses, and say so; raise `BadImage` if it is damaged."""
+    found = by_pillow(file.data, transform)
+    refuse(f"{str(file.path)!r} ({reason})")
+    return found
+
+
+def pictures_of(files: Sequence[Encoded], transform: Transform, device: torch.device) -> list[torch.Tensor]:
+    """Return the pictures of plain JPEGs, resized and cropped, in order; those of one size are resized together."""
+    decoded = decode([file.data for file in files], device)
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, (file, picture) in enumerate(zip(files, decoded, strict=True)):
+        if picture.shape != (3, file.height, file.width):
+            raise RuntimeError(f"it gives {tuple(picture.shape)}, the header states {file.height} × {file.width}")
+        places.setdefault((file.height, file.width), []).append(place)
     found: dict[int, torch.Tensor] = {}
     for some in places.values():
-        alike = [pictures[place] for place in some]
+        alike = [decoded[place] for place in some]
         together = torch.stack(alike) if len(alike) > 1 else alike[0][None]
         found |= zip(some, shrink_and_crop(together, transform), strict=True)
-    return [found[place] for place in range(len(pictures))]
+    return [found[place] for place in range(len(files))]
+
+
+def decode(contents: Sequence[bytes], device: torch.device) -> list[torch.Tensor]:
+    """Return (3, height, width) uint8 of JPEG files on a device; TorchCodec raises a RuntimeError if one fails."""
+    from torchcodec.decoders import decode_jpeg
+
+    return list(decode_jpeg(list(contents), mode="RGB", device=device)) if contents else []
 
 
 def shrink_and_crop(pictures: torch.Tensor, transform: Transform) -> torch.Tensor:
@@ -184,6 +228,7 @@ def shrink_and_crop(pictures: torch.Tensor, transform: Transform) -> torch.Tenso
     return resized[:, :, top : top + crop_height, left : left + crop_width].contiguous()
 
 
-def reason_of(error: RuntimeError) -> str:
-    """Return the end of an error's first line; before it stands where in TorchCodec it was raised."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rpartition(", ")[2].rstrip(".")
+def reason_of(error: Exception) -> str:
+    """Return an error's first line without where in TorchCodec it was raised, which may stand before it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\w+, \S+:\d+, ", "", line).rstrip(".")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from pipeline import backbones, views, weights
+from pipeline import backbones, errors, images, views, weights
 from pipeline.codes import PLUS, CodesSpec, differences, join_specs
 from pipeline.errors import PipelineError
 from pipeline.images import Framing
@@ -96,6 +96,8 @@ class FrozenNetwork(nn.Module):
         spec = next(iter(self.specs.values()))
         precision, dtype = precision or spec.precision, dtype or spec.dtype
         transform = replace(self.transform, decoder=decoder or spec.decoder)
+        if transform.decoder not in images.DECODERS:
+            raise errors.unknown("decoder", transform.decoder, images.DECODERS)
         graph = self.graph
         if precision != self.precision:
             graph = copy.deepcopy(graph).to(PRECISIONS[precision]).eval()  # a copied graph is in training mode

@@ -184,9 +184,11 @@ def run(options: argparse.Namespace) -> None:
     except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
+    for note in engine.notes:
+        print(note, file=sys.stderr)
     if not done:
         raise PipelineError(f"None of the {bad} images can be read." if bad else "No images were named, or found.")
-    print(*engine.notes, f"{done} images, {bad} set aside", sep="\n", file=sys.stderr)
+    print(f"{done} images, {bad} set aside", file=sys.stderr)
 
 
 def stdin_lines() -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline import memory
+from pipeline import images, jpegs, memory
 from pipeline.engine import COSINE, Engine, batch_size_for, join, lowest_cosine, timed
 from pipeline.errors import PipelineError
 from pipeline.images import PILLOW, TORCHCODEC, BadImage
@@ -67,18 +66,16 @@ def choose_decoder(network: FrozenNetwork, files: Sequence[Path], threads: int) 
         return PILLOW, "without a GPU, TorchCodec is no faster"
     if len(files) < DECODING_PAYS:
         return PILLOW, f"so few images ({len(files)}) do not repay a trial of TorchCodec"
-    if network.transform.views != "one" or find_spec("torchcodec") is None:
-        return PILLOW, "TorchCodec is not installed" if network.transform.views == "one" else "it alone cuts views"
-    return compare_decoders(network, files[:DECODED], threads)
+    try:
+        jpegs.demand_usable(network.transform, network.mean.device)
+        return compare_decoders(network, files[:: len(files) // DECODED], threads)
+    except (PipelineError, RuntimeError) as error:  # whatever a GPU's decoder fails at, Pillow goes on, and it is said
+        return PILLOW, jpegs.reason_of(error)
 
 
 def compare_decoders(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[str, str]:
     """Return the better decoder of some files, and why, from a run with each."""
-    try:
-        runs = [run_through(network.at(decoder=name), files, threads) for name in (PILLOW, TORCHCODEC)]
-    except PipelineError as error:
-        return PILLOW, str(error)
-    (slow, exact), (fast, found) = runs
+    (slow, exact), (fast, found) = (run_through(network.at(decoder=name), files, threads) for name in images.DECODERS)
     both = exact.keys() & found.keys()
     cosine = min((lowest_cosine(found[digest], exact[digest]) for digest in both), default=-1.0)
     choice = TORCHCODEC if cosine >= COSINE and fast >= GAIN * slow else PILLOW

@@ -6,6 +6,7 @@ TorchCodec runs on the processor here; on a GPU the same call is given another d
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.images import BadImage, Framing, Transform
 from pipeline.jpegs import Encoded
 from pipeline.network import FrozenNetwork
+from pipeline.transformer import CNNCodes
 from pipeline.trials import choose_decoder, compare_decoders, run_through
 
 Run = Callable[..., Outcome]
@@ -98,12 +100,38 @@ def test_grey_ones_too(tmp_path: Path) -> None:
     assert np.abs(show(tmp_path, data)[0].astype(int) - images.picture(data, PILLOW)[0]).max() <= 2
 
 
+def exif(orientation: int, kind: str = "H") -> bytes:
+    """Return an EXIF block, big-endian, whose orientation is a short (H) or a long (I) number."""
+    value = struct.pack(f">{kind}", orientation).ljust(4, b"\0")
+    entry = struct.pack(">HHI", 0x0112, {"H": 3, "I": 4}[kind], 1) + value
+    return b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + entry + bytes(4)
+
+
+def xmp(orientation: int) -> bytes:
+    """Return an XMP block that tells the orientation."""
+    rdf = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:tiff="http://ns.adobe.com/tiff/1.0/"'
+    inner = f'<rdf:RDF {rdf}><rdf:Description tiff:Orientation="{orientation}"/></rdf:RDF>'
+    return f'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x="adobe:ns:meta/">{inner}</x:xmpmeta>'.encode()
+
+
+def with_blocks(data: bytes, *blocks: bytes) -> bytes:
+    """Return a JPEG with APP1 blocks at its start."""
+    return data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block for block in blocks) + data[2:]
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_stand_upright(tmp_path: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    data = encode(smooth(60, 40), exif=exif)
+@pytest.mark.parametrize("told", ["exif", "exif, long", "xmp", "xmp, then exif", "exif twice"])
+def test_pictures_stand_as_pillow_has_them(tmp_path: Path, orientation: int, told: str) -> None:
+    blocks = {
+        "exif": [exif(orientation)],
+        "exif, long": [exif(orientation, "I")],
+        "xmp": [xmp(orientation)],
+        "xmp, then exif": [xmp(1), exif(orientation)],
+        "exif twice": [exif(1), exif(orientation)],
+    }[told]
+    data = with_blocks(encode(smooth(60, 40)), *blocks)
     assert np.abs(show(tmp_path, data)[0].astype(int) - images.picture(data, PILLOW)[0]).max() <= 2
+    assert orientation > 1 or told == "exif twice" or jpegs.plain_size(data) == (60, 40)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +140,23 @@ def test_pictures_stand_upright(tmp_path: Path, orientation: int) -> None:
         encode(smooth(50, 40), "PNG"),
         encode(smooth(50, 40), "WEBP"),
         encode(smooth(50, 40).convert("CMYK")),
+        encode(smooth(50, 40), keep_rgb=True),
         encode(smooth(50, 40)) + bytes(2000),
     ],
-    ids=["png", "webp", "cmyk", "long tail"],
+    ids=["png", "webp", "cmyk", "rgb", "long tail"],
 )
 def test_all_but_plain_jpegs_are_left_to_pillow(tmp_path: Path, data: bytes) -> None:
-    assert jpegs.plain_size(data) == (0, 0)
+    assert jpegs.plain_size(data) is None
     found, notes = show(tmp_path, data)
     np.testing.assert_array_equal(found, images.picture(data, PILLOW)[0])
     assert not notes
+
+
+def test_of_a_header_that_contradicts_itself_nothing_is_believed(tmp_path: Path) -> None:
+    data = encode(smooth(60, 40))
+    start = data.index(b"\xff\xc0")
+    frame = data[start : start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")]
+    assert jpegs.plain_size(data[:start] + frame.replace(b"\0\x28\0\x3c", b"\x28\0\x3c\0") + data[start:]) is None
 
 
 def test_damaged_files_are_bad_for_the_same_reason_as_ever(tmp_path: Path) -> None:
@@ -148,13 +184,11 @@ def test_too_many_pixels_are_bad_before_they_are_decoded(tmp_path: Path) -> None
     data = bytearray(encode(smooth(64, 64)))
     start = data.index(b"\xff\xc0") + 5
     data[start : start + 4] = (60_000).to_bytes(2, "big") + (60_000).to_bytes(2, "big")
-    assert jpegs.plain_size(bytes(data)) == (0, 0)
+    assert jpegs.plain_size(bytes(data)) is None
     assert "more pixels than the limit" in str(show(tmp_path, bytes(data))[0])
     found, _ = show(tmp_path, encode(Image.new("RGB", (2, 60_000))), replace(TORCHCODEC, resize=256, crop=224))
     assert "too long and narrow" in str(found)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned = encode(Image.new("RGB", (60_000, 3)), exif=exif)
+    turned = with_blocks(encode(Image.new("RGB", (60_000, 3))), exif(6))
     found, _ = show(tmp_path, turned, replace(TORCHCODEC, resize=64, crop=64, crop_width=6))
     exact = images.picture(turned, replace(PILLOW, resize=64, crop=64, crop_width=6))[0]
     np.testing.assert_array_equal(found, exact)
@@ -172,22 +206,51 @@ def test_one_that_torchcodec_refuses_is_left_to_pillow_and_named(
     def refusing(sources: list[bytes], **options: object) -> list[torch.Tensor]:
         calls.append(len(sources))
         if contents[1] in sources:
-            raise RuntimeError("decode, decoder.cpp:1, no such marker.\nand where")
+            raise RuntimeError("decode, /src/Decoder.cpp:1, Not so, and not otherwise.\nand where")
         return decode_jpeg(sources, **options)
 
     monkeypatch.setattr(decoders, "decode_jpeg", refusing)
     names = [images.digest(data) for data in contents]
-    lot = [Encoded(tmp_path / f"{row}.jpg", names[row], data, 2400) for row, data in enumerate(contents)]
+    lot = [Encoded(tmp_path / f"{row}.jpg", names[row], data, 60, 40) for row, data in enumerate(contents)]
     notes: list[str] = []
     found = jpegs.shown([lot[0], BadImage("gone"), *lot[1:]], TORCHCODEC, CPU, notes.append)
-    assert calls == [3, 1, 1, 1] and len(notes) == 1 and "1.jpg" in notes[0] and notes[0].endswith("no such marker")
+    assert calls == [3, 1, 2, 1, 1]
+    (note,) = notes
+    assert note.endswith("1.jpg' (Not so, and not otherwise)") and "Decoded by Pillow" in note
     assert str(found[1]) == "gone" and [item[1] for item in found if not isinstance(item, BadImage)] == names
     np.testing.assert_array_equal(found[2][0].numpy(), images.picture(contents[1], PILLOW)[0])
 
 
+def test_a_picture_that_is_not_as_its_header_says_is_not_believed(tmp_path: Path) -> None:
+    data = encode(smooth(60, 40))
+    notes: list[str] = []
+    (found,) = jpegs.shown([Encoded(tmp_path / "a.jpg", "a", data, 40, 60)], TORCHCODEC, CPU, notes.append)
+    np.testing.assert_array_equal(found[0].numpy(), images.picture(data, PILLOW)[0])
+    assert "the header states 60 × 40" in notes[0]
+
+
+def test_a_decoder_that_refuses_everything_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(contents: list[bytes], device: torch.device) -> list[torch.Tensor]:
+        raise torch.OutOfMemoryError("no memory at all")
+
+    monkeypatch.setattr(jpegs, "decode", broken)
+    lot = [Encoded(tmp_path / "a.jpg", "a", encode(smooth(60, 40)), 60, 40)] * jpegs.SUSPECT
+    with pytest.raises(PipelineError, match=r"refuses all of 8 files.*no memory at all"):
+        jpegs.shown(lot, TORCHCODEC, CPU, print)
+    notes: list[str] = []
+    assert len(jpegs.shown(lot[1:], TORCHCODEC, CPU, notes.append)) == len(notes) == 7
+
+
+def test_of_many_refusals_ten_are_named() -> None:
+    fast = Engine(FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4"))
+    for number in range(20):
+        fast._note_refusal(str(number))
+    assert fast.notes[:10] == [str(number) for number in range(10)] and len(fast.notes) == 11
+
+
 def test_lots_are_bounded_in_number_and_in_pixels() -> None:
     def file(name: str, pixels: int) -> Encoded:
-        return Encoded(Path(name), name, b"", pixels)
+        return Encoded(Path(name), name, b"", pixels, 1)
 
     half = jpegs.LOT_PIXELS // 2
     files = [file("a", 1), file("b", 1), file("c", 1), BadImage("bad"), file("d", half), file("e", half + 2)]
@@ -222,12 +285,11 @@ def test_extract_says_and_keeps_who_decoded_and_predict_does_the_same(run: Run, 
     folder = write_jpegs(tmp_path / "photos", 24)
     (folder / "light" / "torn.jpg").write_bytes(encode(smooth(60, 40))[:700])
     assert run("prepare", "--dataset", folder).code == 0
-    data = Path("data/photos")
     assert run("extract", *ADDRESS, "--precision", "fp32").code == 0
     exact = codes.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "pillow"})
     outcome = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "torchcodec")
     assert outcome.code == 0 and "JPEGs by torchcodec: as asked" in outcome.out, outcome
-    assert f"{len(exact.paths)} images went" in outcome.out and data.exists()
+    assert f"{len(exact.paths)} images went" in outcome.out
     found = codes.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "torchcodec"})
     assert found.paths == exact.paths and found.digests == exact.digests
     cosine = (found.values * exact.values).sum(1) / np.linalg.norm(found.values, axis=1)
@@ -237,8 +299,18 @@ def test_extract_says_and_keeps_who_decoded_and_predict_does_the_same(run: Run, 
     assert run("classify", *ADDRESS, "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
     outcome = run("predict", *ADDRESS, folder)
     assert outcome.code == 0 and "26 images, 1 set aside" in outcome.err and "torn.jpg" in outcome.err
+    with pytest.raises(PipelineError, match="were decoded by torchcodec, those of CNNCodes are by pillow"):
+        CNNCodes(store="features/photos").fit([])
+    assert run("finetune", *ADDRESS, "--epochs", 0, "--val", 0.25).code == 0
+    assert '"decoder": "pillow"' in Path("models/photos/tinyvgg/fc7-finetuned.json").read_text()
     again = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "auto")
     assert "\n0 images went" in again.out  # those by Pillow are still there, and come first
+
+
+def without_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let importing TorchCodec fail as it does where it is not installed."""
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
 
 
 def test_what_is_missing_is_said_in_a_sentence(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +320,11 @@ def test_what_is_missing_is_said_in_a_sentence(run: Run, photos: Path, monkeypat
     if not torch.cuda.is_available():
         with pytest.raises(PipelineError, match="TorchCodec cannot decode on cuda"):
             jpegs.demand_usable(TORCHCODEC, torch.device("cuda"))
-    monkeypatch.setitem(sys.modules, "torchcodec", None)
-    monkeypatch.setattr(jpegs, "find_spec", lambda name: None)
+    with pytest.raises(PipelineError, match="Unknown decoder 'gpu'"):
+        FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4").at(decoder="gpu")
+    without_torchcodec(monkeypatch)
     outcome = run("extract", *ADDRESS, "--decoder", "torchcodec")
-    assert outcome.code == 2 and "pip install torchcodec" in outcome.err
+    assert outcome.code == 2 and "pip install 'torchcodec>=0.17'" in outcome.err
     assert run("extract", *ADDRESS).code == 0  # which needs none
 
 
@@ -283,23 +356,41 @@ def test_auto_takes_torchcodec_only_where_it_is_right_and_faster(
         "torchcodec": (100 * gain, {"a": {"fc7": code}, "b": {"fc7": code + wrong * torch.tensor([[0.0, 1.0]])}}),
     }
     monkeypatch.setattr(trials, "run_through", lambda network, files, threads: results[network])
+    monkeypatch.setattr(jpegs, "demand_usable", lambda transform, device: None)
     files = [Path()] * trials.DECODING_PAYS
     found, why = choose_decoder(Beside(), files, 2)  # type: ignore[arg-type]
     assert found == choice and f"{gain:.2f} times" in why and "cosine" in why
     assert choose_decoder(Beside(), files[1:], 2)[0] == "pillow"  # type: ignore[arg-type]
-    assert choose_decoder(Beside("flips"), files, 2) == ("pillow", "it alone cuts views")  # type: ignore[arg-type]
-    monkeypatch.setattr(trials, "find_spec", lambda name: None)
-    assert choose_decoder(Beside(), files, 2) == ("pillow", "TorchCodec is not installed")  # type: ignore[arg-type]
 
 
-def test_a_trial_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_pillow_where_torchcodec_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [Path()] * trials.DECODING_PAYS
+    found, why = choose_decoder(Beside("flips"), files, 2)  # type: ignore[arg-type]
+    assert found == "pillow" and "no --views flips" in why
+    without_torchcodec(monkeypatch)
+    found, why = choose_decoder(Beside(), files, 2)  # type: ignore[arg-type]
+    assert found == "pillow" and "cannot be loaded" in why
+
+    def broken(network: object, files: object, threads: int) -> None:
+        raise RuntimeError("nvJPEG has gone away\nsomewhere")
+
+    monkeypatch.setattr(jpegs, "demand_usable", lambda transform, device: None)
+    monkeypatch.setattr(trials, "run_through", broken)
+    assert choose_decoder(Beside(), files, 2) == ("pillow", "nvJPEG has gone away")  # type: ignore[arg-type]
+
+
+def test_a_trial_runs_both(tmp_path: Path) -> None:
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
     assert compare_decoders(network, [tmp_path / "gone.jpg"], 2)[0] == "pillow"
     files = sorted(write_jpegs(tmp_path / "photos", 8).glob("*/*"))
     why = compare_decoders(network, files, 2)[1]
     assert "cosine to Pillow's" in why and float(why.split()[-1]) > 0.999
-    monkeypatch.setattr(jpegs, "decode", lambda contents, device: [RuntimeError("no nvJPEG")])
-    assert compare_decoders(network, files, 2) == (
-        "pillow",
-        "TorchCodec cannot decode on cpu (no nvJPEG). Take --decoder pillow.",
-    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_decodes_nearly_the_same(tmp_path: Path) -> None:
+    files = sorted(write_jpegs(tmp_path / "photos", 40).glob("*/*"))
+    network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4").to("cuda")
+    fast, slow = (run_through(network.at(decoder=name), files, 2)[1] for name in ("torchcodec", "pillow"))
+    assert fast.keys() == slow.keys()
+    assert min(lowest_cosine(fast[digest], slow[digest]) for digest in slow) > 0.99
