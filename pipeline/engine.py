@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from pipeline import images, jpegs, memory
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.images import TORCHCODEC, BadImage
 
 if TYPE_CHECKING:
     from pipeline.network import FrozenNetwork
 
 COSINE = 0.999
-"""What each image's code must reach, against fp32, for a lower precision or a compiled network to be taken."""
+"""What each image's code must reach for a lower precision, a compiled network or another decoder to be taken."""
 
 COMPILE_PAYS = 240
 """Seconds that a run must be expected to last before compiling is tried, which takes half a minute or more."""
@@ -202,9 +202,9 @@ class Engine:
         except Exception as error:  # a compiler has many ways to fail; the network runs without it, and that is said
             if forced:
                 raise PipelineError(
-                    f"The network cannot be compiled ({first_line(error)}). Leave out --compile."
+                    f"The network cannot be compiled ({first_line(error).rstrip('.')}). Leave out --compile."
                 ) from error
-            self.notes.append(f"Not compiled: {first_line(error)}")
+            self.notes.append(f"Not compiled: {first_line(error).rstrip('.')}")
             return
         if cosine >= COSINE and (gain > 1 or forced):
             self.run = compiled
@@ -253,8 +253,3 @@ def join(parts: Sequence[Codes]) -> Codes:
     return (
         parts[0] if len(parts) == 1 else {layer: np.concatenate([part[layer] for part in parts]) for layer in parts[0]}
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's first line, or what kind it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

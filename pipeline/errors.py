@@ -17,6 +17,11 @@ class PipelineError(Exception):
     """A mistake the user can mend; the message is one sentence: what, why, and the mend."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library's error says, or what kind it is."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> PipelineError:
     """Return the error for a name that is none of `choices`, which it lists nearest first."""
     nearest = sorted(choices, key=lambda choice: -SequenceMatcher(None, name.lower(), choice.lower()).ratio())

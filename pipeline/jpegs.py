@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from pipeline import images
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 from pipeline.images import PILLOW, BadImage, Transform
 
 LOT_PIXELS = 1 << 25
@@ -230,5 +230,4 @@ def shrink_and_crop(pictures: torch.Tensor, transform: Transform) -> torch.Tenso
 
 def reason_of(error: Exception) -> str:
     """Return an error's first line without where in TorchCodec it was raised, which may stand before it."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\w+, \S+:\d+, ", "", line).rstrip(".")
+    return re.sub(r"^\w+, \S+:\d+, ", "", first_line(error)).rstrip(".")

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, first_line
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
@@ -28,7 +28,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     try:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file may fail in many ways; all mean the same to the user
-        raise PipelineError(f"{path} is no file of weights that can be read safely ({_first_line(error)}).") from error
+        raise PipelineError(f"{path} is no file of weights that can be read safely ({first_line(error)}).") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -57,10 +57,6 @@ def spec_within(origin: str) -> dict[str, Any]:
     except ValueError:  # somebody else's weights may call anything a spec
         return {}
     return spec if isinstance(spec, dict) else {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def sha256_of(path: Path) -> str:
