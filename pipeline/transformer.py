@@ -189,14 +189,15 @@ def as_stored(store: str | Path | None, spec: CodesSpec) -> CodesSpec:
     path = place_of(store, spec)
     if not path.is_file():
         return spec
-    there = codes.read_index(path, {}).spec
-    kept = replace(spec, precision=there.precision)
-    if there.decoder != spec.decoder and rows_by_digest(path, replace(kept, decoder=there.decoder)):
+    there = replace(codes.read_index(path, {}).spec, weights=spec.weights)
+    if there != replace(spec, precision=there.precision, decoder=there.decoder):
+        return spec
+    if there.decoder != spec.decoder:
         raise PipelineError(
             f"The JPEGs of {path} were decoded by {there.decoder}, those of CNNCodes are by {spec.decoder}. "
             f"Extract with --decoder {spec.decoder}, or leave `store` out."
         )
-    return kept if rows_by_digest(path, kept) else spec
+    return there
 
 
 @contextmanager
