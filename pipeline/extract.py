@@ -36,7 +36,10 @@ def settle(
     fixed = {name: value for name, value in asked.items() if value != AUTO}
     if fixed.get("decoder") == TORCHCODEC:
         jpegs.demand_usable(network.transform, network.mean.device)
-    before, why = chosen_before(network, extraction, folder, fixed)
+    before: dict[str, str] = {}
+    why = ""
+    if AUTO in asked.values():
+        before, why = chosen_before(network, extraction, folder, fixed)
     choices = before | fixed
     reasons = dict.fromkeys(before, why) | dict.fromkeys(fixed, "as asked")
     if "precision" not in choices:

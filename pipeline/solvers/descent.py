@@ -220,9 +220,8 @@ def _done(objective: Objective, C: float, live: _Live, value: Any, tol: float) -
     live.values.append(value)
     bound = objective.gap(C, live.gradient, live.bend)
     allowed = tol * value
-    return (bound <= allowed) | (
-        (bound <= LOOSE * allowed) & (_remaining(live.values, objective.design.xp) <= 0.5 * allowed)
-    )
+    remaining = _remaining(live.values, objective.design.xp)
+    return (bound <= allowed) | ((bound <= LOOSE * allowed) & (remaining <= 0.5 * allowed))
 
 
 def _remaining(values: list[Any], xp: Any) -> Any:
