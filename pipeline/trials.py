@@ -63,7 +63,7 @@ def choose_decoder(network: FrozenNetwork, files: Sequence[Path], threads: int) 
     each of their codes keeps a cosine of 0.999.
     """
     if network.mean.device.type != "cuda":
-        return PILLOW, "without a GPU, TorchCodec is no faster"
+        return PILLOW, "without a GPU, TorchCodec is taken only if asked for"
     if len(files) < DECODING_PAYS:
         return PILLOW, f"so few images ({len(files)}) do not repay a trial of TorchCodec"
     try:

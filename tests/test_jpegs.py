@@ -330,7 +330,7 @@ def test_what_is_missing_is_said_in_a_sentence(run: Run, photos: Path, monkeypat
 
 def test_auto_keeps_pillow_where_there_is_no_gpu(tmp_path: Path) -> None:
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
-    assert choose_decoder(network, [], 2) == ("pillow", "without a GPU, TorchCodec is no faster")
+    assert choose_decoder(network, [], 2) == ("pillow", "without a GPU, TorchCodec is taken only if asked for")
 
 
 class Beside:
