@@ -11,9 +11,12 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from pipeline import advise, backbones, classify, datasets, evaluate, extract, extraction, images, prepare
-from pipeline.extraction import Extraction
-from pipeline.network import FrozenNetwork
+from pipeline import advise, classify, evaluate, extract, prepare
+from pipeline.data.manifest import read_manifest
+from pipeline.extraction import runner
+from pipeline.images import parallel
+from pipeline.networks import backbones
+from pipeline.networks.frozen import FrozenNetwork
 
 GRID = "{l2: {C: [1, 10, 100, 1000]}}"
 VIEWS = (("one", ()), ("ten", ("--resize", "73")), ("cnnaug", ()))
@@ -66,16 +69,16 @@ def compare_views(dataset: str, layer: str) -> None:
 
 def time_extraction(dataset: str, network: FrozenNetwork) -> float:
     """Return the seconds that the codes of all of a network's layers take, from files to files."""
-    manifest = datasets.read_manifest(Path("data", dataset))
+    manifest = read_manifest(Path("data", dataset))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         start = time.perf_counter()
-        extraction.extract(Extraction(manifest, 0, images.default_threads(), "no"), network, Path(folder, "codes"))
+        runner.extract(runner.Extraction(manifest, 0, parallel.default_threads(), "no"), network, Path(folder, "codes"))
         return time.perf_counter() - start
 
 
 def compare_costs(dataset: str, backbone: str, weights: str, rounds: int) -> None:
     """Print what all layers cost beside the deepest alone, in turns."""
-    layers = backbones.friendly(backbones.get(backbone))
+    layers = backbones.friendly_layers(backbones.get(backbone))
     networks = [FrozenNetwork(backbone, some, weights, "avg") for some in (layers, layers[-1:])]
     seconds = [[time_extraction(dataset, network) for network in networks] for _ in range(rounds)]
     every, deepest = (min(column) for column in zip(*seconds, strict=True))

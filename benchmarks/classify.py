@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
-from pipeline.solvers import LinearSVM, Softmax, search
+from pipeline.classifiers import solvers
 
 CS = [1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3]
 LATENT = 128
@@ -51,9 +51,9 @@ def ours(model: str) -> Callable[..., Any]:
     """Return a search by our path and a refit by our estimator."""
 
     def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
-        accuracies = search(X, y, folds, Cs, model).accuracy.mean(1)
+        accuracies = solvers.search_path(X, y, folds, Cs, model).accuracy.mean(1)
         best = Cs[int(accuracies.argmax())]
-        return accuracies, best, {"svm": LinearSVM, "softmax": Softmax}[model](C=best).fit(X, y)
+        return accuracies, best, {"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[model](C=best).fit(X, y)
 
     return run
 
@@ -83,13 +83,13 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
     penalty = (coefficients**2).sum() / 2
     for rows in np.array_split(np.arange(len(y)), max(1, len(y) // 1024)):
         scores = X[rows].astype(float) @ coefficients.T + model.intercept_
-        if isinstance(model, LinearSVC | LinearSVM):
+        if isinstance(model, LinearSVC | solvers.LinearSVM):
             signs = np.where(y[rows, None] == model.classes_[-scores.shape[1] :], 1, -1)
             loss += (np.maximum(0, 1 - signs * scores) ** 2).sum()
         else:
             scores = scores if scores.shape[1] > 1 else np.hstack([-scores / 2, scores / 2])
             loss += (np.logaddexp.reduce(scores, 1) - scores[np.arange(len(rows)), y[rows]]).sum()
-    if isinstance(model, LinearSVC | LinearSVM):
+    if isinstance(model, LinearSVC | solvers.LinearSVM):
         penalty += (np.asarray(model.intercept_, float) ** 2).sum() / 2
     return float(penalty + model.C * loss)
 
@@ -159,7 +159,7 @@ def excess(folder: Path, name: str, n_test: int, tol: float) -> list[dict[str, A
         start = time.perf_counter()
         reference = objective(exact.fit(X.astype(float), y), X, y)
         middle = time.perf_counter()
-        mine = objective({"svm": LinearSVM, "softmax": Softmax}[name](C=C).fit(X, y), X, y)
+        mine = objective({"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[name](C=C).fit(X, y), X, y)
         seconds = [round(middle - start, 1), round(time.perf_counter() - middle, 1)]
         rows.append({"C": C, "excess": mine / reference - 1, "seconds": seconds})
         print(

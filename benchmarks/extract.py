@@ -22,15 +22,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision import transforms
+from torchvision import transforms as tv
 
-from pipeline import backbones, images
-from pipeline.codes_writer import CodesWriter
-from pipeline.datasets import Manifest
-from pipeline.engine import Engine, settle, timed
-from pipeline.extraction import Extraction, columns_of
-from pipeline.network import FrozenNetwork, choose_device
-from pipeline.trials import DECODING_PAYS, choose_decoder, choose_precision
+from pipeline.codes.writer import CodesWriter
+from pipeline.data.manifest import Manifest
+from pipeline.extraction import autotune, runner
+from pipeline.extraction.engine import Engine, synchronize, time_forward
+from pipeline.images import decoding, parallel, transforms
+from pipeline.networks import backbones
+from pipeline.networks.frozen import FrozenNetwork, choose_device
 
 SIDE = 2048
 """Of the square matrices whose product is the roof."""
@@ -53,7 +53,7 @@ def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
 def gemm(device: torch.device, kind: torch.dtype) -> float:
     """Return the GFLOP/s of a matrix product."""
     square = torch.ones(SIDE, SIDE, device=device, dtype=kind)
-    seconds = min(timed(lambda x: {"": x @ x}, square) for _ in range(3))
+    seconds = min(time_forward(lambda x: {"": x @ x}, square) for _ in range(3))
     return 2 * SIDE**3 / seconds / 1e9
 
 
@@ -66,10 +66,10 @@ def gflop(network: FrozenNetwork) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def decoding(manifest: Manifest, engine: Engine) -> float:
+def decoding_rate(manifest: Manifest, engine: Engine) -> float:
     """Return the images a second of decoding alone, by the engine's decoder."""
     start = time.perf_counter()
-    count = sum(1 for _ in engine.pictures(manifest.files(), images.default_threads()))
+    count = sum(1 for _ in engine.pictures(manifest.files(), parallel.default_threads()))
     if engine.copying:
         engine.copying.synchronize()
     return count / (time.perf_counter() - start)
@@ -84,16 +84,18 @@ def forward(engine: Engine) -> float:
     start = time.perf_counter()
     for _ in range(passes):
         outputs = engine.run(batch)
-    settle(outputs)
+    synchronize(outputs)
     return passes * len(batch) / (time.perf_counter() - start)
 
 
 def end_to_end(manifest: Manifest, engine: Engine, folder: Path) -> float:
     """Return the images a second from files to a closed HDF5 file; the network is loaded, and compiled if it is."""
     start = time.perf_counter()
-    extraction = Extraction(manifest, 0, images.default_threads())
+    extraction = runner.Extraction(manifest, 0, parallel.default_threads())
     ((layer, spec),) = engine.network.specs.items()
-    with CodesWriter(folder / f"{layer}.h5", spec, engine.network.widths[layer], columns_of(manifest)) as writer:
+    with CodesWriter(
+        folder / f"{layer}.h5", spec, engine.network.widths[layer], runner.metadata_of(manifest)
+    ) as writer:
         extraction.compute(range(len(manifest.paths)), engine, [writer])
         writer.commit([])
     return extraction.forwarded / (time.perf_counter() - start)
@@ -102,14 +104,14 @@ def end_to_end(manifest: Manifest, engine: Engine, folder: Path) -> float:
 class Photos(Dataset[torch.Tensor]):
     """What a plain loop reads: photos opened with Pillow, transformed with torchvision."""
 
-    def __init__(self, paths: Sequence[Path], transform: images.Transform) -> None:
+    def __init__(self, paths: Sequence[Path], transform: transforms.Transform) -> None:
         self.paths = paths
-        self.steps = transforms.Compose(
+        self.steps = tv.Compose(
             [
-                transforms.Resize(transform.resize),
-                transforms.CenterCrop(transform.crop),
-                transforms.ToTensor(),
-                transforms.Normalize(transform.mean, transform.std),
+                tv.Resize(transform.resize),
+                tv.CenterCrop(transform.crop),
+                tv.ToTensor(),
+                tv.Normalize(transform.mean, transform.std),
             ]
         )
 
@@ -173,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=256, help="photos of an end-to-end run")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turn; medians count")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of ours")
-    parser.add_argument("--decoder", choices=("auto", *images.DECODERS), default="auto", help="of ours, for JPEGs")
+    parser.add_argument("--decoder", choices=("auto", *decoding.DECODERS), default="auto", help="of ours, for JPEGs")
     parser.add_argument("--compile", choices=("yes", "no"), default="yes", help="ours, before the clock starts")
     parser.add_argument("--device", default="auto", help="of all")
     return parser
@@ -191,7 +193,7 @@ class Contest:
         (folder / "photos").mkdir()
         self.manifest = copy_photos(options.images, options.count, folder / "photos")
         self.transform = backbones.native_transform(backbones.get(options.backbone))
-        self.trial = [images.read(path, self.transform)[0] for path in self.manifest.files()[:16]]
+        self.trial = [transforms.read_image(path, self.transform)[0] for path in self.manifest.files()[:16]]
         self.why = "as asked"
         start = time.perf_counter()
         self.engine = self.ready(options.layer, options.precision, options.decoder)
@@ -202,11 +204,11 @@ class Contest:
     def ready(self, layer: str, precision: str, decoder: str) -> Engine:
         """Return an engine that has decided all that it decides."""
         network = FrozenNetwork(self.options.backbone, [layer], "random", "avg").to(self.device)
-        chosen = choose_precision(network, self.trial)[0] if precision == "auto" else precision
+        chosen = autotune.choose_precision(network, self.trial)[0] if precision == "auto" else precision
         network = network.at(precision=chosen)
         if decoder == "auto":
-            many = list(islice(cycle(self.manifest.files()), DECODING_PAYS))
-            decoder, self.why = choose_decoder(network, many, images.default_threads())
+            many = list(islice(cycle(self.manifest.files()), autotune.MIN_IMAGES_FOR_DECODER))
+            decoder, self.why = autotune.choose_decoder(network, many, parallel.default_threads())
         engine = Engine(network.at(decoder=decoder), compiling=self.options.compile)
         engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
         engine.compiling = "no"
@@ -221,7 +223,7 @@ class Contest:
         return {
             "gemm_fp32_gflops": lambda: gemm(self.engine.device, torch.float32),
             "gemm_bf16_gflops": lambda: gemm(self.engine.device, torch.bfloat16),
-            "decode_ips": lambda: decoding(self.manifest, self.engine),
+            "decode_ips": lambda: decoding_rate(self.manifest, self.engine),
             "forward_ips": lambda: forward(self.engine),
             "end_to_end_ips": lambda: end_to_end(self.manifest, self.engine, Path(tempfile.mkdtemp(dir=self.folder))),
             "serial_ips": lambda: self.plain.submit(serial, few, *network).result(),

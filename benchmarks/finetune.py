@@ -20,9 +20,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from pipeline import datasets, images, recipes, starts
-from pipeline.training import Trainer, Work, choose_precision
-from pipeline.tunable import TunableNetwork
+from pipeline.data import sources
+from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
+from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.trainer import RuntimeConfig, Trainer, choose_step_precision
+from pipeline.images import parallel
 
 CLASSES = 2
 
@@ -64,16 +67,16 @@ def tutorial(folder: Path, backbone: str, batch: int, device: str, workers: int)
 
 def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name: str) -> Callable[[], Iterator[int]]:
     """Return an epoch of our loop with a recipe: the same images, batches, augmentation and steps, all layers."""
-    listed = [datasets.Listed(image.path, image.label, "train") for image in datasets.list_folder(folder)]
+    listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
     with tempfile.TemporaryDirectory() as made:
-        datasets.write_manifest(Path(made), listed)
-        manifest = datasets.read_manifest(Path(made))
+        write_manifest(Path(made), listed)
+        manifest = read_manifest(Path(made))
     rows = np.arange(len(manifest.paths))
     recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})
-    start = starts.anew(backbone, layer, "random", "avg", CLASSES, 0.0, 0)
-    work = Work(device, images.default_threads(), choose_precision("auto", device))
+    start = initialization.from_random_head(backbone, layer, "random", "avg", CLASSES, 0.0, 0)
+    work = RuntimeConfig(device, parallel.default_threads(), choose_step_precision("auto", device))
     network = TunableNetwork(start.spec, start.head, "all").to(device)
-    trainer = Trainer(network, recipe, starts.Data(manifest, rows, rows[:1]), 0, work)
+    trainer = Trainer(network, recipe, initialization.TrainValSplit(manifest, rows, rows[:1]), 0, work)
 
     def epoch() -> Iterator[int]:
         trainer.epoch, trainer.step = trainer.epoch + 1, 0

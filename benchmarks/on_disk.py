@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.classify import read_size
-from pipeline.codes import CodesSpec, encoded
-from pipeline.codes_writer import CodesWriter, Columns
+from pipeline import classify
+from pipeline.codes import reader
+from pipeline.codes.spec import CodesSpec
+from pipeline.codes.writer import CodesWriter, Metadata
 
 BLOCK = 4096
 SPEC = CodesSpec(
@@ -39,8 +40,8 @@ def write(path: Path, n: int, d: int, n_classes: int) -> None:
     """Write made-up codes (n, d), sparse and of classes that overlap, block by block; all share their noise."""
     rng = np.random.default_rng(0)
     labels = rng.integers(n_classes, size=n)
-    names = encoded([f"{row:07}.png" for row in range(n)])
-    columns = Columns(names, labels, np.full(n, b"train"), encoded([f"{k:03}" for k in range(n_classes)]))
+    names = reader.encode_texts([f"{row:07}.png" for row in range(n)])
+    columns = Metadata(names, labels, np.full(n, b"train"), reader.encode_texts([f"{k:03}" for k in range(n_classes)]))
     centres = 0.4 * rng.standard_normal((n_classes, 64), np.float32)
     projection = rng.standard_normal((64, d), np.float32) / 8
     noise = rng.standard_normal((BLOCK, d), np.float32) - np.float32(0.8)
@@ -55,7 +56,7 @@ def write(path: Path, n: int, d: int, n_classes: int) -> None:
 
 def train(path: Path, memory: str, grid: str) -> dict[str, float]:
     """Train in a child process whose data may not take more than the memory, and return its peak and its time."""
-    limit = read_size(memory)
+    limit = classify.parse_bytes(memory)
     command = [sys.executable, "-m", "pipeline.classify", "--codes", str(path), "--backbone", "made-up"]
     command += [
         "--grid",

@@ -19,11 +19,11 @@ from playwright.sync_api import sync_playwright
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
-from pipeline import codes, evaluate, saved
-from pipeline.codes import CodesSpec
-from pipeline.codes_writer import CodesWriter, Columns
-from pipeline.saved import SavedClassifier
-from pipeline.solvers import Softmax
+from pipeline import evaluate
+from pipeline.classifiers import persistence, solvers
+from pipeline.codes import reader
+from pipeline.codes.spec import CodesSpec
+from pipeline.codes.writer import CodesWriter, Metadata
 
 ADDRESS = ("--dataset", "many", "--backbone", "tinyvgg", "--layer", "fc7", "--model", "softmax")
 SPEC = CodesSpec(
@@ -53,19 +53,23 @@ def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
     folder = Path("data/many")
     folder.mkdir(parents=True)
     write_images(folder, names)
-    splits = codes.encoded(["train"] * n_train + ["test"] * n_test)
-    columns = Columns(codes.encoded(names), labels, splits, codes.encoded(classes))
+    splits = reader.encode_texts(["train"] * n_train + ["test"] * n_test)
+    columns = Metadata(reader.encode_texts(names), labels, splits, reader.encode_texts(classes))
     with CodesWriter(Path("features/many/tinyvgg/fc7.h5"), SPEC, width, columns) as writer:
         for rows in np.array_split(np.arange(len(labels)), max(1, len(labels) // 5000)):
             values = np.maximum(centres[labels[rows]] + 4.4 * rng.standard_normal((len(rows), width), np.float32), 0)
             writer.write(rows.tolist(), values, [f"{row:064x}" for row in rows])
         writer.commit([])
-    model = Softmax()
+    model = solvers.Softmax()
     model.coef_, model.intercept_ = np.maximum(centres, 0), np.zeros(n_classes, np.float32)
     model.classes_, model.n_features_in_ = np.arange(n_classes), width
     pipeline = Pipeline([("normalise", Normalizer().fit(centres[:2])), ("classify", model)])
     facts = {"cv": [], "chosen": {}, "n_train": n_train}
-    saved.save(Path("models/many/tinyvgg/fc7-softmax.skops"), SavedClassifier(pipeline, SPEC, tuple(classes)), facts)
+    persistence.save(
+        Path("models/many/tinyvgg/fc7-softmax.skops"),
+        persistence.SavedClassifier(pipeline, SPEC, tuple(classes)),
+        facts,
+    )
     evaluate.main(list(ADDRESS))
 
 

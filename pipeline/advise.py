@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import advice, classifiers, codes, datasets, errors, experiment, extraction, figures, images, partitions
-from pipeline.advice import Advice, CurvePoint, Facts, Layer
-from pipeline.classifiers import Grid
-from pipeline.codes import Codes
-from pipeline.codes_writer import claim
-from pipeline.datasets import Manifest
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.extraction import Extraction
-
 if TYPE_CHECKING:
-    from pipeline.network import FrozenNetwork
+    from pipeline.networks.frozen import FrozenNetwork
+
+from pipeline import config, errors, files
+from pipeline.analysis import recommendation
+from pipeline.classifiers import search
+from pipeline.codes import reader
+from pipeline.codes.writer import claim_folder
+from pipeline.data import sources
+from pipeline.data.manifest import Manifest, require_single_label
+from pipeline.data.splits import validate_trainable
+from pipeline.extraction import runner
+from pipeline.images import parallel
+from pipeline.paths import Experiment
+from pipeline.reporting import figures
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
 MAX_BAD = 0.1
@@ -45,40 +48,40 @@ def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
     return replace(manifest, paths=paths, labels=manifest.labels[rows], splits=("train",) * len(rows))
 
 
-def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> Extraction:
+def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> runner.Extraction:
     """Write the codes of all of a network's layers in one pass."""
-    extraction.demand_space(folder, 4 * len(manifest.paths), network.widths)
-    done = Extraction(manifest, 0, images.default_threads(), max_bad=MAX_BAD)
-    with claim(folder):
-        extraction.extract(done, network, folder)
+    runner.validate_disk_space(folder, 4 * len(manifest.paths), network.widths)
+    done = runner.Extraction(manifest, 0, parallel.default_threads(), max_bad=MAX_BAD)
+    with claim_folder(folder):
+        runner.extract(done, network, folder)
     return done
 
 
-def read(folder: Path, layer: str) -> Codes:
+def read_layer(folder: Path, layer: str) -> reader.Codes:
     """Read the codes of a layer."""
-    return codes.read(folder / f"{layer}.h5", {"layer": layer})
+    return reader.read(folder / f"{layer}.h5", {"layer": layer})
 
 
 def source_layer(backbone: str) -> str | None:
     """Return the layer whose codes of the source are known: their mean and covariance come with the program."""
-    from pipeline import tinyvgg
+    from pipeline.networks import tinyvgg
 
     if backbone != "tinyvgg":
         return None
-    with np.load(tinyvgg.SOURCE) as source:
+    with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         return str(source["layer"])
 
 
-def known_likeness(found: Codes) -> float | None:
+def known_source_distance(found: reader.Codes) -> float | None:
     """Return how far the images lie from the source's; found: the codes of `source_layer`."""
-    from pipeline import tinyvgg
+    from pipeline.networks import tinyvgg
 
     spec, averaged = found.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
     if spec.weights != "default" or spec.pool not in averaged or (spec.crop, spec.fit) != (tinyvgg.SIZE, "crop"):
         return None
-    with np.load(tinyvgg.SOURCE) as source:
+    with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         mean, cov = source["mean"], source["cov"]
-    return advice.likeness(found.values.reshape(len(found.values), len(mean), -1).mean(2), mean, cov)
+    return recommendation.source_distance(found.values.reshape(len(found.values), len(mean), -1).mean(2), mean, cov)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Method:
     cross-validation; large: images of the smallest class from which a dataset counts as large.
     """
 
-    grids: Mapping[str, Grid]
+    grids: Mapping[str, search.Grid]
     folds: int
     seed: int
     large: int
@@ -99,55 +102,66 @@ class Method:
         """The one that measures every layer."""
         return next(iter(self.grids))
 
-    def measure(self, found: Codes) -> Layer:
+    def measure(self, found: reader.Codes) -> recommendation.LayerMeasures:
         """Measure a layer; one normalisation is enough to rank layers by."""
         normalise, values = next(iter(self.grids[self.model].items()))
-        return advice.measure(found, self.model, {normalise: values}, self.folds, self.seed)
+        return recommendation.measure(found, self.model, {normalise: values}, self.folds, self.seed)
 
-    def accuracies(self, found: Codes) -> dict[str, float]:
+    def accuracies(self, found: reader.Codes) -> dict[str, float]:
         """Return the cross-validated accuracy of every model on a layer's codes."""
         X, y = found.values, found.labels
         return {
-            name: advice.cross_validate(X, y, name, grid, self.folds, self.seed)[1] for name, grid in self.grids.items()
+            name: recommendation.cross_validate(X, y, name, grid, self.folds, self.seed)[1]
+            for name, grid in self.grids.items()
         }
 
 
 def advise(
     folder: Path, layers: Sequence[str], method: Method, head: str | None, source: str | None
-) -> tuple[list[Layer], Facts, Advice]:
+) -> tuple[list[recommendation.LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
     """Measure all layers and recommend one.
 
     folder: of their codes; head, source: the node that gives the scores of the network's own classes, and the layer
     whose codes of the source are known, if there are such.
     """
-    first = read(folder, layers[0])
-    partitions.demand_learnable(first.labels, first.classes, method.folds)
-    measured = [method.measure(read(folder, layer)) for layer in layers]
-    logits = read(folder, head).values if head else None
-    likeness = known_likeness(read(folder, source)) if source else None
-    facts = advice.network_facts(first.labels, logits, likeness)
+    first = read_layer(folder, layers[0])
+    validate_trainable(first.labels, first.classes, method.folds)
+    measured = [method.measure(read_layer(folder, layer)) for layer in layers]
+    logits = read_layer(folder, head).values if head else None
+    likeness = known_source_distance(read_layer(folder, source)) if source else None
+    facts = recommendation.network_facts(first.labels, logits, likeness)
     best = max(measured, key=lambda layer: layer.accuracy)
-    models = method.accuracies(read(folder, best.layer))
-    return measured, facts, advice.recommend(measured, facts, models, method.large)
+    models = method.accuracies(read_layer(folder, best.layer))
+    return measured, facts, recommendation.recommend(measured, facts, models, method.large)
 
 
-def trace_curves(folder: Path, measured: Sequence[Layer], counts: Sequence[int], method: Method) -> list[CurvePoint]:
+def trace_curves(
+    folder: Path, measured: Sequence[recommendation.LayerMeasures], counts: Sequence[int], method: Method
+) -> list[recommendation.CurvePoint]:
     """Return the points of all layers, learnt with the setting that suits each."""
     return [
         point
         for layer in measured
-        for point in advice.curve(read(folder, layer.layer), layer.setting, method.model, counts, method.seed)
+        for point in recommendation.curve(
+            read_layer(folder, layer.layer), layer.setting, method.model, counts, method.seed
+        )
     ]
 
 
-def write(folder: Path, measured: Sequence[Layer], facts: Facts, given: Advice, points: Sequence[CurvePoint]) -> None:
+def write(
+    folder: Path,
+    measured: Sequence[recommendation.LayerMeasures],
+    facts: recommendation.DatasetFacts,
+    given: recommendation.Advice,
+    points: Sequence[recommendation.CurvePoint],
+) -> None:
     """Write layers.csv, layers.png, curve.csv and, last, advice.json."""
     rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
-    datasets.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
+    files.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
     draw(folder / "layers.png", measured)
     traced = [asdict(point) for point in points]
     if traced:
-        datasets.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
+        files.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
     content = {
         "advice": asdict(given),
         "facts": asdict(facts),
@@ -157,12 +171,12 @@ def write(folder: Path, measured: Sequence[Layer], facts: Facts, given: Advice, 
     (folder / "advice.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def draw(path: Path, measured: Sequence[Layer]) -> None:
+def draw(path: Path, measured: Sequence[recommendation.LayerMeasures]) -> None:
     """Draw the three measures against the layers."""
     places = range(len(measured))
     accuracy = np.array([layer.accuracy for layer in measured])
     spans = np.abs(np.array([[layer.low, layer.high] for layer in measured]).T - accuracy)
-    with figures.drawn(path, max(5, 0.6 * len(measured) + 2), 7) as figure:
+    with figures.new_figure(path, max(5, 0.6 * len(measured) + 2), 7) as figure:
         top, middle, bottom = figure.subplots(3, 1, sharex=True)
         top.errorbar(places, accuracy, spans, marker="o", capsize=3)
         middle.plot(places, [layer.log_me for layer in measured], marker="o")
@@ -173,7 +187,7 @@ def draw(path: Path, measured: Sequence[Layer]) -> None:
         bottom.set_xticks(places, [layer.layer for layer in measured], rotation=45, ha="right", parse_math=False)
 
 
-def table(measured: Sequence[Layer], best: str) -> str:
+def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
     """Return the measures as a table of text, the layer named first marked."""
     lines = [f"{'layer':<12} {'width':>6} {'accuracy':>8}  {'95% interval':<15} {'LogME':>8} {'H-score':>8}"]
     for layer in sorted(measured, key=lambda layer: -layer.accuracy):
@@ -186,14 +200,14 @@ def table(measured: Sequence[Layer], best: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("advise", __doc__, EXAMPLE, ("dataset", "backbone"))
+    parser = config.command("advise", __doc__, EXAMPLE, ("dataset", "backbone"))
     parser.add_argument("--layer", nargs="+", help="the layers to measure (default: all that have a friendly name)")
     parser.add_argument("--images", type=int, default=2000, help="training images to measure on, at most")
     parser.add_argument("--large", type=int, default=500, help="images a class from which a dataset counts as large")
     parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
     parser.add_argument("--seed", type=int, default=0, help="that draws the images and the folds")
     parser.add_argument(
-        "--models", nargs="+", default=experiment.params()["models"], help="the first measures the layers, all the best"
+        "--models", nargs="+", default=config.params()["models"], help="the first measures the layers, all the best"
     )
     parser.add_argument(
         "--curve", nargs="+", type=int, default=[], metavar="N", help="accuracy from N images a class as well, by layer"
@@ -205,18 +219,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pool", help="as for pipeline.extract")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--out", type=Path, help="the folder (default: reports/DATASET/BACKBONE/advice)")
-    shared = experiment.section("extract")
-    parser.set_defaults(weights=shared["weights"], pool=shared["pool"], **experiment.section("advise"))
+    shared = config.section("extract")
+    parser.set_defaults(weights=shared["weights"], pool=shared["pool"], **config.section("advise"))
     return parser
 
 
-def demand_sound(options: argparse.Namespace, smallest: int) -> None:
+def validate_options(options: argparse.Namespace, smallest: int) -> None:
     """Refuse numbers that make no sense, and curves that leave no image to score on."""
-    experiment.demand_least(options, images=1, large=1)
+    config.validate_minimum(options, images=1, large=1)
     for model in options.models:
-        classifiers.demand_grid(model, experiment.section(model))
+        search.validate_grid(model, config.section(model))
     if options.curve and not 1 <= min(options.curve) <= max(options.curve) < smallest:
-        raise PipelineError(
+        raise errors.PipelineError(
             f"--curve {' '.join(map(str, options.curve))}: the smallest class has {smallest} training images, so take "
             f"numbers from 1 to {smallest - 1}; the rest is scored."
         )
@@ -225,31 +239,33 @@ def demand_sound(options: argparse.Namespace, smallest: int) -> None:
 def training_images(options: argparse.Namespace) -> Manifest:
     """Return the training images to measure on."""
     data = Experiment(options.dataset, options.backbone).data
-    manifest = datasets.open_prepared(data, **experiment.section("prepare"))
-    datasets.demand_one_label(manifest)
+    manifest = sources.open_prepared(data, **config.section("prepare"))
+    require_single_label(manifest)
     chosen = choose_images(manifest, options.images, options.seed)
     if not chosen.paths:
-        raise PipelineError("The dataset has no training images. Prepare it with a train split.")
-    demand_sound(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
+        raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
+    validate_options(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
     return chosen
 
 
 def run(options: argparse.Namespace) -> None:
     """Advise on what the options name."""
-    from pipeline import backbones
-    from pipeline.network import FrozenNetwork, choose_device, relu_layers
+    from pipeline.networks import backbones
+    from pipeline.networks.frozen import FrozenNetwork, choose_device, relu_layers
 
     address, backbone = Experiment(options.dataset, options.backbone), backbones.get(options.backbone)
-    layers = backbones.in_order(backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly(backbone)))
+    layers = backbones.sort_layers(
+        backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly_layers(backbone))
+    )
     chosen, device = training_images(options), choose_device(options.device)
     build = partial(FrozenNetwork, options.backbone, origin=options.weights, pool=options.pool)
     extras = head, source = backbones.head_node(backbone), source_layer(options.backbone)
     folder = address.features.parent / ".advice" / options.backbone
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
-    grids = {name: experiment.section(name) for name in options.models}
+    grids = {name: config.section(name) for name in options.models}
     method = Method(grids, options.folds, options.seed, options.large)
     measured, facts, given = advise(folder, layers, method, head, source)
-    points: list[CurvePoint] = []
+    points: list[recommendation.CurvePoint] = []
     if options.curve and options.relu != "pre":
         points += trace_curves(folder, measured, options.curve, method)
     if options.curve and options.relu != "post":
@@ -265,7 +281,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,23 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import classifiers, codes, curves, datasets, errors, experiment, partitions, saved, shots, views
-from pipeline.codes import Codes
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.saved import SavedClassifier
+from pipeline import config, errors
+from pipeline.classifiers import few_shot, persistence, search
+from pipeline.codes import reader
+from pipeline.data.manifest import MANIFEST, read_manifest
+from pipeline.data.splits import make_folds, number_groups, validate_folds, validate_trainable
+from pipeline.images import views
+from pipeline.paths import Experiment
+from pipeline.reporting import curves
 
 BLOCK = 1024
-LEAST_MEMORY = 100_000_000
+MIN_MEMORY = 100_000_000
 EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("classify", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser = config.command("classify", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument(
         "--grid", help="{normalisation: {parameter: [values]}} to search (default: the model's section of params.yaml)"
     )
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--group-by", default="", help="a column of the dataset's CSV: its groups share a fold")
     parser.add_argument(
         "--rule",
-        choices=tuple(classifiers.RULES),
+        choices=tuple(search.RULES),
         default="best",
         help="which setting: the best, or the most regularised within a standard error of it",
     )
@@ -50,29 +53,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)")
     for name in ("weights", "pool"):
         parser.add_argument(f"--{name}", help=f"refuse codes of other {name}")
-    parser.set_defaults(**experiment.section("classify"))
+    parser.set_defaults(**config.section("classify"))
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Train what the options name."""
-    grid = read_grid(options.grid) if options.grid else experiment.section(options.model)
-    classifiers.demand_grid(options.model, grid)
+    grid = parse_grid(options.grid) if options.grid else config.section(options.model)
+    search.validate_grid(options.model, grid)
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     asked = {"backbone": options.backbone, "layer": options.layer, "weights": options.weights, "pool": options.pool}
     expected = {name: value for name, value in asked.items() if value}
-    half = read_size(options.memory) // 2 if options.memory else None
-    with codes.lent(options.codes or address.codes, expected, "train", half) as training:
-        demand_fitting(options, grid, training)
+    half = parse_bytes(options.memory) // 2 if options.memory else None
+    with reader.open_codes(options.codes or address.codes, expected, "train", half) as training:
+        validate_combination(options, grid, training)
         groups = read_groups(address.data, options.group_by, training.paths) if options.group_by else None
-        partitions.demand_learnable(training.labels, training.classes, options.folds, groups)
-        lesson = Lesson(*of_views(training, groups), grid, half if in_blocks(training) else None)
+        validate_trainable(training.labels, training.classes, options.folds, groups)
+        lesson = TrainingData(*flatten_training(training, groups), grid, half if in_blocks(training) else None)
         path = options.out or address.classifier
-        print((draw_shots if options.shots else learn)(path, lesson, training, options))
+        print((draw_shots if options.shots else train_classifier)(path, lesson, training, options))
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingData:
     """What is learnt from: codes (n, d), their labels and groups, the grid, and bytes for the state of the search."""
 
     X: Any
@@ -82,14 +85,14 @@ class Lesson:
     space: int | None
 
 
-def learn(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespace) -> str:
+def train_classifier(path: Path, lesson: TrainingData, training: reader.Codes, options: argparse.Namespace) -> str:
     """Write the classifier, its CV table and the curve of it; say what was chosen."""
     X, y = lesson.X, lesson.y
     folds = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
-    splits = partitions.split(y, **folds)
-    partitions.demand_whole(splits, y, training.classes)
+    splits = make_folds(y, **folds)
+    validate_folds(splits, y, training.classes)
     choice = {"rule": options.rule, "widen": options.widen}
-    trained = classifiers.train(X, y, options.model, lesson.grid, splits, **choice, memory=lesson.space)
+    trained = search.train(X, y, options.model, lesson.grid, splits, **choice, memory=lesson.space)
     facts = {
         "dataset": Experiment(options.dataset, options.backbone).name,
         "model": options.model,
@@ -106,20 +109,20 @@ def learn(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespa
         "cv": trained.table,
     }
     if options.calibrate:
-        facts["temperature"] = classifiers.calibrate(trained, X, y, splits, memory=lesson.space)
+        facts["temperature"] = search.calibrate(trained, X, y, splits, memory=lesson.space)
     if options.nested:
-        facts["nested"] = classifiers.nested(X, y, options.model, lesson.grid, **folds, **choice)
+        facts["nested"] = search.nested_cv(X, y, options.model, lesson.grid, **folds, **choice)
     curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
-    saved.save(path, SavedClassifier(trained.pipeline, training.spec, training.classes), facts)
+    persistence.save(path, persistence.SavedClassifier(trained.pipeline, training.spec, training.classes), facts)
     return summary(trained, training, path, facts)
 
 
-def draw_shots(path: Path, lesson: Lesson, training: Codes, options: argparse.Namespace) -> str:
+def draw_shots(path: Path, lesson: TrainingData, training: reader.Codes, options: argparse.Namespace) -> str:
     """Write the curve of few images beside the classifier's place, and say what it shows."""
     counts = sorted(set(options.shots))
-    shots.demand_enough(training.labels, training.classes, counts, options.draws)
+    few_shot.validate_shots(training.labels, training.classes, counts, options.draws)
     scheme = {"draws": options.draws, "folds": options.folds, "seed": options.seed, "groups": lesson.groups}
-    rows = shots.summarise(shots.curve(lesson.X, lesson.y, options.model, lesson.grid, counts, **scheme))
+    rows = few_shot.summarise(few_shot.learning_curve(lesson.X, lesson.y, options.model, lesson.grid, counts, **scheme))
     path = path.with_name(f"{path.stem}-shots.csv")
     curves.write_shots(path, rows)
     lines = [f"{path}: accuracy on {rows[0]['n_scored']} training images held out, over {rows[0]['draws']} draws"]
@@ -127,58 +130,58 @@ def draw_shots(path: Path, lesson: Lesson, training: Codes, options: argparse.Na
     return "\n".join(lines)
 
 
-def in_blocks(training: Codes) -> bool:
+def in_blocks(training: reader.Codes) -> bool:
     """Whether the codes stay on disk."""
-    return isinstance(training.values, codes.StoredRows)
+    return isinstance(training.values, reader.StoredRows)
 
 
-def demand_fitting(options: argparse.Namespace, grid: Any, training: Codes) -> None:
+def validate_combination(options: argparse.Namespace, grid: Any, training: reader.Codes) -> None:
     """Refuse what does not go together."""
-    several, along = training.labels.ndim == 2, all(classifiers.along_path(options.model, v) for v in grid.values())
+    several, along = training.labels.ndim == 2, all(search.uses_path_solver(options.model, v) for v in grid.values())
     if options.model != "svm" and (several or options.calibrate):
         why = "These images have several labels each" if several else "--calibrate is for margins"
-        raise PipelineError(f"{why}: that takes --model svm, not {options.model}.")
+        raise errors.PipelineError(f"{why}: that takes --model svm, not {options.model}.")
     if several and (options.calibrate or options.nested or options.shots):
-        raise PipelineError("--calibrate, --nested and --shots are for one label an image. Leave them out.")
+        raise errors.PipelineError("--calibrate, --nested and --shots are for one label an image. Leave them out.")
     if (several or options.calibrate) and not along:
-        raise PipelineError("The grid must be of C alone for that. Take its other parameters out.")
+        raise errors.PipelineError("The grid must be of C alone for that. Take its other parameters out.")
     if in_blocks(training) and (not along or options.nested or options.shots or views.count(training.spec.views) > 1):
-        raise PipelineError(
+        raise errors.PipelineError(
             f"The codes do not fit into --memory {options.memory}. Only an svm or softmax over values of C, without "
             "--nested or --shots, of one view an image, learns from disk: allow more memory, or leave those out."
         )
 
 
-def read_size(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Return the bytes that `2GB` or the like stands for."""
     found = re.fullmatch(r"([0-9.]+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     try:
         assert found
         size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
     except (AssertionError, ValueError):
-        raise PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.") from None
-    if size < LEAST_MEMORY:
-        raise PipelineError(f"--memory {text} is too little to work in. Allow {LEAST_MEMORY // 10**6}MB or more.")
+        raise errors.PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.") from None
+    if size < MIN_MEMORY:
+        raise errors.PipelineError(f"--memory {text} is too little to work in. Allow {MIN_MEMORY // 10**6}MB or more.")
     return size
 
 
 def read_groups(folder: Path, column: str, paths: Sequence[str]) -> np.ndarray:
     """Return the group (n,) of each image, by a column of the prepared dataset."""
-    manifest = datasets.read_manifest(folder)
+    manifest = read_manifest(folder)
     if column not in manifest.columns:
-        raise errors.unknown("column", column, manifest.columns, where=f"--group-by in {folder / datasets.MANIFEST}")
+        raise errors.unknown("column", column, manifest.columns, where=f"--group-by in {folder / MANIFEST}")
     known = dict(zip(manifest.paths, manifest.columns[column], strict=True))
     for path in paths:
         if not known.get(path):
-            raise PipelineError(f"{folder / datasets.MANIFEST} has no value in {column!r} for {path}. Fill it in.")
-    return partitions.numbered(known[path] for path in paths)
+            raise errors.PipelineError(f"{folder / MANIFEST} has no value in {column!r} for {path}. Fill it in.")
+    return number_groups(known[path] for path in paths)
 
 
-def of_views(training: Codes, groups: np.ndarray | None) -> tuple[Any, np.ndarray, np.ndarray | None]:
+def flatten_training(training: reader.Codes, groups: np.ndarray | None) -> tuple[Any, np.ndarray, np.ndarray | None]:
     """Return codes, labels and groups of all views; the views of an image are a group at least."""
     if in_blocks(training):
         return training.values, training.labels, groups
-    X, y, images = codes.each_view(training)
+    X, y, images = reader.flatten_views(training)
     if groups is None or images is None:
         return X, y, images if groups is None else groups
     return X, y, groups[images]
@@ -193,15 +196,17 @@ def constant_columns(X: Any) -> int:
     return int((low == high).sum())
 
 
-def read_grid(text: str) -> Any:
+def parse_grid(text: str) -> Any:
     """Parse the grid given on the command line: YAML, as in params.yaml."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PipelineError(f"--grid {text!r} is not valid YAML. Write it like {{l2: {{C: [0.1, 1, 10]}}}}.") from error
+        raise errors.PipelineError(
+            f"--grid {text!r} is not valid YAML. Write it like {{l2: {{C: [0.1, 1, 10]}}}}."
+        ) from error
 
 
-def summary(trained: classifiers.Trained, training: Codes, path: Path, facts: Mapping[str, Any]) -> str:
+def summary(trained: search.SearchResult, training: reader.Codes, path: Path, facts: Mapping[str, Any]) -> str:
     """Say what was chosen from what, and what to be wary of."""
     chosen, folds = trained.chosen, len(trained.chosen["folds"])
     setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
@@ -225,13 +230,13 @@ def summary(trained: classifiers.Trained, training: Codes, path: Path, facts: Ma
     if trained.widened:
         added = ", ".join(json.dumps(further) for further in trained.widened)
         lines.append(f"The best setting lay at the edge of its grid, which was widened: {added}")
-    lines += [f"The best {name} lies at the edge of its grid: widen it" for name in classifiers.at_edge(trained.table)]
+    lines += [f"The best {name} lies at the edge of its grid: widen it" for name in search.at_edge(trained.table)]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import comparisons, datasets, errors, experiment, outcomes
-from pipeline.comparisons import Contender, Cost
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
+from pipeline import config, errors, files
+from pipeline.analysis import comparison, predictions
+from pipeline.data import sources
+from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.compare --layer pool3 fc7 --model softmax --tuned-layer fc7 --seeds 5 -- --recipe modern"
 ENERGY = "intel-rapl:*/energy_uj"
@@ -33,7 +33,7 @@ class Comparison:
     backbone: str
     folder: Path
 
-    def call(self, stage: str, *flags: object) -> Cost:
+    def call(self, stage: str, *flags: object) -> comparison.Cost:
         """Run a command of ours on the dataset and the backbone; return what it took."""
         address = ("--dataset", self.dataset, "--backbone", self.backbone)
         return measured([sys.executable, "-m", f"pipeline.{stage}", *map(str, (*address, *flags))])
@@ -42,9 +42,9 @@ class Comparison:
         """Return (n,) bool: which test images a classifier of codes gets right."""
         scored = self.folder / "scores"
         self.call("evaluate", "--codes", codes, "--classifier", classifier, "--out", scored)
-        return outcomes.read(scored).right
+        return predictions.read_predictions(scored).right
 
-    def frozen(self, layers: Sequence[str], models: Sequence[str], seeds: int) -> list[Contender]:
+    def frozen(self, layers: Sequence[str], models: Sequence[str], seeds: int) -> list[comparison.Contender]:
         """Try each model on the frozen codes of each layer, which one pass extracts; seeds draw the folds."""
         codes = self.folder / "frozen"
         extraction = self.call("extract", "--layer", *layers, "--out", codes)
@@ -52,7 +52,9 @@ class Comparison:
             self._frozen(codes / f"{layer}.h5", layer, model, seeds, extraction) for layer in layers for model in models
         ]
 
-    def _frozen(self, codes: Path, layer: str, model: str, seeds: int, extraction: Cost) -> Contender:
+    def _frozen(
+        self, codes: Path, layer: str, model: str, seeds: int, extraction: comparison.Cost
+    ) -> comparison.Contender:
         right, validated, costs = [], [], []
         for seed in range(seeds):
             path = self.classifier(layer, model, seed)
@@ -60,9 +62,9 @@ class Comparison:
             costs.append(extraction + self.call("classify", *flags))
             right.append(self.score(codes, path))
             validated.append(description(path)["chosen"]["accuracy"])
-        return Contender(layer, model, np.stack(right), float(np.mean(validated)), costs)
+        return comparison.Contender(layer, model, np.stack(right), float(np.mean(validated)), costs)
 
-    def tuned(self, start: Contender, flags: Sequence[str]) -> Contender:
+    def tuned(self, start: comparison.Contender, flags: Sequence[str]) -> comparison.Contender:
         """Fine-tune from the classifiers of a frozen contender, one a seed."""
         right, validated, costs = [], [], []
         for seed, before in enumerate(start.costs):
@@ -77,14 +79,14 @@ class Comparison:
             right.append(self.score(codes / f"{start.layer}.h5", weights.with_suffix(".skops")))
             validated.append(description(weights)["best"]["val_accuracy"])
             print(f"seed {seed}: top-1 {right[-1].mean():.4f} after {costs[-1].seconds:.0f} s", flush=True)
-        return Contender(start.layer, "finetuned", np.stack(right), float(np.mean(validated)), costs)
+        return comparison.Contender(start.layer, "finetuned", np.stack(right), float(np.mean(validated)), costs)
 
     def classifier(self, layer: str, model: str, seed: int) -> Path:
         """Return where the classifier of a seed lies."""
         return self.folder / f"{layer}-{model}-{seed}.skops"
 
 
-def measured(command: Sequence[str]) -> Cost:
+def measured(command: Sequence[str]) -> comparison.Cost:
     """Run a command to its end and return its cost; what it says of a mistake becomes ours."""
     start, joules = time.monotonic(), energy()
     with tempfile.TemporaryFile("w+") as said:
@@ -94,10 +96,10 @@ def measured(command: Sequence[str]) -> Cost:
         if process.returncode:
             said.seek(0)
             lines = said.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise PipelineError(f"{command[2]} failed: {lines[-1].removeprefix('Error: ')}")
+            raise errors.PipelineError(f"{command[2]} failed: {lines[-1].removeprefix('Error: ')}")
     after = energy()
     spent = after - joules if after is not None and joules is not None and after >= joules else None
-    return Cost(time.monotonic() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), spent)
+    return comparison.Cost(time.monotonic() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), spent)
 
 
 def energy() -> float | None:
@@ -116,8 +118,8 @@ def description(path: Path) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("compare", __doc__, EXAMPLE, ("dataset", "backbone"))
-    defaults = experiment.params()
+    parser = config.command("compare", __doc__, EXAMPLE, ("dataset", "backbone"))
+    defaults = config.params()
     parser.add_argument("--layer", nargs="+", default=defaults["extract"]["layer"], help="whose frozen codes compete")
     parser.add_argument("--model", nargs="+", default=defaults["models"], help="the classifiers of frozen codes")
     parser.add_argument("--tuned-layer", help="that fine-tuning reads (default: the last of --layer)")
@@ -130,29 +132,31 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Compare what the options name."""
-    experiment.demand_least(options, seeds=1)
+    config.validate_minimum(options, seeds=1)
     layer, model = options.tuned_layer or options.layer[-1], options.tuned_model or options.model[-1]
     if layer not in options.layer or model not in options.model:
-        raise PipelineError(f"Fine-tuning starts from {layer}-{model}: name both with --layer and --model as well.")
+        raise errors.PipelineError(
+            f"Fine-tuning starts from {layer}-{model}: name both with --layer and --model as well."
+        )
     address = Experiment(options.dataset, options.backbone)
-    datasets.open_prepared(address.data, **experiment.section("prepare"))
+    sources.open_prepared(address.data, **config.section("prepare"))
     with tempfile.TemporaryDirectory() as folder:
-        comparison = Comparison(options.dataset, options.backbone, Path(folder))
-        frozen = comparison.frozen(options.layer, options.model, options.seeds)
+        arms = Comparison(options.dataset, options.backbone, Path(folder))
+        frozen = arms.frozen(options.layer, options.model, options.seeds)
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
-        tuned = comparison.tuned(start, options.flags)
+        tuned = arms.tuned(start, options.flags)
     out = options.out or address.report.parent
-    found, sentence = comparisons.rows(frozen, tuned), comparisons.verdict(frozen, tuned)
+    found, sentence = comparison.rows(frozen, tuned), comparison.verdict(frozen, tuned)
     cells = [["" if value is None else value for value in row.values()] for row in found]
-    datasets.write_csv(out / "comparison.csv", list(found[0]), cells)
+    files.write_csv(out / "comparison.csv", list(found[0]), cells)
     content = {"rows": found, "verdict": sentence, "flags": options.flags}
     (out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"{comparisons.table(found)}\n\n{sentence}\n{out / 'comparison.csv'}")
+    print(f"{comparison.table(found)}\n\n{sentence}\n{out / 'comparison.csv'}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def sentence(error: BaseException) -> str:
     return f"Error: {error.strerror or error}{place}."
 
 
-def run(
+def run_command(
     build_parser: Callable[[], argparse.ArgumentParser],
     stage: Callable[[argparse.Namespace], None],
     argv: list[str] | None,

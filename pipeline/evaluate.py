@@ -11,90 +11,89 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import codes, datasets, errors, experiment, figures, saved, scores
-from pipeline.codes import Codes
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.saved import SavedClassifier
-from pipeline.scores import Scores
+from pipeline import config, errors, files
+from pipeline.classifiers import persistence, scoring
+from pipeline.codes import reader
+from pipeline.paths import Experiment
+from pipeline.reporting import figures
 
 EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
-MOST_NUMBERED = 30
+MAX_NUMBERED = 30
 LONGEST_NAME = 24
 
 
-def evaluate(classifier: SavedClassifier, test: Codes) -> tuple[Scores, np.ndarray]:
+def evaluate(classifier: persistence.SavedClassifier, test: reader.Codes) -> tuple[scoring.Scores, np.ndarray]:
     """Return the scores on the test codes, and the (n, classes) margins they come from."""
     if not len(test.labels):
-        raise PipelineError("The dataset has no test images. Prepare it with a test split (--test 0.25).")
+        raise errors.PipelineError("The dataset has no test images. Prepare it with a test split (--test 0.25).")
     if test.classes != classifier.classes:
-        raise PipelineError(
+        raise errors.PipelineError(
             f"The labels do not match: the classifier knows {len(classifier.classes)} classes "
             f"({', '.join(classifier.classes[:3])}, …), the codes have {len(test.classes)} "
             f"({', '.join(test.classes[:3])}, …). Train on these codes first."
         )
-    found = saved.margins(classifier, test.values)
-    score = scores.score if test.labels.ndim == 1 else scores.score_several
+    found = persistence.margins(classifier, test.values)
+    score = scoring.score if test.labels.ndim == 1 else scoring.score_multi_label
     return score(test.labels, found, test.classes), found
 
 
-def write(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+def write(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
     """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json."""
-    (write_one if test.labels.ndim == 1 else write_several)(folder, result, found, test)
+    (write_single_label if test.labels.ndim == 1 else write_multi_label)(folder, result, found, test)
     (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
 
 
-def write_several(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+def write_multi_label(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
     """Write the tables and the picture of images with several labels each."""
     names = np.array(test.classes)
     predictions = [
         (path, ";".join(names[label > 0]), ";".join(names[row > 0]), round(float(row.max()), 6))
         for path, label, row in zip(test.paths, test.labels, found, strict=True)
     ]
-    datasets.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin"), predictions)
+    files.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin"), predictions)
     columns = ("class", "ap", "ap_voc07", "precision", "recall", "f1", "support")
-    datasets.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
+    files.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
     counts = [[name, *table.ravel()] for name, table in zip(names, result.confusion, strict=True)]
     header = ("class", "neither", "wrongly predicted", "missed", "both")
-    datasets.write_csv(folder / "confusion.csv", header, counts)
+    files.write_csv(folder / "confusion.csv", header, counts)
     draw_precisions(folder / "confusion.png", result)
 
 
-def draw_precisions(path: Path, result: Scores) -> None:
+def draw_precisions(path: Path, result: scoring.Scores) -> None:
     """Draw the average precision of each label, the best first."""
     rows = sorted(result.per_class, key=lambda row: row["ap"])
-    with figures.drawn(path, 7, min(1.5 + 0.3 * len(rows), 40)) as figure:
+    with figures.new_figure(path, 7, min(1.5 + 0.3 * len(rows), 40)) as figure:
         axes = figure.add_subplot()
         axes.barh([row["class"] for row in rows], [row["ap"] for row in rows])
-        axes.set(xlim=(0, 1), xlabel="average precision", title=scores.sentence(result.metrics))
+        axes.set(xlim=(0, 1), xlabel="average precision", title=scoring.sentence(result.metrics))
 
 
-def write_one(folder: Path, result: Scores, found: np.ndarray, test: Codes) -> None:
+def write_single_label(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
     """Write the tables and the picture of images with one label each."""
     names = test.classes
     predictions = [
         (path, names[label], names[row.argmax()], round(float(row.max()), 6))
         for path, label, row in zip(test.paths, test.labels, found, strict=True)
     ]
-    datasets.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), predictions)
+    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), predictions)
     columns = ("class", "precision", "recall", "f1", "support")
-    datasets.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
+    files.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
     rows = [[name, *counts] for name, counts in zip(names, result.confusion.tolist(), strict=True)]
-    datasets.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
+    files.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
     draw_confusion(folder / "confusion.png", result, names)
 
 
-def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
+def draw_confusion(path: Path, result: scoring.Scores, names: Sequence[str]) -> None:
     """Draw the confusion matrix as shares of each true class, with the counts where there is room for them."""
     side = min(4 + 0.35 * len(names), 20)
     shares = result.confusion / np.maximum(result.confusion.sum(1, keepdims=True), 1)
-    with figures.drawn(path, side + 1, side) as figure:
+    with figures.new_figure(path, side + 1, side) as figure:
         axes = figure.add_subplot()
         figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
         axes.set(
             xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}"
         )
-        if len(names) <= MOST_NUMBERED:
+        if len(names) <= MAX_NUMBERED:
             short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
             axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
             axes.set_yticks(range(len(names)), short, parse_math=False)
@@ -106,7 +105,7 @@ def draw_confusion(path: Path, result: Scores, names: Sequence[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("evaluate", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser = config.command("evaluate", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
     parser.add_argument(
         "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
@@ -120,17 +119,17 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Evaluate what the options name."""
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    classifier = saved.load(options.classifier or address.classifier)
-    test = codes.read_layers(options.codes or address.codes, asdict(classifier.spec), "test")
+    classifier = persistence.load(options.classifier or address.classifier)
+    test = reader.read_layers(options.codes or address.codes, asdict(classifier.spec), "test")
     result, found = evaluate(classifier, test)
     folder = options.out or address.report
     write(folder, result, found, test)
-    print(f"{folder}: {scores.sentence(result.metrics)}")
+    print(f"{folder}: {scoring.sentence(result.metrics)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

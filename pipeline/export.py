@@ -15,27 +15,27 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from pipeline import errors, experiment, saved, views
-from pipeline.codes import PLUS, join
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.normalisers import SignedRoot
-from pipeline.saved import SavedClassifier
-
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.network import FrozenNetwork
+    from pipeline.networks.frozen import FrozenNetwork
+
+from pipeline import config, errors
+from pipeline.classifiers import persistence
+from pipeline.classifiers.preprocessing import SignedRoot
+from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.images import views
+from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx"
-MOST_BYTES = 2**31 - 2**20
+MAX_BYTES = 2**31 - 2**20
 """ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
 
 CHECKED = 16
 TOLERANCE = 1e-3
 
 
-def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
+def end_to_end(classifier: persistence.SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
     """Return one module from uint8 pictures, as `images.show` gives them, to (n, classes) margins, and probabilities.
 
     The classes, their order and the values are those of `saved.margins` and `saved.probabilities`.
@@ -43,7 +43,7 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
     import torch
 
     scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
-    layers, number = classifier.spec.layer.split(PLUS), views.count(classifier.spec.views)
+    layers, number = classifier.spec.layer.split(LAYER_SEPARATOR), views.count(classifier.spec.views)
     probable = hasattr(classifier.pipeline, "predict_proba")
     sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
     sharpness /= getattr(classifier.pipeline[-1], "temperature_", 1.0)  # of a calibrated SVM
@@ -64,7 +64,7 @@ def whole(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Modul
     return Whole().eval()
 
 
-def scaling(classifier: SavedClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
+def scaling(classifier: persistence.SavedClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return what the classifier does to the codes first, as operations of torch."""
     if len(classifier.pipeline) == 1:  # as of a fine-tuned network, whose head scales nothing
         return lambda codes: codes
@@ -102,14 +102,14 @@ SCALINGS: dict[type[BaseEstimator], Callable[[Any], Callable[[torch.Tensor], tor
 }
 
 
-def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
+def linear(classifier: persistence.SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
     """Return the weights (classes, d) and biases (classes,) float32 that give all margins.
 
     Two classes share one vector, and a class that was not trained has no weights and a bias of minus infinity.
     """
     model = classifier.pipeline[-1]
     if not hasattr(model, "coef_"):
-        raise PipelineError(
+        raise errors.PipelineError(
             f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax or ridge."
         )
     weights, bias = model.coef_, np.ravel(model.intercept_)
@@ -121,13 +121,13 @@ def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
     return every, offsets
 
 
-def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
+def export(classifier: persistence.SavedClassifier, network: FrozenNetwork) -> bytes:
     """Return the ONNX file of a classifier and the network that gives its codes."""
     import torch
 
-    model = whole(classifier, network)
-    if sum(value.nbytes for value in model.state_dict().values()) > MOST_BYTES:
-        raise PipelineError(
+    model = end_to_end(classifier, network)
+    if sum(value.nbytes for value in model.state_dict().values()) > MAX_BYTES:
+        raise errors.PipelineError(
             "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
             "a smaller backbone."
         )
@@ -153,7 +153,7 @@ def _max_by_cells(maps: torch.Tensor, cells: list[int]) -> tuple[torch.Tensor, t
     return values, torch.zeros_like(values, dtype=torch.int64)
 
 
-def metadata(classifier: SavedClassifier) -> Mapping[str, str]:
+def metadata(classifier: persistence.SavedClassifier) -> Mapping[str, str]:
     """Return what the file says of itself, as JSON by name: the classes, and all that makes the codes."""
     return {
         name: json.dumps(value) for name, value in (("classes", classifier.classes), ("spec", asdict(classifier.spec)))
@@ -167,19 +167,19 @@ def noise(network: FrozenNetwork, count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> float:
+def check(file: bytes, classifier: persistence.SavedClassifier, network: FrozenNetwork) -> float:
     """Return by how much the file's margins differ at most from ours, on pictures of noise; refuse answers far off."""
     import onnxruntime
 
     pictures = noise(network, CHECKED)
-    found, layers = network.codes(pictures), classifier.spec.layer.split(PLUS)
-    codes = join([found[layer].astype(np.float32) for layer in layers], classifier.spec)
-    ours = [saved.margins(classifier, codes), saved.probabilities(classifier, codes)]
+    found, layers = network.codes(pictures), classifier.spec.layer.split(LAYER_SEPARATOR)
+    codes = join_codes([found[layer].astype(np.float32) for layer in layers], classifier.spec)
+    ours = [persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     theirs = session.run(None, {"pictures": pictures})
     differences = [_farthest(*pair) for pair in zip(theirs, (each for each in ours if each is not None), strict=True)]
     if not max(differences) <= TOLERANCE:
-        raise PipelineError(
+        raise errors.PipelineError(
             f"In onnxruntime the model's answers are off by {max(differences):.2g} of the largest: nothing written."
         )
     return differences[0]
@@ -191,16 +191,16 @@ def _farthest(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found[finite] - expected[finite]).max() / max(1.0, np.abs(expected[finite]).max()))
 
 
-def demand_packages() -> None:
+def validate_packages() -> None:
     """Refuse to start without what is needed beyond the usual."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if missing:
-        raise PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
+        raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("export", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser = config.command("export", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument(
         "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
     )
@@ -211,13 +211,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Export what the options name."""
-    demand_packages()
+    validate_packages()
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     source = options.classifier or address.classifier
-    classifier = saved.load(source)
-    from pipeline.network import rebuild
+    classifier = persistence.load(source)
+    from pipeline.networks.frozen import rebuild_network
 
-    network = rebuild(classifier.spec, options.weights).at(precision="fp32")
+    network = rebuild_network(classifier.spec, options.weights).at(precision="fp32")
     file = export(classifier, network)
     difference = check(file, classifier, network)
     path = options.out or source.with_suffix(".onnx")
@@ -236,7 +236,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

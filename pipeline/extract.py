@@ -10,72 +10,77 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import datasets, errors, experiment, images
-from pipeline.codes_writer import begun, claim
-from pipeline.experiment import Experiment
-from pipeline.extraction import Extraction, columns_of, demand_space, extract
-from pipeline.images import TORCHCODEC, Framing
-
 if TYPE_CHECKING:
-    from pipeline.network import FrozenNetwork
+    from pipeline.networks.frozen import FrozenNetwork
+
+from pipeline import config, errors
+from pipeline.codes.writer import claim_folder, has_earlier_rows
+from pipeline.data import sources
+from pipeline.extraction import runner
+from pipeline.images import decoding, parallel, transforms
+from pipeline.paths import Experiment
 
 AUTO = "auto"
 EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
 
-def settle(
-    network: FrozenNetwork, extraction: Extraction, folder: Path, asked: Mapping[str, str]
+def choose_settings(
+    network: FrozenNetwork, extraction: runner.Extraction, folder: Path, asked: Mapping[str, str]
 ) -> tuple[FrozenNetwork, str]:
     """Return the network in the precision and with the decoder to use, and a line a choice, with the reason.
 
     "auto" stays with what was chosen before, so that its codes are found again, or else tries some images.
     """
-    from pipeline import jpegs
-    from pipeline.trials import choose_decoder, choose_precision
+    from pipeline.extraction import autotune
+    from pipeline.images import torchcodec
 
     fixed = {name: value for name, value in asked.items() if value != AUTO}
-    if fixed.get("decoder") == TORCHCODEC:
-        jpegs.demand_usable(network.transform, network.mean.device)
+    if fixed.get("decoder") == decoding.TORCHCODEC:
+        torchcodec.validate_usable(network.transform, network.mean.device)
     before: dict[str, str] = {}
     why = ""
     if AUTO in asked.values():
-        before, why = chosen_before(network, extraction, folder, fixed)
+        before, why = earlier_choices(network, extraction, folder, fixed)
     choices = before | fixed
     reasons = dict.fromkeys(before, why) | dict.fromkeys(fixed, "as asked")
     if "precision" not in choices:
-        choices["precision"], reasons["precision"] = choose_precision(network, extraction.first_pictures(network))
+        choices["precision"], reasons["precision"] = autotune.choose_precision(
+            network, extraction.first_pictures(network)
+        )
     network = network.at(precision=choices["precision"])
     if "decoder" not in choices:
         files = extraction.manifest.files()
-        choices["decoder"], reasons["decoder"] = choose_decoder(network, files, extraction.threads)
+        choices["decoder"], reasons["decoder"] = autotune.choose_decoder(network, files, extraction.threads)
     lines = [f"Precision {choices['precision']}: {reasons['precision']}"]
-    if choices["decoder"] == TORCHCODEC or network.mean.is_cuda:
+    if choices["decoder"] == decoding.TORCHCODEC or network.mean.is_cuda:
         lines.append(f"JPEGs by {choices['decoder']}: {reasons['decoder']}")
     return network.at(decoder=choices["decoder"]), "\n".join(lines)
 
 
-def chosen_before(
-    network: FrozenNetwork, extraction: Extraction, folder: Path, fixed: Mapping[str, str]
+def earlier_choices(
+    network: FrozenNetwork, extraction: runner.Extraction, folder: Path, fixed: Mapping[str, str]
 ) -> tuple[dict[str, str], str]:
     """Return the precision and the decoder of codes that are there, of all images or some, or of fine-tuned weights."""
-    from pipeline import weights
-    from pipeline.network import PRECISIONS
+    from pipeline.networks import weights
+    from pipeline.networks.frozen import PRECISIONS
 
-    columns = columns_of(extraction.manifest)
-    for precision, decoder in product(PRECISIONS, images.DECODERS):
+    columns = runner.metadata_of(extraction.manifest)
+    for precision, decoder in product(PRECISIONS, decoding.DECODERS):
         found = {"precision": precision, "decoder": decoder}
         if all(found[name] == value for name, value in fixed.items()):
             for layer, spec in network.specs.items():
-                if begun(folder / f"{layer}.h5", replace(spec, precision=precision, decoder=decoder), columns):
+                if has_earlier_rows(
+                    folder / f"{layer}.h5", replace(spec, precision=precision, decoder=decoder), columns
+                ):
                     return found, "as in an earlier run"
     validated = weights.spec_within(next(iter(network.specs.values())).weights)
-    known = {"precision": tuple(PRECISIONS), "decoder": images.DECODERS}
+    known = {"precision": tuple(PRECISIONS), "decoder": decoding.DECODERS}
     return {name: validated[name] for name in known if validated.get(name) in known[name]}, "as the weights were tuned"
 
 
 def listing(name: str | None) -> str:
     """Return the backbones' names, or one backbone's layers with their nodes, sizes and code widths."""
-    from pipeline import backbones, network
+    from pipeline.networks import backbones, pooling
 
     if name is None:
         return "\n".join(backbones.registry())
@@ -83,14 +88,14 @@ def listing(name: str | None) -> str:
     lines = [f"{'layer':<28} {'node':<28} {'output':<14} {'avg':>8} {'avg4':>8} {'flatten':>8}"]
     for layer, (node, shape) in backbones.layer_shapes(backbone).items():
         if len(shape) in (1, 3):
-            widths = " ".join(f"{network.width(shape, pool):>8}" for pool in ("avg", "avg4", "flatten"))
+            widths = " ".join(f"{pooling.pooled_width(shape, pool):>8}" for pool in ("avg", "avg4", "flatten"))
             lines.append(f"{layer:<28} {node:<28} {'×'.join(map(str, shape)):<14} {widths}")
     return "\n".join(lines)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("extract", __doc__, EXAMPLE, ("dataset", "backbone"))
+    parser = config.command("extract", __doc__, EXAMPLE, ("dataset", "backbone"))
     parser.add_argument("--layer", nargs="+", default=["fc7"], help="one or several, in one pass")
     parser.add_argument(
         "--weights", default="default", help="torchvision's name, a .pth or .safetensors file, random or random:SEED"
@@ -119,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--decoder",
-        choices=(AUTO, *images.DECODERS),
+        choices=(AUTO, *decoding.DECODERS),
         default=AUTO,
         help="of JPEGs; auto takes torchcodec on a GPU that would wait for pillow, where a trial shows it right",
     )
@@ -136,19 +141,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-bad", type=float, default=0.1, metavar="SHARE", help="of bad images beyond which the run fails"
     )
-    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
     parser.add_argument("--out", type=Path, help="the folder for LAYER.h5 (default: features/DATASET/BACKBONE)")
     parser.add_argument(
         "--list", nargs="?", const="", metavar="BACKBONE", help="show the backbones, or one's layers, and end"
     )
-    parser.set_defaults(**experiment.section("extract"))
+    parser.set_defaults(**config.section("extract"))
     return parser
 
 
-def framing_of(options: argparse.Namespace) -> Framing:
+def framing_of(options: argparse.Namespace) -> transforms.Framing:
     """Return what the options say of sizes."""
-    size = images.parse_size(str(options.size)) if options.size else None
-    return Framing(size, options.resize, "whole" if options.crop == "none" else "crop", str(options.views))
+    size = transforms.parse_size(str(options.size)) if options.size else None
+    return transforms.Framing(size, options.resize, "whole" if options.crop == "none" else "crop", str(options.views))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -156,28 +161,28 @@ def run(options: argparse.Namespace) -> None:
     if options.list is not None:
         print(listing(options.list or None))
         return
-    experiment.demand_least(options, batch_size=0, threads=1, max_bad=0)
+    config.validate_minimum(options, batch_size=0, threads=1, max_bad=0)
     address = Experiment(options.dataset, options.backbone)
     folder = options.out or address.features
-    manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
-    from pipeline.network import FrozenNetwork, choose_device
+    manifest = sources.open_prepared(address.data, **config.section("prepare"))
+    from pipeline.networks.frozen import FrozenNetwork, choose_device
 
     device = choose_device(options.device)
     network = FrozenNetwork(
         options.backbone, options.layer, options.weights, options.pool, framing_of(options), options.relu
     )
     network = network.to(device).at(dtype=options.dtype)
-    demand_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
-    extraction = Extraction(
+    runner.validate_disk_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
+    extraction = runner.Extraction(
         manifest, options.batch_size, options.threads, options.compile, options.max_bad, options.compress
     )
     asked = {"precision": options.precision, "decoder": options.decoder}
-    network, why = settle(network, extraction, folder, asked)
+    network, why = choose_settings(network, extraction, folder, asked)
     layers = ", ".join(options.layer)
     print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
     print(why)
-    with claim(folder):
-        extract(extraction, network, folder)
+    with claim_folder(folder):
+        runner.extract(extraction, network, folder)
     for line in (*extraction.notes, *(f"Set aside {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(manifest.paths) - len(extraction.bad)
@@ -190,7 +195,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

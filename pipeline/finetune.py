@@ -13,16 +13,18 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import datasets, errors, experiment, images, recipes, saved, scores
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.recipes import Recipe
-from pipeline.saved import SavedClassifier
-
 if TYPE_CHECKING:
-    from pipeline.processes import Processes
-    from pipeline.starts import Data, Start
-    from pipeline.training import Row, Trainer
+    from pipeline.finetuning import initialization
+    from pipeline.finetuning.distributed import Processes
+    from pipeline.finetuning.trainer import EpochRow, Trainer
+
+from pipeline import config, errors, files
+from pipeline.classifiers import persistence, scoring
+from pipeline.data import sources
+from pipeline.data.manifest import require_single_label
+from pipeline.finetuning import recipes
+from pipeline.images import decoding, parallel
+from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.finetune --layer fc7 --model softmax --unfreeze conv7 --recipe modern --augment none"
 
@@ -50,25 +52,25 @@ FINETUNED = "finetuned"
 """The word for the model in the address of what fine-tuning gives."""
 
 
-def fine_tune(trainer: Trainer, report: Path) -> PipelineError | None:
+def fine_tune(trainer: Trainer, report: Path) -> errors.PipelineError | None:
     """Train to the end, a line an epoch on the screen and in epochs.csv; return what ended it too early, if so."""
-    from pipeline.training import LossLost
+    from pipeline.finetuning.trainer import LossDiverged
 
-    rows: list[Row] = []
+    rows: list[EpochRow] = []
     try:
         for row in trainer.run():
             rows.append(row)
             trainer.say(line(row))
             if trainer.processes.first:
                 cells = [["" if value is None else value for value in each.values()] for each in rows]
-                datasets.write_csv(report / "epochs.csv", list(row), cells)
-    except LossLost as lost:
+                files.write_csv(report / "epochs.csv", list(row), cells)
+    except LossDiverged as lost:
         rates = f"--lr-backbone ({trainer.recipe.lr_backbone:g}) or --lr-head ({trainer.recipe.lr_head:g})"
-        return PipelineError(f"Stopped, since {lost}: the rate is too high. Lower {rates}.")
+        return errors.PipelineError(f"Stopped, since {lost}: the rate is too high. Lower {rates}.")
     return None
 
 
-def line(row: Row) -> str:
+def line(row: EpochRow) -> str:
     """Say an epoch's figures in a line."""
     trained = f"train loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}; " if row["epoch"] else ""
     speed = f"; {row['images_per_second']:.1f} images/s" if row["images_per_second"] else ""
@@ -78,22 +80,29 @@ def line(row: Row) -> str:
     )
 
 
-def keep(trainer: Trainer, start: Start, path: Path, facts: dict[str, Any]) -> None:
+def keep(trainer: Trainer, start: initialization.InitialState, path: Path, facts: dict[str, Any]) -> None:
     """Write the weights file, and the head beside it as a classifier of the codes that these weights give."""
-    from pipeline import weights
+    from pipeline.networks import weights
 
     state, classes = trainer.network.backbone_state(), trainer.data.manifest.classes
-    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), decoder=images.PILLOW)
+    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), decoder=decoding.PILLOW)
     described = {"spec": asdict(spec), "facts": facts, "classes": classes}
     texts = {name: json.dumps(value) for name, value in described.items()}
     weights.write_state(path, state, {"format": "pt"} | texts)
-    saved.save(path.with_suffix(".skops"), SavedClassifier(trainer.network.head.classifier(), spec, classes), facts)
+    persistence.save(
+        path.with_suffix(".skops"), persistence.SavedClassifier(trainer.network.head.classifier(), spec, classes), facts
+    )
 
 
-def identity(start: Start, data: Data, options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
+def identity(
+    start: initialization.InitialState,
+    data: initialization.TrainValSplit,
+    options: argparse.Namespace,
+    recipe: recipes.Recipe,
+) -> dict[str, Any]:
     """Return what makes two runs the same, so that one may go on where the other stopped."""
     labelled = [(data.manifest.paths[row], int(data.manifest.labels[row])) for row in (*data.train, *data.val)]
-    listed = images.digest(repr((len(data.train), labelled)).encode())
+    listed = decoding.digest(repr((len(data.train), labelled)).encode())
     head = hashlib.sha256(b"".join(value.numpy().tobytes() for value in start.head.state_dict().values()))
     return {
         **asdict(start.spec),
@@ -108,7 +117,7 @@ def identity(start: Start, data: Data, options: argparse.Namespace, recipe: Reci
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("finetune", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser = config.command("finetune", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument("--unfreeze", default="all", help="train the backbone from this layer on, or none or all of it")
     parser.add_argument(
         "--head", choices=("classifier", "random"), default="classifier", help="start with stage two's, or anew"
@@ -125,9 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the steps")
     parser.add_argument("--compile", action="store_true", help="compile the steps; pays on a GPU, over many epochs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
     add_file_flags(parser)
-    parser.set_defaults(**experiment.section("finetune"))
+    parser.set_defaults(**config.section("finetune"))
     return parser
 
 
@@ -139,7 +148,7 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         "float": float,
         "bool": lambda text: bool(int(text)),
     }
-    for field in fields(Recipe):
+    for field in fields(recipes.Recipe):
         presets = ", ".join(f"{name} {getattr(recipe, field.name)}" for name, recipe in recipes.RECIPES.items())
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
@@ -168,34 +177,38 @@ def add_file_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Fine-tune what the options name."""
-    changes = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    changes = {field.name: getattr(options, field.name) for field in fields(recipes.Recipe)}
     recipe = recipes.choose(options.recipe, {name: value for name, value in changes.items() if value is not None})
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    manifest = datasets.open_prepared(address.data, **experiment.section("prepare"))
-    datasets.demand_one_label(manifest)
-    from pipeline import starts
-    from pipeline.network import choose_device
-    from pipeline.processes import joined
+    manifest = sources.open_prepared(address.data, **config.section("prepare"))
+    require_single_label(manifest)
+    from pipeline.finetuning import initialization
+    from pipeline.finetuning.distributed import join_processes
+    from pipeline.networks.frozen import choose_device
 
-    data = starts.split(manifest, options.val, options.seed)
+    data = initialization.split_train_val(manifest, options.val, options.seed)
     start = begin(options, address, data, recipe)
     if options.deterministic:
         be_deterministic()
-    with joined(choose_device(options.device)) as (processes, device):
+    with join_processes(choose_device(options.device)) as (processes, device):
         train_and_keep(options, recipe, data, start, processes, device)
 
 
-def begin(options: argparse.Namespace, address: Experiment, data: Data, recipe: Recipe) -> Start:
+def begin(
+    options: argparse.Namespace, address: Experiment, data: initialization.TrainValSplit, recipe: recipes.Recipe
+) -> initialization.InitialState:
     """Return the start that the options name."""
-    from pipeline import starts
+    from pipeline.finetuning import initialization
 
     if options.head == "classifier":
         files = (options.classifier or address.classifier, options.codes or address.codes)
-        return starts.from_classifier(*files, data, recipe.dropout, options.weights or "")
-    usual = experiment.section("extract")
+        return initialization.from_classifier(*files, data, recipe.dropout, options.weights or "")
+    usual = config.section("extract")
     origin, pool = options.weights or usual.get("weights", "default"), options.pool or usual.get("pool", "avg")
     classes = len(data.manifest.classes)
-    return starts.anew(options.backbone, options.layer, origin, pool, classes, recipe.dropout, options.seed)
+    return initialization.from_random_head(
+        options.backbone, options.layer, origin, pool, classes, recipe.dropout, options.seed
+    )
 
 
 def be_deterministic() -> None:
@@ -208,19 +221,24 @@ def be_deterministic() -> None:
 
 
 def train_and_keep(
-    options: argparse.Namespace, recipe: Recipe, data: Data, start: Start, processes: Processes, device: str
+    options: argparse.Namespace,
+    recipe: recipes.Recipe,
+    data: initialization.TrainValSplit,
+    start: initialization.InitialState,
+    processes: Processes,
+    device: str,
 ) -> None:
     """Train in this process, among others or alone; the first of them writes and prints."""
-    from pipeline.checkpoints import Checkpoint
-    from pipeline.processes import share_batch_norms
-    from pipeline.training import Trainer, Work, choose_precision
-    from pipeline.tunable import TunableNetwork
+    from pipeline.finetuning.checkpoint import Checkpoint
+    from pipeline.finetuning.distributed import share_batch_norms
+    from pipeline.finetuning.model import TunableNetwork
+    from pipeline.finetuning.trainer import RuntimeConfig, Trainer, choose_step_precision
 
     address = Experiment(options.dataset, options.backbone, options.layer, FINETUNED)
     path, report = options.out or address.classifier.with_suffix(".safetensors"), options.report or address.report
     checkpoint = Checkpoint(path.parent / ".store" / f"{path.name}.checkpoint", identity(start, data, options, recipe))
-    precision = choose_precision(options.precision, device)
-    work = Work(device, options.threads, precision, options.compile, options.checkpoint_every)
+    precision = choose_step_precision(options.precision, device)
+    work = RuntimeConfig(device, options.threads, precision, options.compile, options.checkpoint_every)
     network = TunableNetwork(start.spec, start.head, options.unfreeze, start.origin).to(device)
     if processes.count > 1 and recipe.batch_norm == "trained":
         share_batch_norms(network.graph)
@@ -237,7 +255,7 @@ def train_and_keep(
             checkpoint.remove()
     say(conclusion(trainer, path))
     if stopped:
-        raise PipelineError(f"{stopped} {path} holds the best weights so far, of epoch {trainer.best['epoch']}.")
+        raise errors.PipelineError(f"{stopped} {path} holds the best weights so far, of epoch {trainer.best['epoch']}.")
 
 
 def introduction(trainer: Trainer, options: argparse.Namespace) -> str:
@@ -257,14 +275,14 @@ def introduction(trainer: Trainer, options: argparse.Namespace) -> str:
 def conclusion(trainer: Trainer, path: Path) -> str:
     """Say which weights were kept, what they reach, and where they lie."""
     best, count = trainer.best, len(trainer.data.val)
-    low, high = scores.wilson(round(best["val_accuracy"] * count), count)
+    low, high = scoring.wilson_interval(round(best["val_accuracy"] * count), count)
     return (
         f"{path}: the weights after epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} "
         f"(95% {low:.4f}–{high:.4f}), n = {count}; before the first step it was {trainer.rows[0]['val_accuracy']:.4f}"
     )
 
 
-def described(trainer: Trainer, options: argparse.Namespace, stopped: PipelineError | None) -> dict[str, Any]:
+def described(trainer: Trainer, options: argparse.Namespace, stopped: errors.PipelineError | None) -> dict[str, Any]:
     """Return how the network was trained, for the description beside its files."""
     return {
         "dataset": Experiment(options.dataset, options.backbone).name,
@@ -285,7 +303,7 @@ def described(trainer: Trainer, options: argparse.Namespace, stopped: PipelineEr
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from pipeline import datasets, errors, experiment, images, saved
-from pipeline.codes import PLUS, join
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.images import BadImage
-from pipeline.saved import SavedClassifier
-
 if TYPE_CHECKING:
-    from pipeline.engine import Engine, Picture
+    from pipeline.extraction.engine import Engine, ImageInput
+
+from pipeline import config, errors
+from pipeline.classifiers import persistence
+from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.data import sources
+from pipeline.images import decoding, parallel
+from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 UNDECODABLE = "surrogateescape"
@@ -48,16 +48,16 @@ class Unread:
 
 
 def predict(
-    classifier: SavedClassifier, engine: Engine, paths: Iterable[Path], top: int, threads: int
+    classifier: persistence.SavedClassifier, engine: Engine, paths: Iterable[Path], top: int, threads: int
 ) -> Iterator[Prediction | Unread]:
     """Yield what becomes of each image, bad ones ahead of the batch they stand in; a few batches are in memory.
 
     The classes are those that `evaluate` would name: the order is that of the margins.
     """
     read = partial(engine.pictures, threads=threads)
-    batch: list[tuple[Path, Picture]] = []
+    batch: list[tuple[Path, ImageInput]] = []
     for path, item in named(paths, read):
-        if isinstance(item, BadImage):
+        if isinstance(item, decoding.BadImage):
             yield Unread(path, str(item))
             continue
         batch.append((path, item[0]))
@@ -69,8 +69,8 @@ def predict(
 
 
 def named(
-    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[Picture, str] | BadImage]]
-) -> Iterator[tuple[Path, tuple[Picture, str] | BadImage]]:
+    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[ImageInput, str] | decoding.BadImage]]
+) -> Iterator[tuple[Path, tuple[ImageInput, str] | decoding.BadImage]]:
     """Yield each path with what `read` gives of it, or with the reason why it gives nothing."""
     waiting: deque[Path] = deque()
 
@@ -84,14 +84,16 @@ def named(
 
 
 def predict_batch(
-    classifier: SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, Picture]], top: int
+    classifier: persistence.SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, ImageInput]], top: int
 ) -> Iterator[Prediction]:
     """Yield the predictions of some (path, picture)."""
     found = engine.codes([picture for _, picture in batch])
     spec = classifier.spec
-    values = join([found[layer].astype(np.float32, copy=False) for layer in spec.layer.split(PLUS)], spec)
-    margins = saved.margins(classifier, values)
-    shown = saved.probabilities(classifier, values)
+    values = join_codes(
+        [found[layer].astype(np.float32, copy=False) for layer in spec.layer.split(LAYER_SEPARATOR)], spec
+    )
+    margins = persistence.margins(classifier, values)
+    shown = persistence.probabilities(classifier, values)
     best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
     for (path, _), order, row in zip(batch, best, margins if shown is None else shown, strict=True):
         names = tuple(classifier.classes[place] for place in order)
@@ -104,7 +106,7 @@ def list_paths(given: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
         if name == "-":
             yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
         elif Path(name).is_dir():
-            yield from datasets.files_below(Path(name))
+            yield from sources.files_below(Path(name))
         else:
             yield Path(name)
 
@@ -148,7 +150,7 @@ def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], N
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("predict", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
+    parser = config.command("predict", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE|FOLDER|-", help="files, folders with all below, or - for paths on stdin"
     )
@@ -160,19 +162,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--batch-size", type=int, default=0, help="images a batch; 0: what suits the device")
-    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Predict what the options name."""
-    experiment.demand_least(options, top=1, batch_size=0, threads=1)
+    config.validate_minimum(options, top=1, batch_size=0, threads=1)
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    classifier = saved.load(options.classifier or address.classifier)
-    from pipeline.engine import Engine
-    from pipeline.network import choose_device, rebuild
+    classifier = persistence.load(options.classifier or address.classifier)
+    from pipeline.extraction.engine import Engine
+    from pipeline.networks.frozen import choose_device, rebuild_network
 
-    network = rebuild(classifier.spec, options.weights).to(choose_device(options.device))
+    network = rebuild_network(classifier.spec, options.weights).to(choose_device(options.device))
     engine = Engine(network, options.batch_size)
     paths = list_paths(options.images, stdin_lines())
     results = predict(classifier, engine, paths, options.top, options.threads)
@@ -187,7 +189,9 @@ def run(options: argparse.Namespace) -> None:
     for note in engine.notes:
         print(note, file=sys.stderr)
     if not done:
-        raise PipelineError(f"None of the {bad} images can be read." if bad else "No images were named, or found.")
+        raise errors.PipelineError(
+            f"None of the {bad} images can be read." if bad else "No images were named, or found."
+        )
     print(f"{done} images, {bad} set aside", file=sys.stderr)
 
 
@@ -205,7 +209,7 @@ def reconfigure(stream: TextIO) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -9,61 +9,63 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import catalogue, datasets, errors, experiment, images
-from pipeline.datasets import Listed
-from pipeline.errors import PipelineError
+from pipeline import config, errors, files
+from pipeline.data import downloads, sources
+from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
+from pipeline.data.splits import assign_splits, find_leaks, settle_given_splits
+from pipeline.images import decoding, parallel
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
-SOURCES: dict[str, Callable[[Path], list[Listed]]] = {"digits": datasets.write_digits, **catalogue.SOURCES}
+SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What came of a dataset: its images with their splits, the bad files with reasons, copies across splits."""
 
-    images: list[Listed]
+    images: list[ListedImage]
     bad: list[tuple[str, str]]
     leaks: list[tuple[str, str, str, str]]
 
 
-def list_source(source: str, folder: Path) -> list[Listed]:
+def list_source(source: str, folder: Path) -> list[ListedImage]:
     """List the images of a named dataset (written or downloaded to `folder`), a folder or a CSV."""
     if source in SOURCES:
         return SOURCES[source](folder)
     path = Path(source).expanduser()
     if path.is_dir():
-        return datasets.list_folder(path)
+        return sources.list_folder(path)
     if path.suffix.lower() == ".csv" and path.exists():
-        return datasets.list_csv(path)
+        return sources.list_csv(path)
     if "/" in source or path.suffix:
-        raise PipelineError(f"No folder or CSV at {source}. Check the path.")
+        raise errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
     raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
 
 
 def check(path: Path) -> str:
     """Decode one file and return its digest; raise `BadImage` where it gives no picture."""
-    data = images.read_bytes(path)
-    images.decode(data)
-    return images.digest(data)
+    data = decoding.read_bytes(path)
+    decoding.decode(data)
+    return decoding.digest(data)
 
 
 def prepare(
-    listed: Sequence[Listed], shares: dict[str, float], seed: int, threads: int, group_by: str = ""
+    listed: Sequence[ListedImage], shares: dict[str, float], seed: int, threads: int, group_by: str = ""
 ) -> Prepared:
     """Open every listed file, set the bad ones aside, give the others splits, and look for leakage."""
     from tqdm import tqdm
 
     paths = [image.path for image in listed]
-    checked = images.ordered_map(check, paths, threads, ahead=16 * threads)
+    checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = list(tqdm(checked, "checking", len(paths), unit="image", disable=None))
     good = [(image, result) for image, result in zip(listed, results, strict=True) if isinstance(result, str)]
-    bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, images.BadImage)]
+    bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, decoding.BadImage)]
     digests = [digest for _, digest in good]
-    settled = datasets.assign_splits(datasets.hold_out([image for image, _ in good]), digests, shares, seed, group_by)
-    return Prepared(settled, bad, datasets.leaks(settled, digests))
+    settled = assign_splits(settle_given_splits([image for image, _ in good]), digests, shares, seed, group_by)
+    return Prepared(settled, bad, find_leaks(settled, digests))
 
 
-def demand_column(listed: Sequence[Listed], name: str, source: str) -> None:
+def validate_column(listed: Sequence[ListedImage], name: str, source: str) -> None:
     """Refuse to group by a column that the source does not have, or has without a value."""
     if not name:
         return
@@ -71,34 +73,36 @@ def demand_column(listed: Sequence[Listed], name: str, source: str) -> None:
         if name not in image.columns:
             raise errors.unknown("column", name, image.columns, where=f"--group-by in {source}")
         if not image.columns[name]:
-            raise PipelineError(f"{image.path} has no value in the column {name!r}. Fill it in: its group is unknown.")
+            raise errors.PipelineError(
+                f"{image.path} has no value in the column {name!r}. Fill it in: its group is unknown."
+            )
 
 
-def demand_whole(prepared: Prepared, name: str, source: str) -> None:
+def validate_groups(prepared: Prepared, name: str, source: str) -> None:
     """Refuse splits of the source's own that part a group."""
     splits: dict[str, set[str | None]] = {}
     for image in prepared.images if name else ():
         splits.setdefault(image.columns[name], set()).add(image.split)
     if parted := sorted(group for group, found in splits.items() if len(found) > 1):
-        raise PipelineError(
+        raise errors.PipelineError(
             f"The splits of {source} part {len(parted)} groups of {name!r}, the first is {parted[0]!r}. Mend the "
             "column split, or take it out."
         )
 
 
-def demand_usable(prepared: Prepared, source: str) -> None:
+def validate_usable(prepared: Prepared, source: str) -> None:
     """Refuse a dataset that no classifier could learn from."""
     if not prepared.images:
-        raise PipelineError(f"None of the {len(prepared.bad)} files of {source} is an image: {_first(prepared.bad)}.")
-    classes = {
-        split: {name for i in prepared.images if i.split == split for name in i.classes} for split in datasets.SPLITS
-    }
+        raise errors.PipelineError(
+            f"None of the {len(prepared.bad)} files of {source} is an image: {_first(prepared.bad)}."
+        )
+    classes = {split: {name for i in prepared.images if i.split == split for name in i.classes} for split in SPLITS}
     every = set().union(*classes.values())
     if len(every) < 2:
-        raise PipelineError(f"{source} has one class only, {every.pop()!r}. A classifier needs two or more.")
+        raise errors.PipelineError(f"{source} has one class only, {every.pop()!r}. A classifier needs two or more.")
     for split in ("test", "val"):
         if untrained := sorted(classes[split] - classes["train"]):
-            raise PipelineError(
+            raise errors.PipelineError(
                 f"The labels of {source} do not match: class {untrained[0]!r} has images in {split} but none in train. "
                 "Add some there, or take it out."
             )
@@ -106,15 +110,15 @@ def demand_usable(prepared: Prepared, source: str) -> None:
 
 def write(prepared: Prepared, folder: Path) -> None:
     """Write bad.csv and leakage.csv, and last of all the manifest that makes the dataset a prepared one."""
-    datasets.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
-    datasets.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), prepared.leaks)
-    datasets.write_manifest(folder, prepared.images)
+    files.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
+    files.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), prepared.leaks)
+    write_manifest(folder, prepared.images)
 
 
 def summary(prepared: Prepared, folder: Path) -> str:
     """Say what is in the dataset, and what was set aside."""
     counts = Counter(image.split for image in prepared.images)
-    splits = ", ".join(f"{counts[split]} {split}" for split in datasets.SPLITS if counts[split])
+    splits = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
     classes = {name for image in prepared.images for name in image.classes}
     lines = [f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})"]
     if prepared.bad:
@@ -132,11 +136,11 @@ def _first(bad: Sequence[tuple[str, str]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    defaults = {"test": 0.25, "val": 0.0, "seed": 0} | experiment.section("prepare")
-    parser = experiment.command("prepare", __doc__, EXAMPLE, ())
+    defaults = {"test": 0.25, "val": 0.0, "seed": 0} | config.section("prepare")
+    parser = config.command("prepare", __doc__, EXAMPLE, ())
     parser.add_argument(
         "--dataset",
-        default=experiment.params()["source"],
+        default=config.params()["source"],
         help=f"{', '.join(SOURCES)}, a folder, or a CSV of path,label[,split] (or labels: several, as in cat;dog)",
     )
     parser.add_argument("--out", type=Path, help="the prepared dataset's folder (default: data/NAME)")
@@ -149,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-bad", choices=("skip", "error"), default="skip", help="set bad files aside, or stop at them"
     )
-    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that decode")
+    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
     parser.set_defaults(**defaults)
     return parser
 
@@ -158,26 +162,26 @@ def run(options: argparse.Namespace) -> None:
     """Prepare what the options name."""
     shares = {"test": options.test, "val": options.val}
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
-        raise PipelineError(
+        raise errors.PipelineError(
             f"--test {options.test} and --val {options.val} must be shares ≥ 0 that leave something for training."
         )
     folder = options.out or Path("data", Path(options.dataset).expanduser().resolve().with_suffix("").name)
     listed = list_source(options.dataset, folder)
-    demand_column(listed, options.group_by, options.dataset)
+    validate_column(listed, options.group_by, options.dataset)
     prepared = prepare(listed, shares, options.seed, options.threads, options.group_by)
     if prepared.bad and options.on_bad == "error":
-        raise PipelineError(
+        raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Mend them, or run with --on-bad skip."
         )
-    demand_usable(prepared, options.dataset)
-    demand_whole(prepared, options.group_by, options.dataset)
+    validate_usable(prepared, options.dataset)
+    validate_groups(prepared, options.group_by, options.dataset)
     write(prepared, folder)
     print(summary(prepared, folder))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import errors, experiment, studies
-from pipeline.errors import PipelineError
+from pipeline import config, errors
+from pipeline.reporting.experiments import find_experiments, find_multi_label
 
 EXAMPLE = "python -m pipeline.report --dataset digits"
 COLUMNS = ("dataset", "backbone", "layer", "model", "top-1", "95% interval", "balanced", "n")
@@ -44,7 +44,7 @@ def write(path: Path, html: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = experiment.command("report", __doc__, EXAMPLE, ())
+    parser = config.command("report", __doc__, EXAMPLE, ())
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of the scores")
     for word in ("dataset", "backbone"):
         parser.add_argument(f"--{word}", help=f"show the experiments of this {word} only")
@@ -57,18 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Print the table, write the page, and say where it lies."""
     if options.thumbnails < 0:
-        raise PipelineError(f"--thumbnails {options.thumbnails} must be megabytes, 0 or more.")
+        raise errors.PipelineError(f"--thumbnails {options.thumbnails} must be megabytes, 0 or more.")
     scope = (options.reports, options.dataset, options.backbone)
-    rows, others = studies.find(*scope), studies.left_out(*scope)
+    rows, others = find_experiments(*scope), find_multi_label(*scope)
     if others:
         print(f"Left out, since their images have several labels each: {', '.join(others)}")
     if not rows:
         return
     path = options.out or options.reports / "index.html"
     if not options.table:
-        from pipeline import pages, summaries
+        from pipeline.reporting import rendering, summary
 
-        write(path, pages.render(summaries.summarise(options.reports, rows, int(options.thumbnails * MEGABYTE))))
+        write(path, rendering.render(summary.summarise(options.reports, rows, int(options.thumbnails * MEGABYTE))))
     print(table(rows))
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

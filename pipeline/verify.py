@@ -10,35 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import codes, datasets, errors, experiment, images
-from pipeline.datasets import Manifest
-from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.images import BadImage
+from pipeline import config, errors
+from pipeline.codes import reader
+from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.images import decoding, parallel
+from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.verify features/digits/tinyvgg/fc7.h5"
 
 
 def unsound(path: Path) -> Iterator[str]:
     """Yield what is wrong with the values; rows that do not fit their checksums end in an error of their own."""
-    index = codes.read_index(path, {})
-    for rows, values in codes.blocks(path, np.arange(len(index.paths))):
+    index = reader.read_index(path, {})
+    for rows, values in reader.blocks(path, np.arange(len(index.paths))):
         for row in rows[~np.isfinite(values).all(1)]:
             yield f"row {row} ({index.paths[row]!r}) has values that are not finite"
 
 
 def strangers(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
     """Yield each row whose image, label or split is not what the prepared dataset says now."""
-    index = codes.read_index(path, {})
+    index = reader.read_index(path, {})
     known = {name: row for row, name in enumerate(manifest.paths)}
     rows = [known.get(name) for name in index.paths]
     files = (manifest.root / name for name in index.paths)
-    digests = images.ordered_map(images.read_digest, files, threads, ahead=16 * threads)
+    digests = parallel.ordered_map(decoding.read_digest, files, threads, ahead=16 * threads)
     for number, (row, digest) in enumerate(zip(rows, digests, strict=True)):
         name = f"row {number} ({index.paths[number]!r})"
         if row is None:
             yield f"{name} is not in the dataset"
-        elif isinstance(digest, BadImage) or digest != index.digests[number]:
+        elif isinstance(digest, decoding.BadImage) or digest != index.digests[number]:
             yield f"{name} is of an image that is gone or has changed"
         elif (named(index.classes, index.labels[number]), index.splits[number]) != (
             named(manifest.classes, manifest.labels[row]),
@@ -54,32 +54,32 @@ def named(classes: Sequence[str], label: Any) -> set[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags, with defaults from params.yaml."""
-    parser = experiment.command("verify", __doc__, EXAMPLE, ())
+    parser = config.command("verify", __doc__, EXAMPLE, ())
     parser.add_argument("file", type=Path, help="the HDF5 file of codes")
     parser.add_argument("--dataset", help="also compare rows with this dataset (default: the one in the file's path)")
-    parser.add_argument("--threads", type=int, default=images.default_threads(), help="that read images")
+    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that read images")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Verify what the options name."""
-    spec = codes.read_index(options.file, {}).spec
+    spec = reader.read_index(options.file, {}).spec
     problems = list(unsound(options.file))
     dataset = options.dataset or options.file.absolute().parent.parent.name
     folder = Experiment(dataset, spec.backbone).data
-    compared = options.dataset or (folder / datasets.MANIFEST).exists()
+    compared = options.dataset or (folder / MANIFEST).exists()
     if compared:
-        problems += strangers(options.file, datasets.read_manifest(folder), options.threads)
+        problems += strangers(options.file, read_manifest(folder), options.threads)
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise PipelineError(f"{options.file}: {problems[0]}{rest}. Run pipeline.extract again.")
+        raise errors.PipelineError(f"{options.file}: {problems[0]}{rest}. Run pipeline.extract again.")
     images_too = f"and fit the images in {folder}" if compared else "(no prepared dataset to compare them with)"
     print(f"{options.file}: {spec.backbone} {spec.layer}, all rows are sound {images_too}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run(build_parser, run, argv)
+    return errors.run_command(build_parser, run, argv)
 
 
 if __name__ == "__main__":

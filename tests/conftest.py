@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.codes import CodesSpec, encoded
-from pipeline.codes_writer import CodesWriter, Columns, store_of
+from pipeline.codes import reader
+from pipeline.codes.spec import CodesSpec
+from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,9 +125,14 @@ class Listing:
 
 def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) -> None:
     """Write given codes to an HDF5 file, and nothing that earlier ones left."""
-    shutil.rmtree(store_of(path.parent), ignore_errors=True)
+    shutil.rmtree(cache_folder(path.parent), ignore_errors=True)
     labels = np.asarray(listing.labels, dtype=np.int64)
-    columns = Columns(encoded(listing.paths), labels, encoded(listing.splits), encoded(listing.classes))
+    columns = Metadata(
+        reader.encode_texts(listing.paths),
+        labels,
+        reader.encode_texts(listing.splits),
+        reader.encode_texts(listing.classes),
+    )
     with CodesWriter(path, make_spec(**spec), values.shape[1], columns) as writer:
         writer.write(range(len(labels)), values.astype(np.float32), listing.digests)
         writer.commit(listing.bad)

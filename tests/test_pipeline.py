@@ -1,8 +1,7 @@
-"""The whole: DVC re-runs what changed and nothing else, stages name what they import, the README's commands run."""
+"""The whole: DVC re-runs what changed and nothing else, and the README's commands run."""
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -16,43 +15,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-STAGES = ("prepare", "extract", "advise", "classify", "evaluate", "report")
-PACKAGES = {path.parent.name for path in (ROOT / "pipeline").glob("*/__init__.py")}
 COMMANDS = sorted(
     path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
 )
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def imported(module: str, seen: set[str]) -> set[str]:
-    """Return the modules of ours that a module imports, by whatever road, itself included."""
-    if module in seen:
-        return seen
-    seen.add(module)
-    path = ROOT / "pipeline" / module
-    sources = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    names = {path.stem for path in (ROOT / "pipeline").glob("*.py")} | PACKAGES
-    for node in (node for source in sources for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
-            parts = (node.module or "").split(".")[1:] + [alias.name for alias in node.names]
-            for part in names & set(parts):
-                imported(part, seen)
-    return seen
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_deps_of_a_stage_are_what_its_command_imports(stage: str) -> None:
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
-    ours = {Path(dep).stem for dep in deps if dep.endswith(".py") or Path(dep).name in PACKAGES}
-    assert ours == imported(stage, set()) | {"__init__"}
-
-
-def test_imports_run_one_way() -> None:
-    for path in (ROOT / "pipeline").glob("*.py"):
-        others = imported(path.stem, set()) - {path.stem}
-        assert not others & set(COMMANDS), f"{path.stem} imports a command"
-        for other in others:
-            assert path.stem not in imported(other, set()), f"{path.stem} and {other} import each other"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

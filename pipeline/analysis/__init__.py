@@ -1,0 +1,1 @@
+"""What codes and predictions tell: transferability, recommendations, comparisons, neighbours."""

@@ -1,0 +1,57 @@
+"""Show what earlier extractions left for later ones, and prune it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline import config, errors
+from pipeline.codes.writer import claim_folder
+
+EXAMPLE = "python -m pipeline.cache --prune"
+
+
+def own_bytes(path: Path) -> int:
+    """Return the bytes on disk that would be free without this file: none while codes elsewhere share them."""
+    status = path.stat()
+    return 512 * status.st_blocks if status.st_nlink == 1 else 0
+
+
+def prune(folder: Path) -> int:
+    """Remove the files of one backbone's store, unless a run is writing there; return the bytes that this freed."""
+    freed = 0
+    with claim_folder(folder.parent.parent / folder.name):
+        for path in folder.iterdir():
+            freed += own_bytes(path)
+            path.unlink()
+    return freed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags, with defaults from params.yaml."""
+    parser = config.command("cache", __doc__, EXAMPLE, ())
+    parser.add_argument("--features", type=Path, default=Path("features"), help="the folder of all codes")
+    parser.add_argument("--prune", action="store_true", help="remove it all; codes under features/ stay")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Show or prune the store."""
+    folders = sorted(path for path in options.features.glob("*/.store/*") if path.is_dir())
+    if options.prune:
+        print(f"{sum(map(prune, folders)) / 1e6:.1f} MB freed")
+        return
+    files = [path for folder in folders for path in sorted(folder.iterdir())]
+    for path in files:
+        print(f"{path.stat().st_size / 1e6:10.1f} MB  {own_bytes(path) / 1e6:10.1f} MB of its own  {path}")
+    print(f"{len(files)} files, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return errors.run_command(build_parser, run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

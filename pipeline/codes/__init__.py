@@ -1,0 +1,1 @@
+"""CNN codes on disk: what they are, and how their HDF5 files are read and written."""

@@ -1,0 +1,80 @@
+"""Write files so that a reader never meets half of one; CSV and JSON; one writer at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.errors import PipelineError
+
+UTF8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+"""How text files are opened: file names that are not valid UTF-8 keep their bytes."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` at the end, or remove it if an exception is raised.
+
+    The parent folder is created. A process that is killed leaves at most the temporary file, whose name starts with a
+    dot, and the old file stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, complete or not at all."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, complete or not at all."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file with one value per line, complete or not at all."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Write a CSV file with a header line, complete or not at all."""
+    with replacing(path) as partial, partial.open("w", **UTF8) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Read a CSV file that `write_csv` wrote: a dict per line, by the header's names."""
+    with path.open(**UTF8) as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def locked(path: Path, message: str) -> Iterator[None]:
+    """Hold the lock file at `path`; raise PipelineError with `message` at once if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise PipelineError(message) from None
+    try:
+        yield
+    finally:
+        lock.release()

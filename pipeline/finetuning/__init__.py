@@ -1,0 +1,1 @@
+"""Training a network further: recipes, the head, the loop, and its checkpoints."""

@@ -1,0 +1,60 @@
+"""The embedded backbone: a small VGG for 64×64 images, trained on Tiny-ImageNet (see weights/tinyvgg.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WEIGHTS = Path(__file__).parent / "pretrained" / "tinyvgg.safetensors"
+SOURCE_STATISTICS = WEIGHTS.with_name("tinyvgg.source.npz")
+"""Mean and covariance of the codes of its source's validation images: layer, pool, n, mean, cov."""
+SHA256 = "7e1a7cb4cfc7e1608e3fa1163e9e48d1e86b1a0a6ae86b0cd39049b7d6bb96dc"
+SIZE = 64
+MAX_POOL = 0
+CONVOLUTIONS = (32, MAX_POOL, 64, MAX_POOL, 128, 128, MAX_POOL, 256, 256, MAX_POOL, 512)
+
+LAYERS = {
+    "conv1": "features.2",
+    "pool1": "features.3",
+    "conv2": "features.6",
+    "pool2": "features.7",
+    "conv3": "features.10",
+    "conv4": "features.13",
+    "pool3": "features.14",
+    "conv5": "features.17",
+    "conv6": "features.20",
+    "pool4": "features.21",
+    "conv7": "features.24",
+    "fc6": "classifier.1",
+    "fc7": "classifier.4",
+}
+"""Friendly names and their graph nodes, each after its ReLU."""
+
+
+class TinyVGG(nn.Module):
+    """Seven 3×3 convolutions with batch norm, four max pools, two hidden layers; named as torchvision's VGG is."""
+
+    def __init__(self, num_classes: int = 200) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in CONVOLUTIONS:
+            if width == MAX_POOL:
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d(2)
+        self.classifier = nn.Sequential(
+            *(nn.Linear(4 * channels, 1024), nn.ReLU(), nn.Dropout(0.3)),
+            *(nn.Linear(1024, 1024), nn.ReLU(), nn.Dropout(0.3)),
+            nn.Linear(1024, num_classes),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, num_classes) scores of (n, 3, 64, 64) normalised images."""
+        maps = self.avgpool(self.features(images))
+        return self.classifier(torch.flatten(maps, 1))

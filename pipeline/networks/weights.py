@@ -1,0 +1,113 @@
+"""Weights files: fetch, check their hash, and read a state dict without running anything in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline import errors
+
+
+def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
+    """Read a state dict, never running anything in the file, whose SHA-256 must start with `sha256`."""
+    if not path.exists():
+        raise errors.PipelineError(f"No weights file at {path}. Check the path given to --weights.")
+    if not sha256_of(path).startswith(sha256):
+        raise errors.PipelineError(
+            f"{path} is damaged: its SHA-256 does not start with {sha256}. Delete it, then run again."
+        )
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may fail in many ways; all mean the same to the user
+        raise errors.PipelineError(
+            f"{path} is no file of weights that can be read safely ({errors.first_line(error)})."
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise errors.PipelineError(f"{path} holds no state dict. Save one with torch.save(model.state_dict(), …).")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, with `facts` in its metadata, beside `path`, and move it in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, dict(facts))
+    partial.replace(path)
+
+
+def spec_within(origin: str) -> dict[str, Any]:
+    """Return the spec of codes that `finetune` wrote into a weights file; {} of all other weights."""
+    path = Path(origin).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("spec", "{}")
+    try:
+        spec = json.loads(text)
+    except ValueError:  # somebody else's weights may call anything a spec
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hub_path(url: str) -> Path:
+    """Return where torch.hub keeps the file of that address."""
+    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+
+
+def hash_in_name(url: str) -> str:
+    """Return the start of the SHA-256 that torchvision writes into its files' names (resnet18-f37072fd.pth)."""
+    found = re.search(r"-([0-9a-f]{8,64})\.", url)
+    return found.group(1) if found else ""
+
+
+def fetch(url: str) -> Path:
+    """Return torch.hub's copy of a file, downloaded if need be; its hash is checked before it gets its name."""
+    path = hub_path(url)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"Downloading {url} to {path}", file=sys.stderr)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_in_name(url) or None, progress=sys.stderr.isatty())
+    except (URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        raise errors.PipelineError(
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, or take --weights FILE."
+        ) from error
+    except RuntimeError as error:
+        raise errors.PipelineError(f"The download of {url} is damaged ({error}). Run again.") from error
+    return path
+
+
+def state_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 of a network's parameters and buffers: names, types, shapes and values."""
+    return digest_of(model.state_dict())
+
+
+def digest_of(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of a state dict: names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.contiguous().numpy().data)
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""What the report shows: experiments become a summary, and the summary a page."""

@@ -1,0 +1,310 @@
+"""The solvers reach scikit-learn's objectives, the path equals fits fold by fold, and bad input gets a sentence."""
+
+import warnings
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from pipeline.classifiers import solvers
+from pipeline.classifiers.solvers import path as path_module
+from pipeline.classifiers.solvers.descent import _remaining
+from pipeline.classifiers.solvers.path import normalised_design
+
+SHAPES = {"tall": (600, 80, 10), "square": (250, 200, 3), "wide": (90, 400, 10), "two classes": (300, 60, 2)}
+MODELS = {"svm": solvers.LinearSVM, "softmax": solvers.Softmax}
+
+
+def codes(n: int, d: int, n_classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Make codes (n, d) float32 as a ReLU leaves them, rows of length 1, and labels; each class is there."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % n_classes
+    latent = rng.normal(size=(n_classes, 16))[y] + 1.2 * rng.normal(size=(n, 16))
+    X = np.maximum(latent @ rng.normal(size=(16, d)) / 4 + rng.normal(size=(n, d)) - 0.5, 0)
+    return (X / np.linalg.norm(X, axis=1, keepdims=True)).astype(np.float32), y
+
+
+def hinges(model, X, y, weight):
+    """Return the objective of each class of a linear SVM: (n_columns,) float64."""
+    scores = (X.astype(float) @ model.coef_.T.astype(float)) + model.intercept_
+    signs = np.where(y[:, None] == (model.classes_ if scores.shape[1] > 1 else model.classes_[1:]), 1, -1)
+    losses = weight[:, None] * np.maximum(0, 1 - signs * scores) ** 2
+    return (model.coef_.astype(float) ** 2).sum(1) / 2 + model.intercept_**2 / 2 + model.C * losses.sum(0)
+
+
+def entropies(model, X, y, weight):
+    """Return the objective of logistic regression."""
+    logs = model.predict_log_proba(X.astype(float))[np.arange(len(y)), np.searchsorted(model.classes_, y)]
+    return (model.coef_.astype(float) ** 2).sum() / 2 - model.C * (weight * logs).sum()
+
+
+@parametrize_with_checks([solvers.LinearSVM(), solvers.Softmax()])
+def test_scikit_learn_checks_pass(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("C", [1e-3, 1, 30, 1e3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_svm_reaches_the_objective_of_linearsvc(shape, C, weighted):
+    X, y = codes(*SHAPES[shape])
+    weight = np.random.default_rng(1).integers(0, 4, len(y)).astype(float) if weighted else np.ones(len(y))
+    ours = solvers.LinearSVM(C=C).fit(X, y, weight)
+    theirs = LinearSVC(C=C, tol=1e-7, max_iter=200_000).fit(X, y, weight)
+    np.testing.assert_array_less(hinges(ours, X, y, weight), hinges(theirs, X, y, weight) * (1 + 1e-4))
+
+
+@pytest.mark.parametrize("C", [1e-2, 1, 100])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_softmax_reaches_the_objective_of_logistic_regression(shape, C, weighted):
+    X, y = codes(*SHAPES[shape])
+    weight = np.random.default_rng(1).integers(0, 4, len(y)).astype(float) if weighted else np.ones(len(y))
+    ours = solvers.Softmax(C=C).fit(X, y, weight)
+    theirs = LogisticRegression(C=C, tol=1e-6, max_iter=5000).fit(X.astype(float), y, weight)
+    assert entropies(ours, X, y, weight) < entropies(theirs, X, y, weight) * (1 + 1e-4)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=0.03)
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", {0: 3.0, 1: 0.5}])
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize(("ours", "theirs"), [(solvers.LinearSVM, LinearSVC), (solvers.Softmax, LogisticRegression)])
+def test_class_weights_mean_what_they_mean_in_scikit_learn(ours, theirs, n_classes, class_weight):
+    X, y = codes(300, 40, n_classes)
+    X, y = X[y < 3 + np.arange(300) % 2], y[y < 3 + np.arange(300) % 2]
+    ours = ours(C=10, tol=1e-8, class_weight=class_weight).fit(X.astype(float), y)
+    theirs = theirs(C=10, tol=1e-8, class_weight=class_weight, max_iter=50_000).fit(X.astype(float), y)
+    np.testing.assert_allclose(ours.decision_function(X), theirs.decision_function(X), atol=0.01)
+
+
+@pytest.mark.parametrize("model", [solvers.LinearSVM, solvers.Softmax])
+@pytest.mark.parametrize("shape", ["tall", "wide"])
+def test_without_an_intercept_there_is_none(model, shape):
+    X, y = codes(*SHAPES[shape])
+    fitted = model(fit_intercept=False).fit(X, y)
+    np.testing.assert_array_equal(fitted.intercept_, 0)
+    assert fitted.coef_.dtype == np.float32 and fitted.score(X, y) > 0.8
+
+
+def test_predictions_on_digits_agree_with_linearsvc():
+    X, y = load_digits(return_X_y=True)
+    X = Normalizer().fit_transform(X).astype(np.float32)
+    ours, theirs = solvers.LinearSVM(C=10).fit(X[:1200], y[:1200]), LinearSVC(C=10, tol=1e-6).fit(X[:1200], y[:1200])
+    assert (ours.predict(X[1200:]) == theirs.predict(X[1200:])).mean() >= 0.995
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normalise", ["l2", "standard"])
+def test_the_path_is_what_fits_fold_by_fold_are(model, shape, normalise):
+    X, y = codes(*SHAPES[shape])
+    X *= 3
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
+    Cs = [1, 0.01, 0.1] if normalise == "l2" else [1e-3, 1e-4]
+    found = solvers.search_path(X, y, folds, Cs, model, normalise=normalise, tol=1e-7)
+    scaler = {"l2": Normalizer, "standard": StandardScaler}[normalise]()
+    for C, accuracies in zip(Cs, found.accuracy, strict=True):
+        for (fitted, held), accuracy in zip(folds, accuracies, strict=True):
+            one = make_pipeline(clone(scaler), MODELS[model](C=C, tol=1e-7)).fit(X[fitted], y[fitted])
+            assert abs(one.score(X[held], y[held]) - accuracy) < 1.5 / len(held)
+    assert found.converged.all() and (found.seconds > 0).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_path_is_the_same_in_parts(model, monkeypatch):
+    X, y = codes(300, 50, 6)
+    folds = list(StratifiedKFold(3).split(X, y))
+    weight = np.arange(300) % 3
+    whole = solvers.search_path(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
+    monkeypatch.setattr(path_module, "_column_budget", lambda design, memory: 4)
+    parts = solvers.search_path(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
+    np.testing.assert_allclose(whole.accuracy, parts.accuracy, atol=0.011)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("normalise", [None, "l2", "standard"])
+def test_rows_on_disk_are_as_good_as_an_array(model, shape, normalise, tmp_path):
+    X, y = codes(*SHAPES[shape])
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
+    with h5py.File(tmp_path / "codes.h5", "w") as file:
+        stored = file.create_dataset("values", data=X)
+        here, there = (
+            solvers.search_path(rows, y, folds, [0.01, 0.1], model, normalise=normalise) for rows in (X, stored)
+        )
+        design = normalised_design(stored, [np.arange(len(y))], normalise)
+        fitted = MODELS[model](C=0.1).fit_design(design, y)
+    np.testing.assert_array_equal(here.accuracy, there.accuracy)
+    scaler = {None: FunctionTransformer, "l2": Normalizer, "standard": StandardScaler}[normalise]()
+    reference = MODELS[model](C=0.1).fit(scaler.fit_transform(X), y)
+    np.testing.assert_allclose(fitted.coef_, reference.coef_, atol=2e-2 * abs(reference.coef_).max())
+    weight = np.ones(len(y))
+    objective = {"svm": hinges, "softmax": entropies}[model]
+    ours, theirs = (np.sum(objective(fit, scaler.transform(X), y, weight)) for fit in (fitted, reference))
+    assert abs(ours / theirs - 1) < 1e-4
+
+
+def several(n: int, d: int, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make codes, and labels (n, n_labels) of 0 and 1: each row has two or three of them."""
+    X, y = codes(n, d, n_labels)
+    hot = np.eye(n_labels, dtype=np.uint8)
+    return X, hot[y] | hot[(y + 1) % n_labels] | hot[np.where(X[:, 0] > 0.1, y, (y + 2) % n_labels)]
+
+
+def test_of_several_labels_each_is_learnt_against_its_absence():
+    X, Y = several(300, 60, 4)
+    ours = solvers.LinearSVM(C=1).fit(X, Y)
+    scores = ours.decision_function(X)
+    for label in range(4):
+        theirs = LinearSVC(C=1, tol=1e-7, max_iter=200_000).fit(X, Y[:, label])
+        np.testing.assert_allclose(scores[:, label], theirs.decision_function(X), atol=0.02)
+    np.testing.assert_array_equal(ours.predict(X), scores > 0)
+
+
+def test_a_search_of_several_labels_is_scored_by_the_mean_of_average_precisions():
+    X, Y = several(300, 60, 4)
+    Y[:, 3] = 0
+    Y[90:110, 3] = 1
+    folds = [(np.arange(100, 300), np.arange(100)), (np.arange(200), np.arange(200, 300))]
+    found = solvers.search_path(X, Y, folds, [0.1, 1], normalise="l2")
+    for place, C in enumerate([0.1, 1]):
+        for fold, (fitted, held) in enumerate(folds):
+            labels = [label for label in range(4) if Y[held, label].any()]
+            scores = [
+                LinearSVC(C=C, max_iter=100_000).fit(X[fitted], Y[fitted, label]).decision_function(X[held])
+                for label in labels
+            ]
+            precisions = [average_precision_score(Y[held, k], s) for k, s in zip(labels, scores, strict=True)]
+            assert abs(found.accuracy[place, fold] - np.mean(precisions)) < 0.005
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("model", MODELS)
+def test_held_out_scores_are_those_of_the_fold_that_did_not_see_the_row(model, n_classes):
+    X, y = codes(200, 40, n_classes)
+    folds = list(StratifiedKFold(4).split(X, y))[:3]
+    scores = solvers.held_out_scores(X, y, folds, 10.0, model, normalise="l2", tol=1e-8)
+    for fitted, held in folds:
+        one = MODELS[model](C=10.0, tol=1e-8).fit(X[fitted], y[fitted])
+        np.testing.assert_allclose(scores[held], one.decision_function(X[held]).reshape(scores[held].shape), atol=0.05)
+    assert np.isnan(scores[np.setdiff1d(np.arange(200), np.concatenate([held for _, held in folds]))]).all()
+
+
+def test_a_class_that_a_fold_lacks_is_never_given():
+    X, y = codes(120, 30, 4)
+    folds = [(np.flatnonzero(y != 3), np.flatnonzero(y == 3)), (np.arange(0, 120, 2), np.arange(1, 120, 2))]
+    for model in MODELS:
+        assert (solvers.search_path(X, y, folds, [1.0], model).accuracy[:, 0] == 0).all()
+
+
+def test_constant_columns_and_rows_of_zeros_do_no_harm():
+    X, y = codes(200, 30, 3)
+    X[:, 3], X[:, 4], X[7] = 5, 0, 0
+    folds = list(StratifiedKFold(3).split(X, y))
+    for model, estimator in MODELS.items():
+        assert np.isfinite(estimator().fit(X, y).coef_).all()
+        for normalise in (None, "l2", "standard"):
+            assert solvers.search_path(X, y, folds, [0.1], model, normalise=normalise).accuracy.mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_what_is_left_to_fall_is_foretold_from_how_the_fall_slows(kind):
+    falls = [[8, 4, 2, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125], [2.0] * 9, [0.0] * 9, [2.0**n for n in range(9)]]
+    values = [kind(column) for column in 1000 - np.cumsum(falls, 1).T]
+    xp = np if kind is np.array else torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        halving, even, still, faster = (float(left) for left in _remaining(values, xp))
+    lately = sum(falls[0][5:])
+    assert lately / 3 <= halving <= 2 * lately and halving >= 0.03125
+    assert (even, still, faster) == (np.inf, 0, np.inf)
+
+
+def test_the_same_on_torch_tensors():
+    pytest.importorskip("torch")
+    for shape in ("tall", "wide"):
+        X, y = codes(*SHAPES[shape])
+        for model in MODELS.values():
+            here, there = model(tol=1e-7).fit(X, y), model(tol=1e-7, device="cpu").fit(X, y)
+            np.testing.assert_allclose(here.coef_, there.coef_, atol=2e-3)
+
+
+def test_a_grid_search_takes_them():
+    X, y = codes(120, 20, 3)
+    found = GridSearchCV(
+        make_pipeline(StandardScaler(), solvers.LinearSVM()), {"linearsvm__C": [1e-3, 1e-2]}, cv=3
+    ).fit(X, y)
+    assert found.best_score_ > 0.6
+
+
+@pytest.mark.parametrize("model", [solvers.LinearSVM, solvers.Softmax])
+def test_an_end_before_convergence_is_warned_of(model):
+    X, y = codes(300, 60, 5)
+    with pytest.warns(ConvergenceWarning, match="within 2 iterations"):
+        assert (model(C=1000, max_iter=2).fit(X, y).n_iter_ <= 2).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model().fit(X, y)
+    assert not solvers.search_path(X, y, [(np.arange(200), np.arange(200, 300))], [1000], max_iter=1).converged.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"X": np.full((6, 2), np.nan, np.float32)}, "contains NaN"),
+        ({"X": np.full((6, 2), np.inf, np.float32)}, "contains .*infinity"),
+        ({"y": np.zeros(6, int)}, "of one class, .*needs two classes"),
+        ({"sample_weight": np.array([1, 1, -2, 1, 1, 1.0])}, "not negative, but that of row 2 is -2"),
+        ({"sample_weight": np.array([1, np.nan, 1, 1, 1, 1.0])}, "finite and not negative, but that of row 1 is nan"),
+        ({"sample_weight": np.ones(5)}, "one weight for each of the 6 rows"),
+        ({"sample_weight": np.zeros(6)}, "no row is left"),
+        ({"sample_weight": np.arange(6) % 2}, "that have a weight are of one class"),
+    ],
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_bad_input_is_refused_with_a_sentence(model, changes, sentence):
+    arguments = {"X": np.arange(12, dtype=np.float32).reshape(6, 2), "y": np.arange(6) % 2} | changes
+    with pytest.raises(ValueError, match=sentence):
+        MODELS[model]().fit(**arguments)
+    with pytest.raises(ValueError, match=sentence):
+        solvers.search_path(folds=[(np.arange(4), np.arange(4, 6))], Cs=[1], model=model, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"Cs": [1, 0]}, "must be positive"),
+        ({"Cs": []}, "must be one"),
+        ({"folds": []}, "there must be a fold"),
+        ({"model": "forest"}, "Unknown model 'forest'. Choose from: svm, softmax"),
+        ({"folds": [(np.arange(4), np.arange(4, 6)), (np.array([0, 2]), np.arange(4))]}, "rows of fold 1 .*one class"),
+        ({"normalise": "max"}, "Unknown normalisation 'max'. Choose from: l2, standard"),
+        ({"y": np.arange(5)}, r"X must be \(n, d\) and y \(n,\)"),
+        ({"y": np.array([[0, 1]] * 3 + [[1, 1]] * 3)}, "Every row has the label of column 1"),
+        ({"y": np.array([[0, 0]] * 3 + [[1, 0]] * 3)}, "No row has the label of column 1"),
+        ({"y": np.array([[0, 2]] * 3 + [[1, 0]] * 3)}, "a matrix of 0 and 1"),
+        ({"y": np.array([[0, 1]] * 3 + [[1, 0]] * 3), "model": "softmax"}, "one label a row.* Take the SVM"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(changes, sentence):
+    X, y = codes(6, 4, 2)
+    arguments = {"X": X, "y": y, "folds": [(np.arange(4), np.arange(4, 6))], "Cs": [1.0]} | changes
+    with pytest.raises(ValueError, match=sentence):
+        solvers.search_path(**arguments)
+
+
+@pytest.mark.parametrize("name", ["C", "tol", "max_iter"])
+def test_parameters_that_are_not_positive_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be positive"):
+        solvers.LinearSVM(**{name: 0}).fit(*codes(6, 4, 2))

@@ -1,0 +1,234 @@
+"""advise: each layer measured on the training images alone, a recommendation that says why, and when it cannot tell."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Outcome
+from helpers import count_forwards, mistake
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+from pipeline import advise
+from pipeline.analysis import recommendation
+from pipeline.codes import reader
+from pipeline.data.manifest import Manifest, read_manifest
+
+Run = Callable[..., Outcome]
+LAYERS = ("pool3", "conv7", "fc7")
+
+
+def write_crops(folder: Path, per_class: int) -> Path:
+    """Write parts of two real photographs, of a temple and of a flower: like what the network has seen."""
+    rng = np.random.default_rng(0)
+    for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            side = int(rng.integers(120, 400))
+            top, left = (int(rng.integers(0, length - side)) for length in photo.shape[:2])
+            part = Image.fromarray(photo[top : top + side, left : left + side]).resize((96, 96))
+            part.save(folder / name / f"{number:03}.png")
+    return folder
+
+
+def write_some_digits(folder: Path, per_class: int) -> Path:
+    """Write handwritten digits: unlike any photograph."""
+    digits = load_digits()
+    for label in range(6):
+        (folder / str(label)).mkdir(parents=True)
+        for number, pixels in enumerate(digits.images[digits.target == label][:per_class]):
+            Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(folder / str(label) / f"{number:03}.png")
+    return folder
+
+
+def advised(path: str = "reports/some/tinyvgg/advice/advice.json") -> Any:
+    return json.loads(Path(path).read_text())
+
+
+@pytest.mark.parametrize(
+    ("write", "similar"), [(write_crops, True), (write_some_digits, False)], ids=["similar", "different"]
+)
+@pytest.mark.parametrize(("per_class", "large"), [(20, False), (80, True)], ids=["small", "large"])
+def test_the_four_cases(
+    run: Run, project: Path, write: Callable[[Path, int], Path], similar: bool, per_class: int, large: bool
+) -> None:
+    assert run("prepare", "--dataset", write(project / "some", per_class)).code == 0
+    outcome = run("advise", "--dataset", "some", "--layer", *LAYERS, "--large", 50, "--folds", 3)
+    assert outcome.code == 0, outcome.err
+    found = advised()
+    given = found["advice"]
+    assert (found["facts"]["likeness"] < recommendation.FAR_FROM_SOURCE) == similar
+    assert given["case"] == recommendation.RULES[large, similar][0] and given["fine_tune"] == large
+    assert ("Fine-tune the network" in outcome.out) == large and ("Freeze the network" in outcome.out) != large
+    accuracy = {layer["layer"]: layer["accuracy"] for layer in found["layers"]}
+    best = next(layer for layer in found["layers"] if layer["layer"] == given["layer"])
+    if similar:
+        assert accuracy["fc7"] >= best["low"] and "the last layer does as well as any, as the rule says" in outcome.out
+    else:
+        assert given["layer"] != "fc7" and accuracy["fc7"] < accuracy["pool3"]
+
+
+# What it measures
+
+
+@pytest.fixture
+def measured(run: Run, project: Path) -> Outcome:
+    """Advice on a few digits, with curves."""
+    assert run("prepare", "--dataset", write_some_digits(project / "some", 16)).code == 0
+    flags = ("--layer", "pool3", "conv4", "fc7", "--folds", 2, "--curve", 1, 4, "--relu", "both")
+    return run("advise", "--dataset", "some", *flags)
+
+
+def test_what_is_written(measured: Outcome) -> None:
+    assert measured.code == 0, measured.err
+    folder = Path("reports/some/tinyvgg/advice")
+    rows = list(csv.DictReader((folder / "layers.csv").open()))
+    assert [row["layer"] for row in rows] == ["conv4", "pool3", "fc7"], "as the network computes them"
+    for row in rows:
+        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
+    points = list(csv.DictReader((folder / "curve.csv").open()))
+    kinds = {(point["layer"], point["relu"], point["images"]) for point in points}
+    assert kinds == {
+        (layer, relu, images)
+        for layer, relu in [("conv4", "post"), ("pool3", "post"), ("fc7", "post"), ("conv4", "pre"), ("fc7", "pre")]
+        for images in "14"
+    }, "pooling has no ReLU of its own"
+    few, more = (np.mean([float(p["accuracy"]) for p in points if p["images"] == images]) for images in "14")
+    assert few < more
+    Image.open(folder / "layers.png").verify()
+    facts = advised()["facts"]
+    assert facts["n_images"] == 6 * 12 and facts["fewest"] == 12 and facts["leep"] < 0 and facts["nce"] <= 0
+    assert 0 < facts["certainty"] <= facts["spread"] <= 1
+
+
+def test_the_report_shows_it(run: Run, measured: Outcome) -> None:
+    address = ("--dataset", "some", "--layer", "fc7")
+    assert run("extract", *address).code == 0
+    assert run("classify", *address, "--folds", 2, "--grid", "{l2: {C: [10]}}").code == 0
+    assert run("evaluate", *address).code == 0 and run("report").code == 0
+    page = Path("reports/index.html").read_text(encoding="utf-8")
+    assert "Advice: <bdi>some, tinyvgg</bdi>" in page and "Take " in page
+    assert page.count("few images, after the ReLU") >= 1 and "few images, before the ReLU" in page
+
+
+def test_test_images_have_no_part_in_it(measured: Outcome) -> None:
+    manifest = read_manifest(Path("data/some"))
+    seen = reader.read(Path("features/some/.advice/tinyvgg/fc7.h5"), {})
+    training = {manifest.paths[row] for row, split in enumerate(manifest.splits) if split == "train"}
+    assert set(seen.paths) == training and set(seen.splits) == {"train"}
+
+
+def test_a_subset_keeps_the_share_of_each_class() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 3])
+    names = tuple(f"{row}.png" for row in range(903))
+    manifest = Manifest(Path("x"), names, labels, ("train",) * 903, ("a", "b", "c"))
+    chosen = advise.choose_images(manifest, 300, 0)
+    assert np.bincount(chosen.labels).tolist() == [199, 100, 2]
+    assert all(
+        int(path[:-4]) // 300 in ((0, 1), (2,), (3,))[label]
+        for path, label in zip(chosen.paths, chosen.labels, strict=True)
+    )
+    assert len(advise.choose_images(manifest, 10_000, 0).paths) == 903
+
+
+def test_likeness_knows_the_source_itself_from_anything_else() -> None:
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(20, 20))
+    mean, cov = rng.normal(size=20), root @ root.T
+    own = rng.multivariate_normal(mean, cov, 300)
+    assert (
+        abs(recommendation.source_distance(own, mean, cov))
+        < 0.1
+        < 1
+        < recommendation.source_distance(3 * own + 20, mean, cov)
+    )
+
+
+# What it says
+
+
+def layer(
+    name: str, accuracy: float, half: float = 0.02, log_me: float = 0.0, h_score: float = 0.0
+) -> recommendation.LayerMeasures:
+    return recommendation.LayerMeasures(
+        name, 10, accuracy, accuracy - half, min(accuracy + half, 1), log_me, h_score, {}
+    )
+
+
+def said(layers: Sequence[recommendation.LayerMeasures], facts: recommendation.DatasetFacts) -> recommendation.Advice:
+    return recommendation.recommend(layers, facts, {"svm": 0.9, "softmax": 0.8}, large=100)
+
+
+FACTS = recommendation.DatasetFacts(n_images=200, n_classes=2, fewest=50, likeness=0.4)
+
+
+def test_it_names_where_measures_disagree() -> None:
+    layers = [layer("a", 0.8, log_me=2, h_score=1), layer("b", 0.9, log_me=1, h_score=1.5), layer("c", 0.89, h_score=3)]
+    text = " ".join(said(layers, FACTS).sentences)
+    assert "LogME disagrees: it would take a, at 0.8000 below it" in text
+    assert "H-score disagrees: it would take c, within the interval" in text
+    assert "disagrees" not in " ".join(said([layer("a", 0.5), layer("b", 0.9, 0.02, 1, 1)], FACTS).sentences)
+
+
+def test_it_says_when_the_measurement_goes_against_the_rule() -> None:
+    early, late = [layer("a", 0.95), layer("b", 0.7)], [layer("a", 0.7), layer("b", 0.95)]
+    assert "against the rule" in " ".join(said(early, FACTS).sentences)
+    assert "as the rule says" in " ".join(said(late, FACTS).sentences)
+    assert "as the rule says" in " ".join(said(early, replace(FACTS, likeness=1.9)).sentences)
+
+
+def test_it_says_when_the_data_do_not_suffice() -> None:
+    assert said([layer("a", 0.8), layer("b", 0.9)], FACTS).sufficient
+    for vague in ([layer("a", 0.89), layer("b", 0.9)], [layer("a", 0.5, 0.2), layer("b", 0.9, 0.2)]):
+        given = said(vague, FACTS)
+        assert not given.sufficient and "do not suffice" in given.sentences[-1]
+
+
+def test_without_statistics_of_the_source_the_last_layer_decides() -> None:
+    unknown = replace(FACTS, likeness=None)
+    for layers, case in (([layer("a", 0.9), layer("b", 0.7)], "unlike"), ([layer("a", 0.7), layer("b", 0.9)], "like")):
+        given = said(layers, unknown)
+        assert given.case == f"small and {case} the source"
+        assert "No statistics of the source" in " ".join(given.sentences)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--layer", "fc9"), ("Unknown layer 'fc9' for tinyvgg", "fc7")),
+        (("--backbone", "densenet121"), ("no friendly names", "--layer")),
+        (("--images", "0"), ("--images must be 1",)),
+        (("--curve", "0", "2"), ("--curve 0 2", "from 1 to 8")),
+        (("--curve", "9"), ("the smallest class has 9 training images",)),
+        (("--models", "svn"), ("Unknown model 'svn'",)),
+        (("--layer", "fc7", "--folds", "30"), ("fewer than the 30 folds",)),
+    ],
+)
+def test_mistakes(run: Run, photos: Path, flags: tuple[str, ...], words: tuple[str, ...]) -> None:
+    run("prepare", "--dataset", photos)
+    mistake(run("advise", "--dataset", "photos", *flags), *words)
+    assert not Path("reports").exists()
+
+
+def test_weights_that_are_not_there(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos)
+    mistake(run("advise", "--dataset", "photos", "--layer", "fc7", "--weights", "nowhere.pth"), "nowhere.pth")
+
+
+def test_one_pass_gives_all_layers(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("prepare", "--dataset", photos)
+    seen = count_forwards(monkeypatch)
+    assert run("advise", "--dataset", "photos", "--folds", 2).code == 0
+    assert sum(seen) == 27, "each training image once, for thirteen layers and the head"
+    seen.clear()
+    assert run("advise", "--dataset", "photos", "--folds", 3).code == 0 and not seen

@@ -1,0 +1,320 @@
+"""classify: the setting comes from cross-validation on the training split alone; mistakes are explained."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import Listing, Outcome, put_codes, write_codes
+from helpers import CODES, GRID, MODEL, mistake, write_training
+from PIL import Image
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
+
+from pipeline import classify, errors
+from pipeline.classifiers import few_shot, persistence, search, solvers
+from pipeline.classifiers.solvers import design as design_module
+from pipeline.codes import reader
+from pipeline.data.splits import make_folds
+
+Run = Callable[..., Outcome]
+
+
+@pytest.mark.parametrize("model", search.CLASSIFIERS)
+def test_every_model_learns_and_says_how(run: Run, model: str) -> None:
+    write_training()
+    outcome = run("classify", "--model", model)
+    assert outcome.code == 0 and "cross-validated accuracy" in outcome.out and "45 images" in outcome.out
+    loaded = persistence.load(MODEL.with_name(f"fc7-{model}.skops"))
+    assert loaded.classes == ("ant", "bee", "fly") and loaded.spec.layer == "fc7"
+    facts = json.loads(MODEL.with_name(f"fc7-{model}.json").read_text())
+    assert {"sha256", "spec", "classes", "chosen", "cv", "versions", "n_train", "seed"} <= facts.keys()
+    assert facts["chosen"] in facts["cv"] and len(facts["chosen"]["folds"]) == 5
+
+
+def test_the_search_equals_scikit_learns(run: Run) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 90)
+    X = np.maximum(rng.normal(size=(90, 10)) + 0.7 * np.eye(3, 10)[y], 0).astype(np.float32)
+    grid = {"l2": {"C": [0.1, 1.0]}, "standard": {"C": [0.01, 0.1]}}
+    trained = search.train(X, y, "svm", grid, make_folds(y, 4, 3))
+    theirs = GridSearchCV(
+        Pipeline([("normalise", Normalizer()), ("classify", LinearSVC(max_iter=10_000, random_state=0))]),
+        [
+            {"normalise": [Normalizer()], "classify__C": [0.1, 1.0]},
+            {"normalise": [StandardScaler()], "classify__C": [0.01, 0.1]},
+        ],
+        cv=StratifiedKFold(4, shuffle=True, random_state=3),
+    ).fit(X, y)
+    ours = [row["accuracy"] for row in trained.table]
+    np.testing.assert_allclose(ours, theirs.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(trained.pipeline.predict(X), theirs.predict(X))
+
+
+def test_test_images_have_no_say(run: Run) -> None:
+    """The same training rows give the same classifier, whatever stands in the other splits."""
+    labels, splits = [0, 1] * 20, ["train"] * 30 + ["test"] * 10
+    found = []
+    for others in ([0, 1] * 5, [1, 0] * 5):
+        write_codes(CODES, labels, splits, ["a", "b"])
+        write_codes(CODES, labels[:30] + others, splits, ["a", "b"])
+        run("classify", "--grid", GRID)
+        found.append(persistence.load(MODEL).pipeline[-1].coef_)
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_grid_grows_where_its_edge_is_best_and_says_so(run: Run) -> None:
+    write_training()
+    outcome = run("classify", "--grid", "{l2: {C: [1.0e-9, 1.0e-8]}}", "--widen", "0")
+    assert "edge of its grid: widen it" in outcome.out and "was widened" not in outcome.out
+    outcome = run("classify", "--grid", "{l2: {C: [1.0e-7, 1.0e-6]}, standard: {C: [1.0e-9]}}", "--widen", "2")
+    facts = json.loads(MODEL.with_suffix(".json").read_text())
+    grown = [row["parameters"]["C"] for row in facts["cv"] if row["normalise"] == facts["chosen"]["normalise"]]
+    assert "which was widened" in outcome.out and len(facts["widened"]) == 2 == len(grown) - 2
+    assert sorted(grown)[:2] == [1e-9, 1e-8] or sorted(grown)[-2:] == [1e-5, 1e-4]
+
+
+def test_one_standard_error_chooses_the_most_regularised_of_the_good() -> None:
+    def row(normalise: str, C: float, accuracy: float) -> dict[str, object]:
+        return {
+            "normalise": normalise,
+            "parameters": {"C": C},
+            "accuracy": accuracy,
+            "deviation": 0.04,
+            "folds": [0] * 4,
+        }
+
+    table = [row("l2", 0.1, 0.87), row("l2", 1, 0.89), row("l2", 10, 0.9), row("standard", 0.01, 0.895)]
+    assert search.RULES["best"](table) is table[2]
+    assert search.RULES["one-standard-error"](table) is table[1]
+    assert search.RULES["one-standard-error"](table[:1]) is table[0]
+
+
+def test_the_table_of_the_search_is_saved_and_drawn(run: Run) -> None:
+    write_training()
+    run("classify", "--grid", GRID)
+    with MODEL.with_suffix(".csv").open() as file:
+        rows = list(csv.DictReader(file))
+    table = json.loads(MODEL.with_suffix(".json").read_text())["cv"]
+    assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in table]
+    assert [row["chosen"] for row in rows].count("1") == 1 and len(rows) >= 4
+    with Image.open(MODEL.with_suffix(".png")) as picture:
+        assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 10
+
+
+def test_a_nested_estimate_never_sees_what_it_scores(run: Run) -> None:
+    """Labels that mean nothing: the best of many settings looks better than chance, the nested estimate does not."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((60, 30), np.float32), np.arange(60) % 2
+    grid = {"l2": {"C": [0.01, 0.1, 1, 10, 100]}, "standard": {"C": [1e-4, 1e-3, 1e-2, 0.1]}}
+    found = search.nested_cv(X, y, "svm", grid, 5, 0)
+    assert found["n"] == 60 and found["low"] < 0.5 < found["high"] and len(found["settings"]) == 5
+    write_training()
+    outcome = run("classify", "--grid", GRID, "--nested")
+    nested = json.loads(MODEL.with_suffix(".json").read_text())["nested"]
+    assert "Nested" in outcome.out and nested["n"] == 45 and nested["low"] < nested["accuracy"] <= nested["high"]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, 600)
+    X = np.maximum(rng.normal(size=(600, 40)) + 1.2 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
+    grid, splits = {"l2": {"C": [1.0]}}, make_folds(y[:400], 4, 0)
+    trained = search.train(X[:400], y[:400], "svm", grid, splits)
+    assert not hasattr(trained.pipeline, "predict_proba")
+    temperature = search.calibrate(trained, X[:400], y[:400], splits)
+    chances = trained.pipeline.predict_proba(X[400:])
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(trained.pipeline.predict(X[400:]), chances.argmax(1))
+    surprise = log_loss(y[400:], chances)
+    for factor in (0.4, 2.5):
+        trained.pipeline[-1].temperature_ = factor * temperature
+        assert surprise < log_loss(y[400:], trained.pipeline.predict_proba(X[400:]))
+
+
+def test_a_calibrated_classifier_is_saved_with_its_probabilities(run: Run) -> None:
+    write_training()
+    run("classify", "--grid", GRID)
+    assert persistence.probabilities(persistence.load(MODEL), np.ones((2, 16), np.float32)) is None
+    run("classify", "--grid", GRID, "--calibrate")
+    loaded = persistence.load(MODEL)
+    assert json.loads(MODEL.with_suffix(".json").read_text())["temperature"] == loaded.pipeline[-1].temperature_
+    chances = persistence.probabilities(loaded, np.random.default_rng(0).random((9, 16)).astype(np.float32))
+    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-6)
+
+
+def test_codes_beyond_the_memory_are_read_in_blocks_to_the_same_classifier(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is eight times as large as what may be in memory; no read takes more than a sixteenth of it."""
+    labels = np.arange(6000) % 3
+    write_codes(CODES, labels, ["test"] * 1000 + ["train"] * 5000, ["ant", "bee", "fly"], width=64)
+    found, reads = [], []
+    read = reader.StoredRows.__getitem__
+    monkeypatch.setattr(reader.StoredRows, "__getitem__", lambda *a: reads.append(value := read(*a)) or value)
+    monkeypatch.setattr(design_module, "BLOCK_BYTES", 4 * 64 * 250)
+    monkeypatch.setattr(classify, "MIN_MEMORY", 0)
+    for flags in ((), ("--memory", "160KB")):
+        outcome = run("classify", "--grid", "{l2: {C: [1, 10]}, standard: {C: [0.01]}, sqrt: {C: [1]}}", *flags)
+        assert outcome.code == 0, outcome.err
+        assert bool(reads) == bool(flags)
+        found.append((persistence.load(MODEL).pipeline, json.loads(MODEL.with_suffix(".json").read_text())))
+    assert max(len(each) for each in reads) <= 1024
+    (here, facts), (there, others) = found
+    assert (
+        facts["chosen"]["folds"] == others["chosen"]["folds"]
+        and facts["chosen"]["parameters"] == others["chosen"]["parameters"]
+    )
+    np.testing.assert_allclose(here[-1].coef_, there[-1].coef_, atol=0.01 * abs(here[-1].coef_).max())
+
+
+def test_a_row_that_is_damaged_is_found_on_disk_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classify, "MIN_MEMORY", 0)
+    write_training(per_class=40)
+    with h5py.File(CODES, "r+") as file:
+        file["values"][100, 3] += 1
+    mistake(run("classify", "--memory", "4KB"), "damaged", "row 100")
+
+
+GROUPED = "path,label,split,patient\n"
+
+
+def write_patients(groups: np.ndarray) -> None:
+    """Codes of 60 images, and a manifest that says whose they are."""
+    write_codes(CODES, np.arange(60) % 2, ["train"] * 60, ["ant", "bee"])
+    folder = Path("data/digits")
+    folder.mkdir(parents=True)
+    lines = [f"{row}.png,{'ant' if row % 2 == 0 else 'bee'},train,p{group}" for row, group in enumerate(groups)]
+    (folder / "manifest.csv").write_text(GROUPED + "\n".join(lines) + "\n")
+
+
+def test_images_of_a_group_share_a_fold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, seen = np.arange(60) // 5, []
+    write_patients(groups)
+    real = solvers.search_path
+    monkeypatch.setattr(
+        solvers, "search_path", lambda X, y, folds, *a, **k: seen.extend(folds) or real(X, y, folds, *a, **k)
+    )
+    assert run("classify", "--grid", GRID, "--group-by", "patient").code == 0
+    for fitted, held in seen:
+        assert not set(groups[fitted]) & set(groups[held])
+    assert json.loads(MODEL.with_suffix(".json").read_text())["group_by"] == "patient"
+    mistake(run("classify", "--group-by", "doctor"), "Unknown column 'doctor'", "patient")
+
+
+def test_a_class_in_too_few_groups_is_refused(run: Run) -> None:
+    write_patients(np.where(np.arange(60) % 2, np.arange(60), 0))
+    mistake(run("classify", "--group-by", "patient"), "'ant' lie in 1 group", "take the class out")
+
+
+def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
+    curves = []
+    for others in (0, 1):
+        labels, splits = [0, 1] * 40 + [others] * 20, ["train"] * 80 + ["test"] * 20
+        write_codes(CODES, labels, splits, ["ant", "bee"])
+        outcome = run("classify", "--shots", "4", "1", "2", "--draws", "3", "--grid", GRID)
+        assert outcome.code == 0 and "20 training images held out" in outcome.out, outcome.err
+        curves.append(MODEL.with_name("fc7-svm-shots.csv").read_text())
+    with MODEL.with_name("fc7-svm-shots.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["shots"]) for row in rows] == [1, 2, 4]
+    assert all(0.4 < float(row["accuracy"]) <= 1 and float(row["deviation"]) >= 0 for row in rows)
+    assert MODEL.with_name("fc7-svm-shots.png").exists() and not MODEL.exists()
+    X, y = np.random.default_rng(0).random((80, 5), np.float32), np.arange(80) % 2
+    draws = few_shot.learning_curve(X, y, "svm", {"l2": {"C": [1]}}, [1, 4], draws=2, folds=5, seed=0)
+    assert [(each.shots, each.draw, each.n_scored) for each in draws] == [
+        (1, 0, 20),
+        (4, 0, 20),
+        (1, 1, 20),
+        (4, 1, 20),
+    ]
+
+
+def test_columns_that_are_constant_are_counted(run: Run) -> None:
+    values = np.random.default_rng(0).random((60, 5), np.float32)
+    values[:, :2] = 3
+    names = [f"{row}" for row in range(60)]
+    put_codes(
+        CODES, values, Listing(names, np.arange(60) % 2, ["train"] * 60, [f"{r:064x}" for r in range(60)], ["a", "b"])
+    )
+    assert "2 of 5 columns of codes are constant" in run("classify", "--grid", GRID).out
+
+
+def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(search.PATH_MODELS, "svm", 1)
+    monkeypatch.setitem(search.CLASSIFIERS, "svm", partial(solvers.LinearSVM, max_iter=1))
+    write_training()
+    outcome = run("classify", "--grid", "{l2: {C: [100]}}")
+    assert "5 of 5 fits of the search stopped before they converged" in outcome.out
+    assert "The classifier stopped before it converged" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "svn"), ("Unknown model 'svn'", "svm")),
+        (
+            ("--layer", "fc8"),
+            ("no codes at features/digits/tinyvgg/fc8.h5", "pipeline.extract --backbone tinyvgg --layer fc8"),
+        ),
+        (("--pool", "avg"), ("pool is 'none', not 'avg'",)),
+        (("--folds", "16"), ("class 'ant' has 15 training images", "--folds 15")),
+        (("--folds", "1"), ("--folds 1", "2 or more")),
+        (("--grid", "{l2: "), ("not valid YAML",)),
+        (("--grid", "{l3: {C: [1]}}"), ("Unknown normalisation 'l3'", "l2")),
+        (("--grid", "{l2: {C: 1}}"), ("must read {parameter: [values]}",)),
+        (("--grid", "{l2: {D: [1]}}"), ("Unknown parameter 'D' for svm", "C")),
+        (("--grid", "{l2: {C: [-1]}}"), ("C=-1", "svm")),
+        (("--memory", "much"), ("'much' is no size", "2GB")),
+        (("--memory", "1MB"), ("too little", "100MB")),
+        (("--shots", "16"), ("'ant' has 15 training images", "fewer than --shots 16")),
+        (("--shots", "0"), ("must be 1 or more",)),
+        (("--shots", "1", "--draws", "1"), ("--draws 2 or more",)),
+        (("--calibrate", "--model", "softmax"), ("--model svm",)),
+        (("--calibrate", "--grid", "{l2: {C: [1], tol: [0.01]}}"), ("of C alone",)),
+    ],
+)
+def test_mistakes(run: Run, flags: tuple[str, str], words: tuple[str, ...]) -> None:
+    write_training()
+    mistake(run("classify", *flags), *words)
+    assert not MODEL.exists()
+
+
+def test_one_class_in_the_training_split(run: Run) -> None:
+    write_codes(CODES, [0] * 10 + [1] * 5, ["train"] * 10 + ["test"] * 5, ["a", "b"])
+    mistake(run("classify"), "one class only")
+
+
+def test_no_training_split(run: Run) -> None:
+    write_codes(CODES, [0, 1] * 5, ["test"] * 10, ["a", "b"])
+    mistake(run("classify"), "no training images")
+
+
+def test_a_truncated_features_file(run: Run) -> None:
+    write_training()
+    CODES.write_bytes(CODES.read_bytes()[:3000])
+    mistake(run("classify"), "damaged", "pipeline.extract")
+
+
+def test_a_mistake_leaves_the_earlier_classifier(run: Run) -> None:
+    write_training()
+    run("classify", "--grid", GRID)
+    before = MODEL.read_bytes()
+    write_training(backbone="vgg16")
+    mistake(run("classify"), "backbone is 'vgg16', not 'tinyvgg'")
+    assert MODEL.read_bytes() == before
+
+
+def test_an_empty_grid_is_refused() -> None:
+    with pytest.raises(errors.PipelineError, match="must read"):
+        search.validate_grid("svm", {})

@@ -1,0 +1,102 @@
+"""compare: the same test images for all, an honest reference, a paired test, and costs that were measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome, write_photos
+from helpers import mistake
+
+from pipeline.analysis import comparison, predictions
+
+Run = Callable[..., Outcome]
+
+
+def contender(
+    right: np.ndarray, name: str = "fc7", validated: float = 0.9, seconds: float = 2.0
+) -> comparison.Contender:
+    return comparison.Contender(name, "svm", right, validated, [comparison.Cost(seconds, 5_000_000, None)] * len(right))
+
+
+def test_with_one_seed_the_test_is_mcnemars() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.random((1, 80)) < 0.9, rng.random((1, 80)) < 0.7
+    assert comparison.paired_test(one, other) == predictions.mcnemar(one[0], other[0])
+
+
+def test_with_several_seeds_the_test_finds_what_is_there_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(200)
+    better, worse = (rng.random((5, 200)) < share - 0.3 * hard for share in (1.1, 0.95))
+    assert comparison.paired_test(better, worse) < 0.001
+    assert comparison.paired_test(better, better) == 1.0
+    alike = [comparison.paired_test(*(rng.random((2, 5, 100)) < 0.8)) for _ in range(60)]
+    assert 0 <= np.mean(np.array(alike) <= 0.05) <= 0.15, "one in twenty is found where there is nothing"
+
+
+def test_the_reference_is_chosen_without_the_test_images() -> None:
+    lucky, sound = np.ones((2, 50), bool), np.arange(100).reshape(2, 50) % 10 != 0
+    frozen = [contender(lucky, "pool4", validated=0.8), contender(sound, "fc7", validated=0.9)]
+    tuned = contender(lucky, "fc7", seconds=20)
+    assert comparison.best(frozen).layer == "fc7"
+    found = comparison.rows(frozen, tuned)
+    assert [row["p"] is None for row in found] == [False, True, False]
+    assert found[2]["difference"] == pytest.approx(0.1) and found[2]["top1"] == 1
+    assert found[0]["seconds"] == 2 and found[2]["seconds"] == 20 and found[0]["memory_mb"] == 5
+
+
+@pytest.mark.parametrize(
+    ("tuned", "words"),
+    [
+        (0.99, ("Take the fine-tuned network", "it gains +", "10.0 times the time")),
+        (0.80, ("Take the frozen codes with fc7-svm", "nothing beyond chance")),
+        (0.50, ("Take the frozen codes with fc7-svm", "loses by fine-tuning")),
+    ],
+)
+def test_the_verdict_says_which_to_take(tuned: float, words: tuple[str, ...]) -> None:
+    places = np.arange(200)
+    frozen = contender(np.stack([places < 160] * 3))
+    other = contender(np.stack([places < 200 * tuned] * 3), seconds=20)
+    said = comparison.verdict([frozen], other)
+    assert all(word in said for word in words), said
+
+
+def test_the_interval_holds_the_mean_of_several_seeds() -> None:
+    low, high = comparison.interval(0.905, 100)
+    assert low < 0.90 < 0.91 < high and comparison.interval(1.0, 100)[1] == 1
+
+
+def test_costs_add_up() -> None:
+    assert comparison.Cost(1, 5, 2.0) + comparison.Cost(2, 3, 1.0) == comparison.Cost(3, 5, 3.0)
+    assert (comparison.Cost(1, 5, None) + comparison.Cost(2, 3, 1.0)).joules is None
+
+
+def test_compare_writes_a_table_and_a_verdict(run: Run, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", dict.fromkeys("abcd", 16))
+    run("prepare", "--dataset", tmp_path / "photos", "--val", 0.2)
+    flags = ("--layer", "fc7", "--model", "softmax", "--seeds", 1)
+    outcome = run("compare", "--dataset", "photos", *flags, "--", "--epochs", 1, "--augment", "none")
+    assert outcome.code == 0, outcome.err
+    rows = list(csv.DictReader(Path("reports/photos/tinyvgg/comparison.csv").read_text().splitlines()))
+    assert [(row["layer"], row["model"], row["seeds"], row["n"]) for row in rows] == [
+        ("fc7", "softmax", "1", "16"),
+        ("fc7", "finetuned", "1", "16"),
+    ]
+    frozen, tuned = rows
+    assert float(tuned["seconds"]) > float(frozen["seconds"]) > 0 and float(tuned["memory_mb"]) > 50
+    verdict = json.loads(Path("reports/photos/tinyvgg/comparison.json").read_text())["verdict"]
+    assert verdict.startswith("Take the ") and verdict in outcome.out
+    assert not Path("models").exists(), "what is compared leaves no files but the figures"
+    wrong = ("--layer", "fc9", "--model", "softmax")
+    mistake(run("compare", "--dataset", "photos", *wrong), "pipeline.extract failed: Unknown layer 'fc9'")
+
+
+def test_mistakes(run: Run) -> None:
+    mistake(run("compare", "--seeds", 0), "--seeds must be 1 or more")
+    mistake(run("compare", "--layer", "pool3", "--tuned-layer", "fc7"), "Fine-tuning starts from fc7-softmax")
+    mistake(run("compare", "--dataset", "nothing"), "No prepared dataset")

@@ -1,0 +1,184 @@
+"""export: one ONNX file whose answers in onnxruntime are ours, and which says what it is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome, write_photos
+from sklearn.pipeline import Pipeline
+
+from pipeline import export
+from pipeline.classifiers import persistence
+from pipeline.codes.spec import join_codes
+from pipeline.data.manifest import read_manifest
+from pipeline.images import transforms
+from pipeline.networks.frozen import rebuild_network
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="NO TEST OF THE EXPORT: pip install -e '.[export]'")
+Run = Callable[..., Outcome]
+
+
+def trained(
+    run: Run, layer: str, model: str, grid: str, *extraction: str, backbone: str = "tinyvgg", **flags: bool
+) -> Path:
+    """Train on `photos`, on codes in fp32 where nothing else is asked for; return where the classifier lies."""
+    address = ("--dataset", "photos", "--backbone", backbone, "--layer", layer)
+    assert run("extract", *address[:-1], *layer.split("+"), "--precision", "fp32", *extraction).code == 0
+    outcome = run(
+        "classify", *address, "--model", model, "--folds", 2, "--grid", grid, *(f"--{flag}" for flag in flags)
+    )
+    assert outcome.code == 0, outcome.err
+    return Path("models/photos", backbone, f"{layer}-{model}.skops")
+
+
+def compare(file: Path, classifier: persistence.SavedClassifier, pictures: np.ndarray) -> float:
+    """See that margins, probabilities and top-1 are those of our own code; return how far off the margins are."""
+    network, layers = rebuild_network(classifier.spec).at(precision="fp32"), classifier.spec.layer.split("+")
+    parts = network.codes(pictures)
+    codes = join_codes([parts[layer].astype(np.float32) for layer in layers], classifier.spec)
+    margins, shares = persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    found = dict(zip((it.name for it in session.get_outputs()), session.run(None, {"pictures": pictures}), strict=True))
+    assert set(found) == ({"margins"} if shares is None else {"margins", "probabilities"})
+    np.testing.assert_array_equal(found["margins"].argmax(1), margins.argmax(1))
+    np.testing.assert_allclose(found["margins"], margins, rtol=1e-3, atol=1e-4)
+    if shares is not None:
+        np.testing.assert_allclose(found["probabilities"], shares, atol=1e-4)
+    known = np.isfinite(margins)
+    return float(np.abs(found["margins"][known] - margins[known]).max())
+
+
+def pictures_of(folder: Path, transform: transforms.Transform) -> np.ndarray:
+    """Return all PNG files below a folder as the network wants them."""
+    return np.stack([transforms.read_image(path, transform)[0] for path in sorted(folder.glob("**/*.png"))])
+
+
+def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) -> None:
+    assert run("extract", "--layer", "fc7", "--batch-size", 256).code == 0
+    manifest = read_manifest(Path("data/digits"))
+    paths = [path for path, split in zip(manifest.files(), manifest.splits, strict=True) if split == "test"]
+    for model, grid in (("svm", "{l2: {C: [100]}}"), ("softmax", "{standard: {C: [0.01]}}")):
+        assert run("classify", "--layer", "fc7", "--model", model, "--folds", 2, "--grid", grid).code == 0
+        assert run("export", "--layer", "fc7", "--model", model).code == 0
+        classifier = persistence.load(Path(f"models/digits/tinyvgg/fc7-{model}.skops"))
+        transform = rebuild_network(classifier.spec).transform
+        pictures = np.stack([transforms.read_image(path, transform)[0] for path in paths])
+        assert len(pictures) == 450
+        assert compare(Path(f"models/digits/tinyvgg/fc7-{model}.onnx"), classifier, pictures) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("layer", "model", "grid", "extraction"),
+    [
+        ("fc7", "ridge", "{standard: {alpha: [10]}}", ("--pool", "avg")),
+        ("pool3", "svm", "{l2: {C: [10]}}", ("--pool", "max3")),
+        ("pool4", "softmax", "{standard: {C: [0.1]}}", ("--pool", "max")),
+        ("conv2", "svm", "{standard: {C: [0.01]}}", ("--pool", "avg3")),
+        ("conv7", "softmax", "{l2: {C: [100]}}", ("--pool", "flatten")),
+        ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
+        ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
+        ("pool4+fc7", "svm", "{standard: {C: [0.1]}}", ("--views", "flips")),
+        ("fc7", "softmax", "{l2: {C: [10]}}", ("--precision", "bf16", "--dtype", "float16")),
+    ],
+)
+def test_models_scalings_poolings_and_views(
+    run: Run, photos: Path, layer: str, model: str, grid: str, extraction: tuple[str, ...]
+) -> None:
+    """Cells that do not divide the map's side included: 3 × 3 of 8 × 8 and of 32 × 32."""
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, layer, model, grid, *extraction)
+    outcome = run("export", "--classifier", path, "--out", "made/one.onnx")
+    assert outcome.code == 0 and outcome.out.startswith("made/one.onnx (") and outcome.err == ""
+    assert ("computes in fp32, while the classifier was trained on codes of bf16" in outcome.out) == (
+        "bf16" in extraction
+    )
+    classifier = persistence.load(path)
+    compare(Path("made/one.onnx"), classifier, pictures_of(photos, rebuild_network(classifier.spec).transform))
+    assert [path.name for path in Path("made").iterdir()] == ["one.onnx"]
+
+
+def test_a_residual_network(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, "layer2", "svm", "{l2: {C: [1]}}", "--weights", "random", backbone="resnet18")
+    assert run("export", "--classifier", path).code == 0
+    classifier = persistence.load(path)
+    compare(
+        path.with_suffix(".onnx"), classifier, pictures_of(photos / "red", rebuild_network(classifier.spec).transform)
+    )
+
+
+@pytest.mark.parametrize("model", ["svm", "softmax"])
+def test_two_classes_and_one_that_was_never_trained(run: Run, project: Path, model: str) -> None:
+    """Two classes share one vector; of the third the only training image is lost before it is read."""
+    photos = write_photos(project / "photos" / "train", {"red": 8, "green": 8, "blue": 1}).parent
+    write_photos(photos / "test", {"red": 2, "green": 2, "blue": 2})
+    assert run("prepare", "--dataset", photos).code == 0
+    (photos / "train" / "blue" / "00.png").write_bytes(b"")
+    path = trained(run, "fc7", model, "{l2: {C: [10]}}")
+    assert run("export", "--classifier", path).code == 0
+    classifier = persistence.load(path)
+    assert classifier.classes == ("blue", "green", "red") and classifier.pipeline.classes_.tolist() == [1, 2]
+    compare(
+        path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", rebuild_network(classifier.spec).transform)
+    )
+
+
+def test_a_calibrated_svm_gives_probabilities(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, "fc7", "svm", "{l2: {C: [10]}}", calibrate=True)
+    assert run("export", "--classifier", path).code == 0
+    classifier = persistence.load(path)
+    assert persistence.probabilities(classifier, np.zeros((1, 1024), np.float32)) is not None
+    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos, rebuild_network(classifier.spec).transform))
+
+
+def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, "fc7", "svm", "{l2: {C: [1]}}")
+    assert run("export", "--dataset", "photos", "--layer", "fc7", "--model", "svm").code == 0
+    session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
+    facts = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert facts == {"classes": ["blue", "green", "red"], "spec": description["spec"]}
+    (given,) = session.get_inputs()
+    assert (given.name, given.type, given.shape[1:]) == ("pictures", "tensor(uint8)", [3, 64, 64])
+    assert isinstance(given.shape[0], str)
+
+
+def test_a_head_that_scales_nothing_as_fine_tuning_leaves_it(run: Run, photos: Path) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    found = persistence.load(trained(run, "fc7", "softmax", "{l2: {C: [1]}}"))
+    bare = persistence.SavedClassifier(Pipeline([("classify", found.pipeline[-1])]), found.spec, found.classes)
+    network = rebuild_network(found.spec)
+    assert export.check(export.export(bare, network), bare, network) < 1e-4
+
+
+def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("prepare", "--dataset", photos).code == 0
+    path = trained(run, "fc7", "knn", "{l2: {n_neighbors: [3]}}")
+    outcome = run("export", "--classifier", path)
+    assert outcome.code == 2 and "KNeighborsClassifier is no linear classifier" in outcome.err
+    path = trained(run, "fc7", "svm", "{l2: {C: [1]}}")
+    other = run("export", "--classifier", path, "--weights", "random")
+    assert other.code == 2 and "weights_sha256" in other.err
+    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+    large = run("export", "--classifier", path)
+    assert large.code == 2 and "2 GB" in large.err
+    monkeypatch.setattr(export, "MAX_BYTES", 2**31)
+    monkeypatch.setattr(persistence, "margins", lambda *given: np.ones((export.CHECKED, 3)))
+    wrong = run("export", "--classifier", path)
+    assert wrong.code == 2 and "nothing written" in wrong.err
+    assert not list(Path("models").rglob("*.onnx*"))
+
+
+def test_without_the_extra_it_says_how_to_get_it(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    outcome = run("export")
+    assert outcome.code == 2 and outcome.err == (
+        "Error: To export, onnxscript must be installed: pip install -e '.[export]'.\n"
+    )

@@ -1,0 +1,224 @@
+"""prepare: every kind of source becomes a manifest; bad files and leakage are reported, mistakes explained."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Outcome, write_photos
+from helpers import mistake
+
+from pipeline.data import sources
+from pipeline.data.manifest import ListedImage, read_manifest
+from pipeline.data.splits import assign_splits, find_leaks
+
+Run = Callable[..., Outcome]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def test_digits_become_1797_files_in_two_splits(run: Run, project: Path) -> None:
+    outcome = run("prepare")
+    assert outcome.code == 0
+    assert "1797 images, 10 classes (1347 train, 450 test)" in outcome.out
+    manifest = read_manifest(project / "data" / "digits")
+    assert len(manifest.paths) == 1797 and manifest.classes == tuple("0123456789")
+    assert all(path.suffix == ".png" and path.exists() for path in manifest.files())
+    tested = Counter(label for label, split in zip(manifest.labels, manifest.splits, strict=True) if split == "test")
+    assert min(tested.values()) >= 43 and max(tested.values()) <= 47
+
+
+def test_digits_prepared_on_the_spot_are_the_same(run: Run, project: Path) -> None:
+    run("prepare")
+    prepared = (project / "data" / "digits" / "manifest.csv").read_bytes()
+    (project / "data" / "digits" / "manifest.csv").unlink()
+    sources.open_prepared(Path("data", "digits"), test=0.25, val=0.0, seed=0)
+    assert (project / "data" / "digits" / "manifest.csv").read_bytes() == prepared
+
+
+def test_a_folder_of_classes_is_split_by_shares_and_seed(run: Run, photos: Path) -> None:
+    for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
+        assert (
+            run("prepare", "--dataset", photos, "--out", folder, "--test", 0.25, "--val", 0.25, "--seed", seed).code
+            == 0
+        )
+    first, again, other = (Path(folder, "manifest.csv").read_text() for folder in "abc")
+    assert first == again != other
+    counts = Counter((row["label"], row["split"]) for row in rows(Path("a", "manifest.csv")))
+    assert counts == {(c, s): n for c in ("red", "green", "blue") for s, n in (("train", 6), ("val", 3), ("test", 3))}
+
+
+def test_the_folders_own_splits_are_kept(run: Run, tmp_path: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_photos(tmp_path / "set" / split, {"a": 2, "b": 2}, seed=len(split))
+    assert run("prepare", "--dataset", tmp_path / "set").code == 0
+    assert Counter(row["split"] for row in rows(Path("data/set/manifest.csv"))) == {"train": 4, "val": 4, "test": 4}
+
+
+def test_val_is_the_test_split_where_there_is_no_other(run: Run, tmp_path: Path) -> None:
+    write_photos(tmp_path / "set" / "train", {"a": 2, "b": 2})
+    write_photos(tmp_path / "set" / "val", {"a": 1, "b": 1}, seed=1)
+    assert "(4 train, 2 test)" in run("prepare", "--dataset", tmp_path / "set").out
+
+
+def test_a_class_may_be_called_train(run: Run, tmp_path: Path) -> None:
+    write_photos(tmp_path / "vehicles", {"train": 4, "bus": 4})
+    run("prepare", "--dataset", tmp_path / "vehicles")
+    assert {row["label"] for row in rows(Path("data/vehicles/manifest.csv"))} == {"train", "bus"}
+
+
+def test_a_csv_gives_paths_labels_and_splits(run: Run, photos: Path) -> None:
+    lines = ["path,label,split"] + [
+        f"{c}/{n:02}.png,{c},{'train' if n else 'test'}" for c in ("red", "blue") for n in range(3)
+    ]
+    table = photos / "list.csv"
+    table.write_text("\n".join(lines))
+    assert run("prepare", "--dataset", table).code == 0
+    found = rows(Path("data/list/manifest.csv"))
+    assert Counter(row["split"] for row in found) == {"train": 4, "test": 2}
+    assert all(Path(row["path"]).exists() for row in found)
+
+
+def test_bad_files_are_listed_with_reasons_and_the_rest_goes_on(run: Run, photos: Path) -> None:
+    good = (photos / "red" / "00.png").read_bytes()
+    (photos / "red" / "empty.jpg").write_bytes(b"")
+    (photos / "red" / "notes.txt").write_text("no image")
+    (photos / "blue" / "half.png").write_bytes(good[: len(good) // 2])
+    (photos / "blue" / ".DS_Store").write_bytes(b"ignored")
+    outcome = run("prepare", "--dataset", photos)
+    assert outcome.code == 0 and "36 images" in outcome.out and "3 bad files" in outcome.out
+    reasons = {Path(row["path"]).name: row["reason"] for row in rows(Path("data/photos/bad.csv"))}
+    assert reasons.keys() == {"empty.jpg", "notes.txt", "half.png"}
+    assert "zero bytes" in reasons["empty.jpg"] and "truncated" in reasons["half.png"]
+
+
+def test_on_bad_error_stops_and_changes_nothing(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos)
+    before = Path("data/photos/manifest.csv").read_bytes()
+    (photos / "red" / "empty.jpg").write_bytes(b"")
+    outcome = run("prepare", "--dataset", photos, "--on-bad", "error", "--seed", 5)
+    assert outcome.code == 2 and "empty.jpg" in outcome.err and "zero bytes" in outcome.err
+    assert Path("data/photos/manifest.csv").read_bytes() == before
+
+
+def test_the_same_bytes_in_two_splits_are_leakage(run: Run, tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "set" / "train", {"a": 3, "b": 3}).parent
+    write_photos(folder / "test", {"a": 3, "b": 3}, seed=9)
+    (folder / "test" / "b" / "copy.png").write_bytes((folder / "train" / "a" / "00.png").read_bytes())
+    outcome = run("prepare", "--dataset", folder)
+    assert "Leakage: 1 images" in outcome.out
+    leaks = rows(Path("data/set/leakage.csv"))
+    assert [(row["split"], row["label"]) for row in leaks] == [("test", "b"), ("train", "a")]
+
+
+def test_a_drawn_split_keeps_copies_together() -> None:
+    listed = [ListedImage(Path(f"{n}.png"), "ab"[n % 2]) for n in range(40)]
+    digests = [f"{n % 2}-{n // 4}" for n in range(40)]
+    for seed in range(20):
+        settled = assign_splits(listed, digests, {"test": 0.3, "val": 0.2}, seed)
+        assert not find_leaks(settled, digests)
+        assert {image.split for image in settled} == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_class_keeps_an_image_for_training(count: int) -> None:
+    listed = [ListedImage(Path(f"{n}.png"), "a") for n in range(count)]
+    settled = assign_splits(listed, [str(n) for n in range(count)], {"test": 0.5, "val": 0.4}, 0)
+    assert "train" in {image.split for image in settled}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<img src=x>.png", 'quo"te,comma.png', "new\nline.png", "\u202ertl.png", "x" * 200 + ".png", b"latin-\xe9.png"],
+)
+def test_odd_file_names_survive(run: Run, photos: Path, name: str | bytes) -> None:
+    path = os.fsdecode(os.path.join(os.fsencode(photos / "red"), os.fsencode(name)))  # noqa: PTH118
+    (photos / "red" / "00.png").rename(path)
+    assert run("prepare", "--dataset", photos).code == 0
+    assert path in map(str, read_manifest(Path("data/photos")).files())
+
+
+def test_images_below_the_prepared_folder_are_stored_by_relative_path(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos, "--out", photos)
+    assert all(not Path(row["path"]).is_absolute() for row in rows(photos / "manifest.csv"))
+
+
+# Mistakes
+
+
+def test_an_unknown_dataset_lists_the_choices(run: Run) -> None:
+    mistake(run("prepare", "--dataset", "digts"), "'digts'", "digits")
+
+
+def test_a_missing_folder(run: Run) -> None:
+    mistake(run("prepare", "--dataset", "no/such/folder"), "no/such/folder", "Check the path")
+
+
+def test_an_empty_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    mistake(run("prepare", "--dataset", tmp_path / "empty"), "holds no images", "<class>")
+
+
+def test_only_bad_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "a" / "x.png").write_bytes(b"")
+    mistake(run("prepare", "--dataset", tmp_path / "set"), "zero bytes")
+
+
+def test_one_class(run: Run, tmp_path: Path) -> None:
+    mistake(run("prepare", "--dataset", write_photos(tmp_path / "set", {"only": 5})), "one class only", "'only'")
+
+
+def test_labels_that_do_not_match(run: Run, tmp_path: Path) -> None:
+    write_photos(tmp_path / "set" / "train", {"a": 2, "b": 2})
+    write_photos(tmp_path / "set" / "test", {"a": 2, "c": 2}, seed=1)
+    mistake(run("prepare", "--dataset", tmp_path / "set"), "do not match", "'c'")
+
+
+def test_a_folder_beside_train_that_is_no_split(run: Run, tmp_path: Path) -> None:
+    for split in ("train", "extra"):
+        write_photos(tmp_path / "set" / split, {"a": 2, "b": 2})
+    mistake(run("prepare", "--dataset", tmp_path / "set"), "extra", "no split")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,label\nx.png,a", ("lacks the column 'path'",)),
+        ("path,label\n", ("lists no images",)),
+        ("path,label\nx.png,\n", ("line 2", "missing")),
+        ("path,label,split\nx.png,a,training\n", ("line 2", "'training'", "train, val, test")),
+        ("path,label,split\nx.png,a,train\ny.png,b,\n", ("some lines have a split",)),
+    ],
+)
+def test_mistakes_in_a_csv(run: Run, project: Path, text: str, words: tuple[str, ...]) -> None:
+    (project / "list.csv").write_text(text)
+    mistake(run("prepare", "--dataset", "list.csv"), *words)
+
+
+@pytest.mark.parametrize("shares", [("--test", "1.0"), ("--test", "-0.1"), ("--test", "0.6", "--val", "0.5")])
+def test_impossible_shares(run: Run, photos: Path, shares: tuple[str, ...]) -> None:
+    mistake(run("prepare", "--dataset", photos, *shares), "leave something for training")
+
+
+def test_broken_params(run: Run, project: Path) -> None:
+    (project / "params.yaml").write_text("dataset: [unclosed")
+    mistake(run("prepare"), "params.yaml", "not valid YAML")
+
+
+def test_debug_shows_the_traceback(run: Run) -> None:
+    with pytest.raises(Exception, match="digts"):
+        run("prepare", "--dataset", "digts", "--debug")
+
+
+def test_the_projects_params_are_the_packaged_defaults(run: Run, project: Path) -> None:
+    here = run("prepare", "--help").out
+    (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    assert run("prepare", "--help").out == here

@@ -1,0 +1,271 @@
+"""Training: what is frozen stays, rates are what was asked, the head is the classifier, chance repeats itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_photos
+from PIL import Image
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+
+from pipeline import errors
+from pipeline.classifiers import persistence, solvers
+from pipeline.data import sources
+from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
+from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning.head import Head
+from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.trainer import RuntimeConfig, Trainer
+from pipeline.images import augmentation, transforms
+from pipeline.networks.frozen import FrozenNetwork
+
+SMALL = transforms.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+CLASSES = {"a": 6, "b": 6, "c": 6}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> initialization.TrainValSplit:
+    """Three classes of six pictures, four each to train on."""
+    folder = write_photos(tmp_path_factory.mktemp("data") / "photos", CLASSES)
+    listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
+    write_manifest(folder, listed)
+    return initialization.split_train_val(read_manifest(folder), 0.34, seed=0)
+
+
+def recipe(**changes: object) -> recipes.Recipe:
+    return recipes.choose("modern", {"epochs": 1, "batch_size": 5, "augment": "none", **changes})
+
+
+def trainer(
+    data: initialization.TrainValSplit, unfreeze: str, backbone: str = "tinyvgg", layer: str = "fc7", **changes: object
+) -> Trainer:
+    """A run from random heads, on the embedded weights where there are some."""
+    plan = recipe(**changes)
+    start = initialization.from_random_head(
+        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", 3, plan.dropout, seed=0
+    )
+    network = TunableNetwork(start.spec, start.head, unfreeze)
+    return Trainer(network, plan, data, 0, RuntimeConfig(), say=lambda text: None)
+
+
+def tensors(network: TunableNetwork) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.graph.state_dict().items()}
+
+
+def changed(run: Trainer) -> set[str]:
+    """Train, and return the names of the backbone's tensors whose bits changed, before the best are restored."""
+    before, after = tensors(run.network), {}
+    for _ in run.run():
+        after = tensors(run.network)
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+# What is frozen
+
+
+@pytest.mark.parametrize("name", ["tutorial", "modern", "scratch"])
+def test_with_unfreeze_none_nothing_of_the_backbone_changes(data: initialization.TrainValSplit, name: str) -> None:
+    plan = recipes.choose(name, {"epochs": 2, "batch_size": 5})
+    run = trainer(data, "none", **vars(plan))
+    before = {name: value.clone() for name, value in run.network.head.state_dict().items()}
+    assert changed(run) == set()
+    assert any(not torch.equal(value, run.network.head.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "layer", "unfreeze", "first"),
+    [
+        ("tinyvgg", "fc7", "conv7", "features.22."),
+        ("tinyvgg", "fc7", "pool4", "features.22."),
+        ("tinyvgg", "fc7", "features.18", "features.18."),
+        ("tinyvgg", "fc7", "classifier.0", "classifier.0."),
+        ("tinyvgg", "conv5", "conv4", "features.11."),
+        ("resnet18", "avgpool", "layer4", "layer4.0."),
+    ],
+)
+def test_what_comes_before_the_layer_stays_bit_for_bit_and_all_from_it_on_is_trained(
+    data: initialization.TrainValSplit, backbone: str, layer: str, unfreeze: str, first: str
+) -> None:
+    run = trainer(data, unfreeze, backbone, layer, batch_norm="trained", lr_backbone=0.01, weight_decay=0.1)
+    names = list(run.network.graph.state_dict())
+    expected = set(names[next(number for number, name in enumerate(names) if name.startswith(first)) :])
+    assert changed(run) == expected
+
+
+def test_batch_norm_keeps_its_statistics_when_they_are_frozen(data: initialization.TrainValSplit) -> None:
+    kept = changed(trainer(data, "all", batch_norm="frozen"))
+    assert not any("running" in name or "tracked" in name for name in kept)
+    assert "features.1.weight" in kept
+    assert any("running" in name for name in changed(trainer(data, "all", batch_norm="trained")))
+
+
+def test_the_backbone_rests_while_the_head_learns_alone(data: initialization.TrainValSplit) -> None:
+    run = trainer(data, "all", head_epochs=2, batch_norm="trained")
+    before, same = tensors(run.network), []
+    for _ in run.run():
+        same.append(all(torch.equal(value, before[name]) for name, value in tensors(run.network).items()))
+    assert same == [True, True, True, False]
+    assert [row["part"] for row in run.rows] == ["start", "head", "head", "network"]
+
+
+def test_a_layer_after_the_codes_or_without_parameters_is_refused(data: initialization.TrainValSplit) -> None:
+    with pytest.raises(errors.PipelineError, match="fc7 comes after conv5"):
+        trainer(data, "fc7", layer="conv5")
+    with pytest.raises(errors.PipelineError, match="nothing to train from pool4 to pool4"):
+        trainer(data, "pool4", layer="pool4")
+    with pytest.raises(errors.PipelineError, match=r"Unknown layer 'fc9' for tinyvgg\. Choose from: fc"):
+        trainer(data, "fc9")
+
+
+# Rates
+
+
+def rates(run: Trainer) -> list[dict[str, float]]:
+    """Train; return {group: rate} of every step."""
+    seen: list[dict[str, float]] = []
+    step = run.optimiser.step
+    run.optimiser.step = lambda: (seen.append({g["name"]: g["lr"] for g in run.optimiser.param_groups}), step())[1]
+    list(run.run())
+    return seen
+
+
+def test_step_rates_are_those_of_torch_at_every_epoch(data: initialization.TrainValSplit) -> None:
+    plan = {"optimiser": "sgd", "schedule": "step", "epochs": 16, "batch_size": 6, "lr_head": 0.01, "patience": 0}
+    run = trainer(data, "fc7", layer="fc7", lr_backbone=0.001, **plan)
+    seen = rates(run)
+    weight = torch.nn.Parameter(torch.zeros(1))
+    groups = [{"params": [weight], "lr": 0.01}, {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.001}]
+    reference = torch.optim.SGD(groups)
+    schedule = torch.optim.lr_scheduler.StepLR(reference, step_size=7, gamma=0.1)
+    assert len(seen) == 16 * 2
+    for epoch in range(16):
+        expected = [group["lr"] for group in reference.param_groups]
+        for found in seen[2 * epoch : 2 * epoch + 2]:
+            assert [found["head"], found["fc7"]] == pytest.approx(expected, rel=1e-9)
+        reference.step()
+        schedule.step()
+    assert [row["lr_backbone"] for row in run.rows][1:] == pytest.approx([0.001] * 7 + [1e-4] * 7 + [1e-5] * 2)
+
+
+def test_each_layer_has_the_rate_of_its_depth(data: initialization.TrainValSplit) -> None:
+    run = trainer(data, "conv6", schedule="constant", lr_head=0.01, lr_backbone=0.001, lr_decay=0.5)
+    first = rates(run)[0]
+    assert first == pytest.approx({"head": 0.01, "fc7": 0.001, "fc6": 5e-4, "conv7": 2.5e-4, "conv6": 1.25e-4})
+
+
+def test_every_parameter_is_in_one_group_and_norms_and_biases_do_not_decay(data: initialization.TrainValSplit) -> None:
+    run = trainer(data, "all", weight_decay=0.1)
+    groups = run.optimiser.param_groups
+    listed = [id(value) for group in groups for value in group["params"]]
+    every = {id(value) for value in run.network.parameters()}
+    assert len(listed) == len(set(listed)) and set(listed) == every
+    for group in groups:
+        assert all((value.ndim >= 2) == (group["weight_decay"] == 0.1) for value in group["params"])
+
+
+def test_schedules_rise_and_fall_as_they_should() -> None:
+    cosine, cycle = recipes.SCHEDULES["cosine"], recipes.SCHEDULES["one-cycle"]
+    assert cosine(0, 20) == 0 and cosine(1, 20) == 1 and cosine(10.5, 20) == pytest.approx(0.5)
+    assert cosine(20, 20) == pytest.approx(0, abs=1e-12)
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(reference, 0.1, total_steps=1001, pct_start=0.2, cycle_momentum=False)
+    for step in range(1001):
+        assert reference.param_groups[0]["lr"] == pytest.approx(0.1 * cycle(18 * step / 1000, 18), abs=5e-4)
+        reference.step()
+        if step < 1000:
+            theirs.step()
+
+
+# The head
+
+
+@pytest.mark.parametrize("scaler", [Normalizer(), StandardScaler()])
+@pytest.mark.parametrize("model", [solvers.LinearSVM(C=1), solvers.Softmax(C=10), RidgeClassifier()])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_the_head_gives_the_margins_of_the_classifier(scaler: object, model: object, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % classes
+    X = np.maximum(rng.normal(size=(60, 40)) + 0.3 * rng.normal(size=(classes, 40))[y], 0).astype(np.float32)
+    pipeline = Pipeline([("normalise", scaler), ("classify", model)]).fit(X, y)
+    spec = FrozenNetwork("tinyvgg", ["fc7"], "random", "avg").specs["fc7"]
+    head = Head.of(persistence.SavedClassifier(pipeline, spec, tuple("abcde"[:classes])), dropout=0.0)
+    scores = head(torch.from_numpy(X)).detach().numpy()
+    expected = pipeline.decision_function(X)
+    found = scores if classes > 2 else scores[:, 1] - scores[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    back = head.classifier()
+    np.testing.assert_array_equal(back.predict(X), pipeline.predict(X))
+    chances = torch.softmax(torch.from_numpy(scores), 1).numpy()
+    np.testing.assert_allclose(back.predict_proba(X), chances, rtol=1e-3, atol=1e-5)
+
+
+# Augmentation
+
+
+def picture(path: Path, width: int = 300, height: int = 200) -> Path:
+    """A JPEG whose red tells the column and whose green tells the row."""
+    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    Image.fromarray(np.stack([across, down, 0 * down], 2).astype(np.uint8)).save(path, quality=95)
+    return path
+
+
+@pytest.mark.parametrize("augment", augmentation.AUGMENTATIONS)
+def test_augmentation_depends_on_its_seed_alone(tmp_path: Path, augment: str) -> None:
+    path = picture(tmp_path / "a.jpg")
+    found = [augmentation.read_augmented(path, SMALL, augment, 0.5, 48, (0, epoch, 7)) for epoch in (1, 1, 2, 3, 4)]
+    assert all(each.shape == (3, 48, 48) and each.dtype == np.uint8 for each in found)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert len({each.tobytes() for each in found}) == (4 if augment != "none" else 2)
+
+
+def test_no_augmentation_is_what_evaluation_sees(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(
+        augmentation.read_augmented(path, SMALL, "none", 0, 64, (0, 0)), transforms.read_image(path, SMALL)[0]
+    )
+
+
+@pytest.mark.parametrize(("augment", "least"), [("crop", 0.08), ("gentle", 0.35)])
+def test_a_random_crop_shows_the_share_it_should_and_no_less_sharply(
+    tmp_path: Path, augment: str, least: float
+) -> None:
+    path, shares = picture(tmp_path / "a.jpg", 1500, 1000), []
+    for seed in range(200):
+        red, green, _ = augmentation.read_augmented(path, SMALL, augment, 0, 64, (seed,)).astype(float)
+        shares.append((np.ptp(red) / 255) * (np.ptp(green) / 255))
+        assert (np.diff(red.mean(0)) >= -0.5).all() and (np.diff(green.mean(1)) >= -0.5).all()
+    assert least * 0.9 < min(shares) < least + 0.1 and max(shares) > 0.85
+
+
+def test_a_mirror_image_is_one(tmp_path: Path) -> None:
+    path = picture(tmp_path / "a.jpg")
+    plain, mirrored = (augmentation.read_augmented(path, SMALL, "none", flip, 64, (0,)) for flip in (0, 1))
+    np.testing.assert_array_equal(plain, mirrored[..., ::-1])
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lr_head": -1.0}, "--lr-head -1.0 must be a number, 0 or more"),
+        ({"lr_backbone": float("nan")}, "--lr-backbone nan must be a number"),
+        ({"batch_size": 0}, "--batch-size must be 1 or more"),
+        ({"flip": 1.5}, "--flip 1.5 is a share"),
+        ({"augment": "rotate"}, "Unknown --augment 'rotate'. Choose from: "),
+    ],
+)
+def test_a_recipe_that_cannot_be_trained_with_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(errors.PipelineError, match=words):
+        recipes.choose("modern", change)
+
+
+def test_an_unknown_recipe_lists_the_choices() -> None:
+    with pytest.raises(errors.PipelineError, match=r"Unknown recipe 'modem'\. Choose from: modern"):
+        recipes.choose("modem", {})

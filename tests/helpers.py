@@ -1,0 +1,83 @@
+"""What tests of several rooms check alike: mistakes, forward passes, small codes to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from conftest import Outcome, write_codes
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.extraction.engine import BatchCodes, Engine
+    from pipeline.networks.frozen import FrozenNetwork
+
+FC7 = Path("features/photos/tinyvgg/fc7.h5")
+CODES = Path("features/digits/tinyvgg/fc7.h5")
+MODEL = Path("models/digits/tinyvgg/fc7-svm.skops")
+GRID = "{l2: {C: [1, 10]}, standard: {C: [0.01, 0.1]}}"
+
+TOLERANCE = 1e-5
+
+
+def mistake(outcome: Outcome, *words: str) -> None:
+    """One sentence, exit code 2, and the words that the user needs."""
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith("Error: ") and len(outcome.err.strip().splitlines()) == 1, outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of images of each forward pass."""
+    from pipeline.extraction.engine import Engine
+
+    seen: list[int] = []
+    launch = Engine.launch
+
+    def counted(self: Engine, images: Sequence[np.ndarray]) -> Callable[[], BatchCodes]:
+        seen.append(len(images))
+        return launch(self, images)
+
+    monkeypatch.setattr(Engine, "launch", counted)
+    return seen
+
+
+def write_training(path: Path = CODES, per_class: int = 20, **spec: object) -> np.ndarray:
+    """Write codes of 3 classes, three quarters of them for training."""
+    labels = [c for c in range(3) for _ in range(per_class)]
+    splits = ["test" if number % 4 == 0 else "train" for number in range(3 * per_class)]
+    return write_codes(path, labels, splits, ["ant", "bee", "fly"], **spec)
+
+
+def noise_images(count: int, size: int = 224) -> np.ndarray:
+    """Return (count, 3, size, size) uint8 noise."""
+    return np.random.default_rng(0).integers(0, 256, (count, 3, size, size), dtype=np.uint8)
+
+
+def normalised(x: np.ndarray) -> torch.Tensor:
+    """Return uint8 images as a network trained on ImageNet wants them."""
+    import torch
+
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (torch.from_numpy(x).float() / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Equal within 1e-5 of the largest value of each row."""
+    largest = np.abs(theirs).max(1, keepdims=True)
+    assert largest.min() > 0
+    assert (np.abs(ours - theirs) / largest).max() <= TOLERANCE
+
+
+@cache
+def frozen(name: str, *layers: str) -> FrozenNetwork:
+    """Return a frozen network with random weights."""
+    from pipeline.networks.frozen import FrozenNetwork
+
+    return FrozenNetwork(name, layers, "random", "avg")

@@ -1,0 +1,224 @@
+"""Other image sizes: what the network is shown, fully connected layers as convolutions, what goes into a ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Outcome
+from helpers import assert_close, frozen, mistake, noise_images, normalised
+from PIL import Image
+from torch import nn
+
+from pipeline import errors
+from pipeline.codes import reader
+from pipeline.images import transforms
+from pipeline.networks import backbones
+from pipeline.networks.frozen import FrozenNetwork, rebuild_network, relu_layers
+from pipeline.networks.graph import cut_graph
+
+Run = Callable[..., Outcome]
+NATIVE = transforms.Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Return a picture whose red tells the column and whose green the row."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([columns * 255 / width, rows * 255 / height, 0 * rows], 2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def tensor(x: np.ndarray) -> torch.Tensor:
+    return normalised(x)
+
+
+# What the network is shown
+
+
+@pytest.mark.parametrize(
+    ("framing", "size", "resize"),
+    [
+        (transforms.Framing(), (224, 224), 256),
+        (transforms.Framing((320, 320)), (320, 320), 366),
+        (transforms.Framing((320, 320), 320), (320, 320), 320),
+        (transforms.Framing((448, 336)), (448, 336), 384),
+        (transforms.Framing((448, 336), fit="whole"), (448, 336), 336),
+    ],
+)
+def test_other_sizes_keep_the_proportion_of_resize_and_crop(
+    framing: transforms.Framing, size: tuple[int, int], resize: int
+) -> None:
+    transform = framing.of(NATIVE)
+    assert (transform.size, transform.resize) == (size, resize)
+    for width, height in ((500, 375), (375, 500), (90, 1000), (301, 300)):
+        assert transforms.resize_and_crop(gradient(width, height), transform).shape == (3, *size)
+
+
+def test_nothing_asked_is_the_transform_that_goes_with_the_weights() -> None:
+    assert transforms.Framing().of(NATIVE) == NATIVE == transforms.Framing((224, 224), 256).of(NATIVE)
+
+
+def test_the_crop_is_the_centre_and_none_is_the_whole_picture() -> None:
+    picture = gradient(400, 200)
+    whole = transforms.resize_and_crop(picture, transforms.Framing((100, 100), fit="whole").of(NATIVE))
+    centre = transforms.resize_and_crop(picture, transforms.Framing((100, 100), 100).of(NATIVE))
+    wide = transforms.resize_and_crop(picture, transforms.Framing((100, 200), 100).of(NATIVE))
+    assert whole[0].max() - whole[0].min() > 245 and whole[1].max() - whole[1].min() > 245
+    assert abs(int(centre[0].max()) - int(centre[0].min()) - 127) < 5 and centre[1].max() - centre[1].min() > 245
+    assert wide.shape == (3, 100, 200) and wide[0].max() - wide[0].min() > 245
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "320x", "x", "320,400", "3.5", "99999", "320x0"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(errors.PipelineError, match="448x336 for height x width"):
+        transforms.parse_size(text)
+
+
+# Fully connected layers as convolutions
+
+
+@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
+def test_at_the_native_size_the_convolutions_equal_the_linear_layers(name: str) -> None:
+    x = noise_images(2)
+    ordinary = frozen(name, "fc7") if name == "alexnet" else frozen(name, "fc6", "fc7", "pool5")
+    model, _ = backbones.load(backbones.get(name), "random")
+    graph = cut_graph(backbones.FullyConvolutional(model, 224), {ordinary.nodes["fc7"]})
+    with torch.no_grad():
+        maps = graph(tensor(x))[ordinary.nodes["fc7"]]
+    assert maps.shape == (2, 4096, 1, 1)
+    assert_close(maps.flatten(1).numpy(), ordinary.codes(x)["fc7"])
+
+
+@pytest.mark.parametrize(("name", "cells"), [("vgg16", 4), ("alexnet", 4)])
+def test_at_320_fc7_is_a_map(name: str, cells: int) -> None:
+    """Pixels 0 to 319 hold four windows of 224 a side, 32 apart."""
+    nodes = backbones.find_nodes(backbones.get(name), ["fc7"])
+    assert backbones.node_shapes(backbones.get(name), nodes.values(), (320, 320)) == {
+        nodes["fc7"]: (4096, cells, cells)
+    }
+    if name == "alexnet":
+        wide = FrozenNetwork(name, ["fc7"], "random", "avg", transforms.Framing((320, 256)))
+        assert wide.codes(np.zeros((1, 3, 320, 256), np.uint8))["fc7"].shape == (1, 4096)
+        assert wide.specs["fc7"].pool == "avg" and frozen(name, "fc7").specs["fc7"].pool == "none"
+
+
+@pytest.mark.parametrize("name", ["alexnet", "tinyvgg"])
+def test_each_cell_is_the_ordinary_head_on_its_window_of_the_maps(name: str) -> None:
+    """What the convolutions before the head give is theirs to pad; the head itself is equal cell by cell."""
+    backbone = backbones.get(name)
+    model: Any = backbones.load(backbone, "random")[0]
+    native = backbones.native_transform(backbone).crop
+    convolved = backbones.FullyConvolutional(model, native)
+    x = torch.rand(1, 3, native + 64, native + 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = convolved.avgpool(model.features(x))
+        found = convolved(x)
+        side = backbones._side(model.avgpool.output_size)
+        assert found.shape[2:] == (3, 2)
+        for row, column in np.ndindex(3, 2):
+            window = features[:, :, row : row + side, column : column + side]
+            assert_close(found[:, :, row, column].numpy(), model.classifier(window.flatten(1)).numpy())
+
+
+def without_padding(name: str) -> tuple[Any, int]:
+    """Return a network whose convolutions pad nothing, and the least side at which its head has one cell."""
+    model: Any = backbones.load(backbones.get(name), "random")[0]
+    for module in model.features:
+        if isinstance(module, nn.Conv2d):
+            module.padding = (0, 0)
+    cells = backbones._side(model.avgpool.output_size)
+    stages = [module for module in model.features if isinstance(module, (nn.Conv2d, nn.MaxPool2d))]
+    side = cells
+    for stage in reversed(stages):
+        kernel, stride = backbones._side(stage.kernel_size), backbones._side(stage.stride)
+        side = (side - 1) * stride + kernel
+    return model, side
+
+
+@pytest.mark.parametrize("name", ["vgg11", "alexnet"])
+def test_each_cell_is_the_code_of_its_window_where_nothing_is_padded(name: str) -> None:
+    """Window and picture differ at the window's edge, where one sees zeros and the other the next pixels.
+
+    So with padding no cell can be equal: VGG and AlexNet pad every convolution, and what comes from an edge spreads
+    with each layer. Without padding, all cells are.
+    """
+    model, side = without_padding(name)
+    convolved = backbones.FullyConvolutional(model, side)
+    x = torch.rand(1, 3, side + 32, side + 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = convolved(x)
+        assert found.shape[2:] == (2, 3)
+        for row, column in ((0, 0), (1, 2), (0, 1)):
+            window = x[:, :, 32 * row : 32 * row + side, 32 * column : 32 * column + side]
+            assert_close(found[:, :, row, column].numpy(), model(window).numpy())
+
+
+def test_with_padding_the_cells_differ_from_their_windows() -> None:
+    x = noise_images(1, 320)
+    ordinary = frozen("alexnet", "fc7")
+    graph = cut_graph(
+        backbones.FullyConvolutional(backbones.load(backbones.get("alexnet"), "random")[0], 224), {"classifier.5"}
+    )
+    with torch.no_grad():
+        corner = graph(tensor(x))["classifier.5"][:, :, 0, 0].numpy()
+    window = ordinary.codes(x[:, :, :224, :224])["fc7"]
+    assert 1e-5 < np.abs(corner - window).max() / np.abs(window).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "least"), [("vgg16", "fc7", 224), ("alexnet", "pool5", 63), ("tinyvgg", "fc7", 64)]
+)
+def test_sizes_below_the_minimum_are_refused_with_the_least_that_works(name: str, layer: str, least: int) -> None:
+    nodes = backbones.find_nodes(backbones.get(name), [layer]).values()
+    with pytest.raises(errors.PipelineError, match=f"least that works is --size {least}"):
+        backbones.node_shapes(backbones.get(name), nodes, (least - 1, least - 1))
+    assert backbones.node_shapes(backbones.get(name), nodes, (least, least))
+
+
+def test_networks_of_one_size_say_so() -> None:
+    with pytest.raises(errors.PipelineError, match="only at 224x224"):
+        backbones.node_shapes(backbones.get("vit_b_32"), ["encoder.ln"], (320, 320))
+
+
+# Before the ReLU
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "before"), [("alexnet", "fc7", "classifier.4"), ("resnet18", "layer3", "layer3.1.add")]
+)
+def test_pre_is_what_goes_into_the_relu(name: str, layer: str, before: str) -> None:
+    x = noise_images(2)
+    pre = FrozenNetwork(name, [layer], "random", "avg", relu="pre")
+    assert pre.specs[layer].relu == "pre" and frozen(name, layer).specs[layer].relu == "post"
+    found = pre.codes(x)[layer]
+    assert found.min() < 0
+    assert_close(found, FrozenNetwork(name, [before], "random", "avg").codes(x)[before])
+
+
+def test_a_layer_without_a_relu_has_nothing_before_it() -> None:
+    with pytest.raises(errors.PipelineError, match="no ReLU"):
+        FrozenNetwork("tinyvgg", ["pool3"], "default", "avg", relu="pre")
+    assert relu_layers("resnet18") == ["layer1", "layer2", "layer3", "layer4"]
+    assert relu_layers("alexnet") == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
+
+
+# The commands
+
+
+def test_sizes_stand_in_the_spec_and_in_what_is_rebuilt_from_it(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos)
+    flags = ("--dataset", "photos", "--layer", "fc7", "--pool", "max")
+    outcome = run("extract", *flags, "--size", "96x128", "--crop", "none", "--relu", "pre")
+    assert outcome.code == 0, outcome.err
+    path = Path("features/photos/tinyvgg/fc7.h5")
+    spec = reader.read(path, {}).spec
+    assert (spec.crop, spec.crop_width, spec.fit, spec.relu, spec.pool) == (96, 128, "whole", "pre", "max")
+    assert rebuild_network(spec).specs["fc7"] == spec
+    assert run("classify", "--dataset", "photos", "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
+    mistake(run("extract", *flags, "--size", "32"), "tinyvgg cannot run at 32x32", "--size 64")
+    mistake(run("extract", *flags, "--size", "big"), "--size 'big' is no size")
+    mistake(run("extract", *flags, "--resize", "40"), "--resize 40", "64 or more")

@@ -1,0 +1,170 @@
+"""The frozen network: codes equal a hand-written forward pass, whatever is asked together and in what batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_close, frozen, noise_images, normalised
+from torch import nn
+from torch.nn import functional
+
+from pipeline import errors
+from pipeline.networks import backbones, pooling
+from pipeline.networks.frozen import FrozenNetwork
+
+
+def vgg_by_hand(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    maps = x
+    for module in model.features:
+        maps = functional.relu(maps) if isinstance(module, nn.ReLU) else module(maps)
+    flat = torch.flatten(model.avgpool(maps), 1)
+    linear = [module for module in model.classifier if isinstance(module, nn.Linear)]
+    fc6 = functional.relu(linear[0](flat))
+    return {"pool5": maps.mean((2, 3)), "fc6": fc6, "fc7": functional.relu(linear[1](fc6))}
+
+
+def resnet_by_hand(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    maps = model.maxpool(functional.relu(model.bn1(model.conv1(x))))
+    maps = model.layer3(model.layer2(model.layer1(maps)))
+    last = model.layer4(maps)
+    return {"layer3": maps.mean((2, 3)), "avgpool": last.mean((2, 3))}
+
+
+CASES = [
+    ("vgg16", ("fc6", "fc7", "pool5"), vgg_by_hand),
+    ("alexnet", ("fc7",), vgg_by_hand),
+    ("resnet18", ("layer3", "avgpool"), resnet_by_hand),
+    ("resnet50", ("layer3", "avgpool"), resnet_by_hand),
+]
+
+
+@pytest.mark.parametrize(("name", "layers", "by_hand"), CASES, ids=[case[0] for case in CASES])
+def test_codes_equal_a_hand_written_forward_pass(
+    name: str, layers: tuple[str, ...], by_hand: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]]
+) -> None:
+    x = noise_images(3)
+    codes = frozen(name, *layers).codes(x)
+    model, _ = backbones.load(backbones.get(name), "random")
+    with torch.no_grad():
+        expected = by_hand(model, normalised(x))
+    for layer in layers:
+        assert codes[layer].dtype == np.float32 and codes[layer].min() >= 0
+        assert_close(codes[layer], expected[layer].numpy())
+
+
+@pytest.mark.parametrize(("name", "layers"), [case[:2] for case in CASES], ids=[case[0] for case in CASES])
+def test_codes_do_not_depend_on_the_batch_size(name: str, layers: tuple[str, ...]) -> None:
+    x = noise_images(64)
+    whole = frozen(name, *layers).codes(x)
+    for size, count in ((1, 3), (7, 14)):
+        parts = [frozen(name, *layers).codes(x[start : start + size]) for start in range(0, count, size)]
+        for layer in layers:
+            assert_close(np.concatenate([part[layer] for part in parts]), whole[layer][:count])
+
+
+def test_codes_do_not_depend_on_the_number_of_threads() -> None:
+    x = noise_images(4)
+    default = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(frozen("resnet18", "layer3", "avgpool").codes(x)["avgpool"])
+    finally:
+        torch.set_num_threads(default)
+    assert_close(*found)
+
+
+def test_vgg16_fc7_gives_4096_numbers() -> None:
+    assert frozen("vgg16", "fc6", "fc7", "pool5").widths == {"fc6": 4096, "fc7": 4096, "pool5": 512}
+
+
+@pytest.mark.parametrize(
+    ("name", "neighbours"),
+    [
+        ("alexnet", ("features.0", "features.1", "classifier.4", "classifier.5")),
+        ("resnet18", ("bn1", "relu", "layer2.0.add", "layer2.0.relu_1", "layer2.0.bn2")),
+        (
+            "densenet121",
+            ("features.norm5", "relu", "features.denseblock1.denselayer1.norm1", "features.transition1.norm"),
+        ),
+        ("googlenet", ("conv1.bn", "conv1.relu", "inception3a.branch1.bn", "inception3a.branch1.relu")),
+    ],
+)
+def test_neighbouring_nodes_asked_together_equal_those_asked_alone(name: str, neighbours: tuple[str, ...]) -> None:
+    x = noise_images(2)
+    together = FrozenNetwork(name, neighbours, "random", "avg2").codes(x)
+    for node in neighbours:
+        alone = FrozenNetwork(name, [node], "random", "avg2").codes(x)[node]
+        assert_close(together[node], alone)
+    before, after = together[neighbours[0]], together[neighbours[1]]
+    assert before.min() < 0 <= after.min(), "the first of these stands before a ReLU, the second after it"
+
+
+def test_what_follows_the_layer_is_not_computed() -> None:
+    shallow = frozen("resnet50", "layer2")
+    names = {name.split(".")[0] for name, _ in shallow.graph.named_parameters()}
+    assert names == {"conv1", "layer1", "layer2"}  # bn1 is folded into conv1
+
+
+def test_batch_norms_are_folded_unless_something_else_needs_what_they_take() -> None:
+    def norms(*nodes: str) -> int:
+        return sum(isinstance(module, nn.BatchNorm2d) for module in frozen("resnet18", *nodes).graph.modules())
+
+    assert norms("layer2") == 0
+    assert norms("conv1", "layer2") == 1
+    assert norms("bn1", "layer2") == 0
+
+
+def test_two_names_of_one_node_give_the_same_codes() -> None:
+    both = FrozenNetwork("alexnet", ["fc7", "classifier.5"], "random", "avg").codes(noise_images(1))
+    np.testing.assert_array_equal(both["fc7"], both["classifier.5"])
+
+
+@pytest.mark.parametrize(
+    ("pool", "width"), [("avg", 128), ("max", 128), ("avg4", 2048), ("max2", 512), ("flatten", 8192), ("avg9", 8192)]
+)
+def test_pooling(pool: str, width: int) -> None:
+    frozen_network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", pool)
+    codes = frozen_network.codes(noise_images(2, 64))
+    assert codes["pool3"].shape == (2, width) and frozen_network.widths == {"pool3": width, "fc7": 1024}
+    assert frozen_network.specs["fc7"].pool == "none" and frozen_network.specs["pool3"].pool == pool
+
+
+def test_pooling_by_cells_is_the_mean_of_each_cell() -> None:
+    maps = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
+    cells = maps.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)).flatten(1)
+    torch.testing.assert_close(pooling.pool_maps(maps, "avg2"), cells)
+
+
+def test_the_spec_tells_weights_apart_by_their_values() -> None:
+    hashes = {
+        FrozenNetwork("tinyvgg", ["fc7"], origin, "avg").specs["fc7"].weights_sha256
+        for origin in ("default", "random", "random:1")
+    }
+    assert len(hashes) == 3
+
+
+def test_tinyvgg_equals_its_model_cards_description() -> None:
+    x = noise_images(2, 64)
+    model, transform = backbones.load(backbones.get("tinyvgg"), "default")
+    assert (transform.resize, transform.crop, transform.interpolation) == (64, 64, "bilinear")
+    with torch.no_grad():
+        flat = torch.flatten(functional.adaptive_avg_pool2d(model.features(normalised(x)), 2), 1)  # type: ignore[operator]
+        fc6 = functional.relu(functional.linear(flat, model.classifier[0].weight, model.classifier[0].bias))  # type: ignore[index,union-attr,arg-type]
+    assert_close(FrozenNetwork("tinyvgg", ["fc6"], "default", "avg").codes(x)["fc6"], fc6.numpy())
+
+
+@pytest.mark.parametrize("pool", ["mean", "avg0", "flatten2", "avg 2", ""])
+def test_an_unknown_pooling_lists_the_choices(pool: str) -> None:
+    with pytest.raises(errors.PipelineError, match=r"Choose from: avg, max, flatten"):
+        FrozenNetwork("tinyvgg", ["fc7"], "default", pool)
+
+
+def test_a_node_that_gives_no_vector_or_map_is_refused() -> None:
+    with pytest.raises(errors.PipelineError, match="neither vectors nor maps"):
+        FrozenNetwork("vit_b_32", ["encoder.ln"], "random", "avg")
