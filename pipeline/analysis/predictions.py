@@ -61,7 +61,7 @@ def read_predictions(folder: Path) -> Predictions:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(**files.UTF8) as file:  # type: ignore[call-overload]
+    with path.open(**files.UTF8) as file:
         return list(csv.DictReader(file))
 
 

@@ -137,7 +137,7 @@ def read_bad(path: Path) -> list[str]:
     """Return "path: reason" of the files that `prepare` set aside."""
     if not path.exists():
         return []
-    with path.open(**files.UTF8) as file:  # type: ignore[call-overload]
+    with path.open(**files.UTF8) as file:
         return [f"{row['path']}: {row['reason']}" for row in csv.DictReader(file)]
 
 
@@ -207,7 +207,7 @@ def shot_charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _shot_points(path: Path) -> list[charts.Point]:
     points = []
-    with path.open(**files.UTF8) as file:  # type: ignore[call-overload]
+    with path.open(**files.UTF8) as file:
         for row in csv.DictReader(file):
             count, mean, spread = int(row["shots"]), float(row["accuracy"]), float(row["deviation"])
             title = f"{count} a class: {mean:.4f} ± {spread:.4f} over {row['draws']} draws, n = {row['n_scored']}"
