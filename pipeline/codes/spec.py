@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,27 @@ from pipeline.images import views
 
 LAYER_SEPARATOR, JOINED_FIELDS = "+", ("layer", "node", "pool")
 """What joins the names of several layers, and the fields of their spec that it joins."""
+
+
+class Rows(Protocol):
+    """Codes of n images, (n, d), in memory or on disk: slicing reads some of the rows into memory.
+
+    `numpy.ndarray` and `reader.StoredRows` satisfy it.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values that slicing gives."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Return the (m, d) values of a slice of the rows."""
+        ...
 
 
 @dataclass(frozen=True)
