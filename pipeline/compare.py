@@ -1,9 +1,8 @@
-"""Compare frozen codes with a fine-tuned network: the same splits, several seeds, accuracy beside what it costs."""
+"""Compare frozen codes with a fine-tuned network on the same splits: accuracy over several seeds, and cost."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -12,40 +11,41 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline import config, errors, files
 from pipeline.analysis import comparison, predictions
+from pipeline.classifiers import persistence
 from pipeline.data import sources
 from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.compare --layer pool3 fc7 --model softmax --tuned-layer fc7 --seeds 5 -- --recipe modern"
 ENERGY = "intel-rapl:*/energy_uj"
+"""Files of microjoules, one per CPU, under /sys/class/powercap."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and the folder where codes, classifiers and scores lie meanwhile."""
+    """The dataset and backbone to compare on, and the folder for codes, classifiers and scores in the meantime."""
 
     dataset: str
     backbone: str
     folder: Path
 
-    def call(self, stage: str, *flags: object) -> comparison.Cost:
-        """Run a command of ours on the dataset and the backbone; return what it took."""
+    def call(self, command: str, *flags: object) -> comparison.Cost:
+        """Run one of the pipeline's commands on the dataset and the backbone; return its cost."""
         address = ("--dataset", self.dataset, "--backbone", self.backbone)
-        return measured([sys.executable, "-m", f"pipeline.{stage}", *map(str, (*address, *flags))])
+        return run_measured([sys.executable, "-m", f"pipeline.{command}", *map(str, (*address, *flags))])
 
     def score(self, codes: Path, classifier: Path) -> np.ndarray:
-        """Return (n,) bool: which test images a classifier of codes gets right."""
-        scored = self.folder / "scores"
-        self.call("evaluate", "--codes", codes, "--classifier", classifier, "--out", scored)
-        return predictions.read_predictions(scored).right
+        """Return which test images a classifier of codes classifies correctly, (n,) bool."""
+        scores = self.folder / "scores"
+        self.call("evaluate", "--codes", codes, "--classifier", classifier, "--out", scores)
+        return predictions.read_predictions(scores).correct
 
     def frozen(self, layers: Sequence[str], models: Sequence[str], seeds: int) -> list[comparison.Contender]:
-        """Try each model on the frozen codes of each layer, which one pass extracts; seeds draw the folds."""
+        """Train each model on the frozen codes of each layer, all extracted in one pass; seeds draw the folds."""
         codes = self.folder / "frozen"
         extraction = self.call("extract", "--layer", *layers, "--out", codes)
         return [
@@ -55,65 +55,66 @@ class Comparison:
     def _frozen(
         self, codes: Path, layer: str, model: str, seeds: int, extraction: comparison.Cost
     ) -> comparison.Contender:
-        right, validated, costs = [], [], []
+        correct, accuracies, costs = [], [], []
         for seed in range(seeds):
             path = self.classifier(layer, model, seed)
             flags = ("--layer", layer, "--model", model, "--seed", seed, "--codes", codes, "--out", path)
             costs.append(extraction + self.call("classify", *flags))
-            right.append(self.score(codes, path))
-            validated.append(description(path)["chosen"]["accuracy"])
-        return comparison.Contender(layer, model, np.stack(right), float(np.mean(validated)), costs)
+            correct.append(self.score(codes, path))
+            accuracies.append(persistence.read_metadata(path)["chosen"]["accuracy"])
+        return comparison.Contender(layer, model, np.stack(correct), float(np.mean(accuracies)), costs)
 
     def tuned(self, start: comparison.Contender, flags: Sequence[str]) -> comparison.Contender:
-        """Fine-tune from the classifiers of a frozen contender, one a seed."""
-        right, validated, costs = [], [], []
+        """Fine-tune from the classifiers of a frozen contender, one run per seed."""
+        correct, accuracies, costs = [], [], []
         for seed, before in enumerate(start.costs):
             weights, codes = self.folder / f"tuned-{seed}.safetensors", self.folder / f"tuned-{seed}"
-            origin = ("--classifier", self.classifier(start.layer, start.model, seed))
-            files = (*origin, "--codes", self.folder / "frozen" / f"{start.layer}.h5", "--out", weights)
-            cost = self.call(
-                "finetune", "--layer", start.layer, "--seed", seed, *files, "--report", self.folder / "log", *flags
-            )
-            cost += self.call("extract", "--layer", start.layer, "--weights", weights, "--out", codes)
-            costs.append(before + cost)
-            right.append(self.score(codes / f"{start.layer}.h5", weights.with_suffix(".skops")))
-            validated.append(description(weights)["best"]["val_accuracy"])
-            print(f"seed {seed}: top-1 {right[-1].mean():.4f} after {costs[-1].seconds:.0f} s", flush=True)
-        return comparison.Contender(start.layer, "finetuned", np.stack(right), float(np.mean(validated)), costs)
+            classifier = weights.with_suffix(".skops")
+            costs.append(before + self._fine_tune(start, seed, weights, codes, flags))
+            correct.append(self.score(codes / f"{start.layer}.h5", classifier))
+            accuracies.append(persistence.read_metadata(classifier)["best"]["val_accuracy"])
+            print(f"seed {seed}: top-1 {correct[-1].mean():.4f} after {costs[-1].seconds:.0f} s", flush=True)
+        return comparison.Contender(start.layer, "finetuned", np.stack(correct), float(np.mean(accuracies)), costs)
+
+    def _fine_tune(
+        self, start: comparison.Contender, seed: int, weights: Path, codes: Path, flags: Sequence[str]
+    ) -> comparison.Cost:
+        """Fine-tune with one seed, and extract the codes of the tuned network; return the cost of both."""
+        origin = ("--classifier", self.classifier(start.layer, start.model, seed))
+        files = (*origin, "--codes", self.folder / "frozen" / f"{start.layer}.h5", "--out", weights)
+        report = self.folder / "log"
+        cost = self.call("finetune", "--layer", start.layer, "--seed", seed, *files, "--report", report, *flags)
+        return cost + self.call("extract", "--layer", start.layer, "--weights", weights, "--out", codes)
 
     def classifier(self, layer: str, model: str, seed: int) -> Path:
-        """Return where the classifier of a seed lies."""
+        """Return the path of the classifier that was trained with a seed."""
         return self.folder / f"{layer}-{model}-{seed}.skops"
 
 
-def measured(command: Sequence[str]) -> comparison.Cost:
-    """Run a command to its end and return its cost; what it says of a mistake becomes ours."""
-    start, joules = time.monotonic(), energy()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
+def run_measured(command: Sequence[str]) -> comparison.Cost:
+    """Run a command to its end and return its cost; raise PipelineError with its last line of text if it fails."""
+    start, joules = time.monotonic(), read_energy()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            lines = said.read().strip().splitlines() or [f"exit code {process.returncode}"]
+            output.seek(0)
+            lines = output.read().strip().splitlines() or [f"exit code {process.returncode}"]
             raise errors.PipelineError(f"{command[2]} failed: {lines[-1].removeprefix('Error: ')}")
-    after = energy()
+    after = read_energy()
     spent = after - joules if after is not None and joules is not None and after >= joules else None
-    return comparison.Cost(time.monotonic() - start, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024), spent)
+    memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return comparison.Cost(time.monotonic() - start, memory, spent)
 
 
-def energy() -> float | None:
-    """Return the joules that the processors have taken so far, None where the machine does not tell."""
+def read_energy() -> float | None:
+    """Return the joules that the CPUs have used so far, None where the machine does not count them."""
     try:
-        found = [int(path.read_text()) for path in Path("/sys/class/powercap").glob(ENERGY)]
+        counters = [int(path.read_text()) for path in Path("/sys/class/powercap").glob(ENERGY)]
     except OSError:
         return None
-    return sum(found) / 1e6 if found else None
-
-
-def description(path: Path) -> dict[str, Any]:
-    """Return what stands beside a classifier or weights."""
-    return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return sum(counters) / 1e6 if counters else None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -150,7 +151,7 @@ def run(options: argparse.Namespace) -> None:
     cells = [["" if value is None else value for value in row.values()] for row in found]
     files.write_csv(out / "comparison.csv", list(found[0]), cells)
     content = {"rows": found, "verdict": sentence, "flags": options.flags}
-    (out / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.write_json(out / "comparison.json", content)
     print(f"{comparison.table(found)}\n\n{sentence}\n{out / 'comparison.csv'}")
 
 

@@ -1,10 +1,10 @@
-"""Frozen codes beside a fine-tuned network: accuracy over seeds, a paired test, costs, and which to take."""
+"""Frozen codes compared with a fine-tuned network: accuracy over seeds, a paired test, costs, and a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy.stats import permutation_test
@@ -12,13 +12,13 @@ from scipy.stats import permutation_test
 from pipeline.analysis import predictions
 from pipeline.classifiers import scoring
 
-ALPHA = 0.05
 RESAMPLES = 9999
+"""Number of permutations of the test over several seeds."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What commands took: seconds, the largest memory of one of them in bytes, joules where the machine counts them."""
+    """Cost of commands: seconds, largest memory of one of them in bytes, joules where the machine counts them."""
 
     seconds: float
     memory: int
@@ -26,40 +26,71 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         """Return the cost of both, one after the other."""
-        both = None if self.joules is None or other.joules is None else self.joules + other.joules
-        return Cost(self.seconds + other.seconds, max(self.memory, other.memory), both)
+        joules = None if self.joules is None or other.joules is None else self.joules + other.joules
+        return Cost(self.seconds + other.seconds, max(self.memory, other.memory), joules)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to classify, tried with several seeds.
+    """One way to classify, run with several seeds.
 
-    right: (seeds, n) bool, which test images; validated: mean accuracy on training images held out, in
-    cross-validation or as validation split, nan where there is none; costs: of each seed, what it starts from included.
+    correct: (seeds, n) bool, which test images are classified correctly; validation_accuracy: mean accuracy on training
+    images that were held out, by cross-validation or as a validation split, nan where there are none; costs: one per
+    seed, including what the run started from.
     """
 
     layer: str
     model: str
-    right: np.ndarray
-    validated: float
+    correct: np.ndarray
+    validation_accuracy: float
     costs: Sequence[Cost]
 
     @property
     def name(self) -> str:
-        """The layer and the model in one."""
+        """Layer and model."""
         return f"{self.layer}-{self.model}"
 
     @property
     def top1(self) -> float:
-        """The mean accuracy over seeds."""
-        return float(self.right.mean())
+        """Mean accuracy over the seeds."""
+        return float(self.correct.mean())
+
+    @property
+    def seconds(self) -> float:
+        """Mean time over the seeds."""
+        return float(np.mean([cost.seconds for cost in self.costs]))
+
+
+class ComparisonRow(TypedDict):
+    """A contender's line of comparison.csv.
+
+    Accuracies are in [0, 1]; difference and p compare it with the reference, whose own p is None.
+    """
+
+    layer: str
+    model: str
+    top1: float
+    top1_low: float
+    top1_high: float
+    worst_seed: float
+    best_seed: float
+    n: int
+    seeds: int
+    validation_accuracy: float
+    difference: float
+    p: float | None
+    seconds: float
+    memory_mb: int
+    joules: float | None
 
 
 def paired_test(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the p-value that two contenders are equally often right on the same images.
+    """Return the p-value of the hypothesis that two contenders are equally often correct on the same images.
 
-    one, other: (seeds, n) bool. For one seed each McNemar's exact test; for several, whether the differences of the
-    shares of seeds that are right, image by image, could as well have the other sign (Fisher's permutation test).
+    With one seed each, this is McNemar's exact test. With several, it is Fisher's permutation test: whether each
+    image's difference in the share of seeds that are correct could equally have the other sign.
+
+    one, other: (seeds, n) bool.
     """
     if len(one) == len(other) == 1:
         return predictions.mcnemar(one[0], other[0])
@@ -68,34 +99,35 @@ def paired_test(one: np.ndarray, other: np.ndarray) -> float:
     if len(unequal) < 2:
         return 1.0
     rng = np.random.default_rng(0)
-    tested = permutation_test((unequal,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng)
-    return float(tested.pvalue)
+    result = permutation_test((unequal,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng)
+    return float(result.pvalue)
 
 
 def interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a mean accuracy over seeds on n images, as if it were one run's: rather wide."""
-    lower, upper = (
-        scoring.wilson_interval(int(np.floor(accuracy * n)), n),
-        scoring.wilson_interval(int(np.ceil(accuracy * n)), n),
-    )
-    return lower[0], upper[1]
+    """Return Wilson's 95% interval of a mean accuracy over seeds on n images.
+
+    It is that of a single run, and so rather wide for a mean over several.
+    """
+    low, _ = scoring.wilson_interval(int(np.floor(accuracy * n)), n)
+    _, high = scoring.wilson_interval(int(np.ceil(accuracy * n)), n)
+    return low, high
 
 
-def rows(frozen: Sequence[Contender], tuned: Contender) -> list[dict[str, Any]]:
-    """Return a row a contender, each compared with the frozen one of the best cross-validated accuracy."""
+def rows(frozen: Sequence[Contender], tuned: Contender) -> list[ComparisonRow]:
+    """Return a row for each contender; the reference is the frozen one with the best validation accuracy."""
     reference = best(frozen)
     return [_row(contender, reference) for contender in (*frozen, tuned)]
 
 
 def best(frozen: Sequence[Contender]) -> Contender:
-    """Return the contender of the best cross-validated accuracy: chosen without the test images."""
-    return max(frozen, key=lambda contender: contender.validated)
+    """Return the contender with the best validation accuracy, which is chosen without the test images."""
+    return max(frozen, key=lambda contender: contender.validation_accuracy)
 
 
-def _row(contender: Contender, reference: Contender) -> dict[str, Any]:
-    seeds, n = contender.right.shape
+def _row(contender: Contender, reference: Contender) -> ComparisonRow:
+    seeds, n = contender.correct.shape
     low, high = interval(contender.top1, n)
-    each = contender.right.mean(1)
+    by_seed = contender.correct.mean(1)
     joules = [cost.joules for cost in contender.costs if cost.joules is not None]
     return {
         "layer": contender.layer,
@@ -103,46 +135,49 @@ def _row(contender: Contender, reference: Contender) -> dict[str, Any]:
         "top1": round(contender.top1, 4),
         "top1_low": round(low, 4),
         "top1_high": round(high, 4),
-        "worst_seed": round(float(each.min()), 4),
-        "best_seed": round(float(each.max()), 4),
+        "worst_seed": round(float(by_seed.min()), 4),
+        "best_seed": round(float(by_seed.max()), 4),
         "n": n,
         "seeds": seeds,
-        "validated": round(contender.validated, 4),
+        "validation_accuracy": round(contender.validation_accuracy, 4),
         "difference": round(contender.top1 - reference.top1, 4),
-        "p": None if contender is reference else round(paired_test(contender.right, reference.right), 4),
-        "seconds": round(float(np.mean([cost.seconds for cost in contender.costs])), 1),
+        "p": None if contender is reference else round(paired_test(contender.correct, reference.correct), 4),
+        "seconds": round(contender.seconds, 1),
         "memory_mb": round(max(cost.memory for cost in contender.costs) / 1e6),
         "joules": round(float(np.mean(joules))) if joules else None,
     }
 
 
 def verdict(frozen: Sequence[Contender], tuned: Contender) -> str:
-    """Say in a sentence which to take."""
+    """Say in a sentence which contender to take."""
     reference = best(frozen)
-    p, n = paired_test(tuned.right, reference.right), tuned.right.shape[1]
+    p, n = paired_test(tuned.correct, reference.correct), tuned.correct.shape[1]
     points = 100 * (tuned.top1 - reference.top1)
-    times = np.mean([cost.seconds for cost in tuned.costs]) / np.mean([cost.seconds for cost in reference.costs])
-    found = f"{points:+.1f} points on {n} test images (p = {p:.2g}) for {times:.1f} times the time"
-    if p <= ALPHA and points > 0:
-        return f"Take the fine-tuned network: beside frozen {reference.name} it gains {found}."
-    reason = "loses by fine-tuning" if p <= ALPHA else "fine-tuning changes nothing beyond chance"
-    return f"Take the frozen codes with {reference.name}: {reason}, {found}."
+    times = tuned.seconds / reference.seconds
+    result = f"{points:+.1f} points on {n} test images (p = {p:.2g}) for {times:.1f} times the time"
+    if p <= predictions.ALPHA and points > 0:
+        return f"Take the fine-tuned network: compared with frozen {reference.name} it gains {result}."
+    reason = "fine-tuning loses" if p <= predictions.ALPHA else "fine-tuning changes nothing beyond chance"
+    return f"Take the frozen codes with {reference.name}: {reason}, {result}."
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(compared: Sequence[ComparisonRow]) -> str:
     """Return the rows as a table of text."""
-    cells = [("layer", "model", "top-1", "95% interval", "over seeds", "n", "p", "seconds", "MB")] + [
-        (
-            *(row["layer"], row["model"], f"{row['top1']:.4f}", f"{row['top1_low']:.4f}–{row['top1_high']:.4f}"),
-            f"{row['worst_seed']:.4f}–{row['best_seed']:.4f}",
-            *(
-                str(row["n"]),
-                "–" if row["p"] is None else f"{row['p']:.4f}",
-                str(row["seconds"]),
-                str(row["memory_mb"]),
-            ),
-        )
-        for row in found
-    ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+    lines = [("layer", "model", "top-1", "95% interval", "over seeds", "n", "p", "seconds", "MB")]
+    lines += [_cells(row) for row in compared]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cells(row: ComparisonRow) -> tuple[str, str, str, str, str, str, str, str, str]:
+    return (
+        row["layer"],
+        row["model"],
+        f"{row['top1']:.4f}",
+        f"{row['top1_low']:.4f}–{row['top1_high']:.4f}",
+        f"{row['worst_seed']:.4f}–{row['best_seed']:.4f}",
+        str(row["n"]),
+        "–" if row["p"] is None else f"{row['p']:.4f}",
+        str(row["seconds"]),
+        str(row["memory_mb"]),
+    )

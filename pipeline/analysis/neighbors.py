@@ -1,7 +1,7 @@
-"""Distances between CNN codes: nearest images, near-duplicates, held-out labels and a map, block by block.
+"""Distances between CNN codes: nearest images, near-duplicates, outliers, leave-one-out predictions, and a map.
 
 Codes are compared by direction (Razavian et al., "CNN features off-the-shelf", 2014): the distance is 1 - cosine.
-Memory is bounded by a block of codes and a few numbers a row, whatever the number of images.
+They are read block by block: memory is bounded by one block and a few numbers per row, however many images there are.
 """
 
 from __future__ import annotations
@@ -10,50 +10,57 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.codes import reader
 
 SKETCH = 64
-"""Numbers that stand for a code where all are compared with all (Johnson and Lindenstrauss, 1984)."""
+"""Width to which codes are projected before all are compared with all (Johnson and Lindenstrauss, 1984)."""
 
 MAX_COMPARISONS = 2 * 10**10
+"""Number of pairs of codes that are compared at most; beyond it a sample of the images is checked."""
+
 DUPLICATE = 0.02
-"""Near-duplicates are nearer than this share of the median distance between two images."""
+"""Two images closer than this share of the median distance are near-duplicates."""
 
 MAX_FEATURES = 1024
+"""Width to which codes are projected before a classifier is trained on them."""
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Regularisation of the held-out classifier, as shares of the codes' variance."""
+"""Regularisations of the leave-one-out classifier, as shares of the codes' variance."""
 
 
 def unit_blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield some of `rows` at a time with their (m, d) float32 codes of length 1 (those of length 0 stay)."""
-    for some, values in reader.blocks(path, rows):
+    """Yield `rows` (increasing) block by block with their (m, d) float32 codes, scaled to length 1.
+
+    Codes of length 0 are not changed.
+    """
+    for block, values in reader.blocks(path, rows):
         lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        yield some, values / np.where(lengths > 0, lengths, 1)
+        yield block, values / np.where(lengths > 0, lengths, 1)
 
 
 def unit(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Return the (m, d) float32 codes of length 1 of a few rows, in any order."""
+    """Return the (m, d) float32 codes of a few rows in any order, scaled to length 1."""
     increasing, places = np.unique(rows, return_inverse=True)
     return np.concatenate([values for _, values in unit_blocks(path, increasing)])[places]
 
 
 def nearest(path: Path, queries: np.ndarray, among: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distances (m, count) float32 in [0, 2] and the rows (m, count) int64 of the nearest of `among`.
+    """Return the distances (m, count) float32 in [0, 2] and the rows (m, count) int64 of the nearest images.
 
-    queries: (m,) rows, which are never their own neighbours; among: increasing rows. Where there are fewer than
-    `count`, the columns end earlier.
+    Where `among` has fewer than `count` rows, the result has fewer columns.
+
+    queries: (m,) rows, none of which is its own neighbour; among: increasing rows to choose from.
     """
-    asked = unit(path, queries)
+    codes = unit(path, queries)
     best, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for some, values in unit_blocks(path, among):
-        closeness = asked @ values.T
-        closeness[queries[:, None] == some] = -np.inf
-        best = np.concatenate([best, closeness], axis=1)
-        rows = np.concatenate([rows, np.broadcast_to(some, closeness.shape)], axis=1)
+    for block, values in unit_blocks(path, among):
+        cosines = codes @ values.T
+        cosines[queries[:, None] == block] = -np.inf
+        best = np.concatenate([best, cosines], axis=1)
+        rows = np.concatenate([rows, np.broadcast_to(block, cosines.shape)], axis=1)
         if best.shape[1] > count:
             keep = np.argpartition(-best, count - 1, axis=1)[:, :count]
             best, rows = np.take_along_axis(best, keep, 1), np.take_along_axis(rows, keep, 1)
@@ -62,182 +69,179 @@ def nearest(path: Path, queries: np.ndarray, among: np.ndarray, count: int) -> t
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Near-duplicates: pairs (k, 2) of rows, the nearest first, with their distances (k,).
+class NearDuplicates:
+    """Pairs of images that are suspiciously similar.
 
-    typical: the median distance between any two images; checked, of: the images whose nearest was sought, and all.
+    pairs: (k, 2) int64 rows, the closest pair first; distances: (k,) float32; median_distance: between any two images;
+    checked, total: the number of images whose nearest one was searched for, and of all.
     """
 
     pairs: np.ndarray
     distances: np.ndarray
-    typical: float
+    median_distance: float
     checked: int
-    of: int
+    total: int
 
 
-def near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, most: int) -> Pairs:
-    """Find the pairs of one row of `ones` and one of `others` (both increasing) that are suspiciously alike.
+def near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, most: int) -> NearDuplicates:
+    """Find at most `most` pairs of a row of `ones` and a row of `others` (both increasing) that are near-duplicates.
 
-    Sketches of the codes find the candidates, the codes themselves decide. Where there are too many pairs to compare,
-    an even sample of `ones` is checked.
+    Projected codes give the candidates, the codes themselves decide. Where there are more than MAX_COMPARISONS pairs,
+    every k-th row of `ones` is checked.
     """
     checked = ones[:: max(1, -(-len(ones) * len(others) // MAX_COMPARISONS))]
     rng = np.random.default_rng(0)
-    pairs = np.stack([rng.choice(rows, 200) for rows in (checked, others)], 1)
-    typical = float(np.median(_distances(path, pairs)))
-    found, squares = _nearest_sketch(_sketch(path, checked), _sketch(path, others))
+    median = float(np.median(_distances(path, np.stack([rng.choice(rows, 200) for rows in (checked, others)], 1))))
+    places, squares = _nearest_vectors(_sketch(path, checked), _sketch(path, others))
     order = np.argsort(squares, kind="stable")[:most]
-    order = order[squares[order] / 2 < 3 * DUPLICATE * typical]  # |a - b|² = 2 (1 - cos), and sketches err
-    candidates = np.stack([checked[order], others[found[order]]], 1)
+    order = order[squares[order] / 2 < 3 * DUPLICATE * median]  # |a - b|² = 2 (1 - cos), up to the projection's error
+    candidates = np.stack([checked[order], others[places[order]]], 1)
     distances = _distances(path, candidates) if len(candidates) else np.empty(0, np.float32)
-    sure = np.argsort(distances, kind="stable")
-    sure = sure[distances[sure] <= DUPLICATE * typical]
-    return Pairs(candidates[sure], distances[sure], typical, len(checked), len(ones))
+    close = np.argsort(distances, kind="stable")
+    close = close[distances[close] <= DUPLICATE * median]
+    return NearDuplicates(candidates[close], distances[close], median, len(checked), len(ones))
 
 
 def _distances(path: Path, pairs: np.ndarray) -> np.ndarray:
+    """Return the distance (k,) of each pair (k, 2) of rows."""
     one, other = unit(path, pairs[:, 0]), unit(path, pairs[:, 1])
     return np.maximum(1 - np.einsum("nd,nd->n", one, other), 0)
 
 
-def _projection(width: int, most: int) -> np.ndarray | None:
-    """Return a random (width, most) float32 matrix that keeps distances on average, or None where none is needed."""
-    if width <= most:
-        return None
-    return (np.random.default_rng(0).standard_normal((width, most)) / np.sqrt(most)).astype(np.float32)
+def _projected_blocks(path: Path, rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
+    """Yield blocks (m, at most `width`) float32 of codes of length 1.
+
+    Wider codes are projected by a random matrix, which keeps their distances on average.
+    """
+    matrix = None
+    for _, values in unit_blocks(path, rows):
+        if matrix is None and values.shape[1] > width:
+            matrix = np.random.default_rng(0).standard_normal((values.shape[1], width)) / np.sqrt(width)
+            matrix = matrix.astype(np.float32)
+        yield values if matrix is None else values @ matrix
 
 
 def _sketch(path: Path, rows: np.ndarray) -> np.ndarray:
-    sketches, matrix = [], None
-    for number, (_, values) in enumerate(unit_blocks(path, rows)):
-        if number == 0:
-            matrix = _projection(values.shape[1], SKETCH)
-        sketches.append(values if matrix is None else values @ matrix)
-    return np.concatenate(sketches)
+    return np.concatenate(list(_projected_blocks(path, rows, SKETCH)))
 
 
 def find_outliers(path: Path, rows: np.ndarray, among: np.ndarray, most: int) -> tuple[np.ndarray, int]:
-    """Return those of `rows` that are farthest from the nearest of `among` (both increasing), by their sketches.
+    """Return the rows (at most `most`,) whose nearest image in `among` is farthest away, and how many were checked.
 
-    Also returned: how many of the rows were looked at, an even sample where there are too many to compare.
+    Projected codes decide. Where there are too many pairs to compare, every k-th row is checked.
+
+    rows, among: increasing rows.
     """
     checked = rows[:: max(1, -(-10 * len(rows) * len(among) // MAX_COMPARISONS))]
     places = np.searchsorted(among, checked)
-    own = np.where(among[np.minimum(places, len(among) - 1)] == checked, places, -1)
-    _, squares = _nearest_sketch(_sketch(path, checked), _sketch(path, among), own)
+    itself = np.where(among[np.minimum(places, len(among) - 1)] == checked, places, -1)
+    _, squares = _nearest_vectors(_sketch(path, checked), _sketch(path, among), itself)
     return checked[np.argsort(-squares, kind="stable")[:most]], len(checked)
 
 
-def _nearest_sketch(
-    ones: np.ndarray, others: np.ndarray, own: np.ndarray | None = None, step: int = 1024
+def _nearest_vectors(
+    ones: np.ndarray, others: np.ndarray, itself: np.ndarray | None = None, step: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each of `ones` the nearest of `others` (n,) and the squared distance to it (n,).
+    """Return for each vector of `ones` the place (n,) of the nearest of `others` and the squared distance (n,) to it.
 
-    own: (n,) where each of `ones` itself stands among `others`, or -1.
+    itself: (n,) the place of each vector of `ones` among `others`, which is left out, or -1.
     """
-    own = np.full(len(ones), -1) if own is None else own
-    centre = others.mean(0)  # ReLU codes point the same way; without the centre, rounding would drown small distances
+    itself = np.full(len(ones), -1) if itself is None else itself
+    centre = others.mean(0)  # codes after a ReLU point the same way: uncentred, rounding would drown small distances
     ones, others = ones - centre, others - centre
     halves = (others**2).sum(1) / 2
     places = np.empty(len(ones), np.int64)
     squares = np.empty(len(ones), np.float32)
     for start, end in pairwise([*range(0, len(ones), step), len(ones)]):
-        found, best = _highest(ones[start:end], others, halves, own[start:end])
-        places[start:end] = found
+        places[start:end], best = _highest_products(ones[start:end], others, halves, itself[start:end])
         squares[start:end] = (ones[start:end] ** 2).sum(1) - 2 * best
     return places, np.maximum(squares, 0)
 
 
-def _highest(
-    some: np.ndarray, others: np.ndarray, halves: np.ndarray, own: np.ndarray, step: int = 8192
+def _highest_products(
+    ones: np.ndarray, others: np.ndarray, halves: np.ndarray, itself: np.ndarray, step: int = 8192
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return where some · other - |other|² / 2 is highest (n,), and its value (n,), tile by tile to stay in cache."""
-    places, best = np.zeros(len(some), np.int64), np.full(len(some), -np.inf, np.float32)
+    """Return where one · other - |other|² / 2 is highest (n,), and its value (n,), tile by tile to stay in cache."""
+    places, best = np.zeros(len(ones), np.int64), np.full(len(ones), -np.inf, np.float32)
     for start in range(0, len(others), step):
-        closeness = some @ others[start : start + step].T - halves[start : start + step]
-        here = np.flatnonzero((own >= start) & (own < start + step))
-        closeness[here, own[here] - start] = -np.inf
-        found = closeness.argmax(1)
-        values = closeness[np.arange(len(some)), found]
+        products = ones @ others[start : start + step].T - halves[start : start + step]
+        inside = np.flatnonzero((itself >= start) & (itself < start + step))
+        products[inside, itself[inside] - start] = -np.inf
+        columns = products.argmax(1)
+        values = products[np.arange(len(ones)), columns]
         better = values > best
-        places[better], best[better] = found[better] + start, values[better]
+        places[better], best[better] = columns[better] + start, values[better]
     return places, best
 
 
 def leave_one_out_predictions(
     path: Path, rows: np.ndarray, labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict each of `rows` (n, increasing) by a classifier trained on all the others.
+    """Predict each row by a classifier that is trained on all the others.
 
-    Returns the predicted classes (n,) int64 and by how much each scores above the label (n,) float, 0 where they
-    agree. Regularised least squares gives all n leave-one-out predictions in closed form (Rifkin and Lippert, "Notes on
-    regularized least squares", 2007); of a few regularisations the one that is most often right is taken.
-    labels: (n,) int64.
+    Return the predicted classes (n,) int64, and by how much the score of each exceeds that of the label (n,) float,
+    0 where they agree. Regularised least squares gives all leave-one-out predictions in closed form (Rifkin and
+    Lippert, "Notes on regularized least squares", 2007); of several regularisations the most accurate one is used.
+
+    rows: (n,) increasing; labels: (n,) int64 in [0, classes).
     """
     gram, sums = _moments(path, rows, labels, classes)
     spectrum, vectors = np.linalg.eigh(gram)
     ridges = np.array(RIDGES) * np.trace(gram) / len(gram)
     weights = vectors.T @ sums
     predicted = np.empty((len(ridges), len(rows)), np.int64)
-    leads = np.empty((len(ridges), len(rows)))
-    start = 0
-    for values in _features(path, rows):
-        turned, inside = values @ vectors, slice(start, start + len(values))
+    margins = np.empty((len(ridges), len(rows)))
+    for block, values in _features(path, rows):
+        rotated = values @ vectors
         for number, ridge in enumerate(ridges):
-            found = _leave_one_out(turned, np.maximum(spectrum, 0) + ridge, weights, labels[inside])
-            predicted[number, inside], leads[number, inside] = found
-        start += len(values)
+            predicted[number, block], margins[number, block] = _leave_one_out(
+                rotated, np.maximum(spectrum, 0) + ridge, weights, labels[block]
+            )
     best = (predicted == labels).sum(1).argmax()
-    return predicted[best], leads[best]
+    return predicted[best], margins[best]
 
 
-def _features(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield blocks of codes, (m, at most 1024) float64, and a constant column."""
-    matrix = None
-    for number, (_, values) in enumerate(unit_blocks(path, rows)):
-        if number == 0:
-            matrix = _projection(values.shape[1], MAX_FEATURES)
-        features = values if matrix is None else values @ matrix
-        yield np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+def _features(path: Path, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield blocks of codes, (m, at most 1025) float64 with a constant last column, and their place among the rows."""
+    start = 0
+    for values in _projected_blocks(path, rows, MAX_FEATURES):
+        yield slice(start, start + len(values)), np.column_stack([values, np.ones(len(values))]).astype(np.float64)
+        start += len(values)
 
 
 def _moments(path: Path, rows: np.ndarray, labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return X'X (d, d) and X'Y (d, classes), where Y (n, classes) is 1 at the labels."""
-    gram: Any = 0
-    sums: Any = 0
-    start = 0
-    for values in _features(path, rows):
-        hot = np.eye(classes)[labels[start : start + len(values)]]
-        gram, sums = gram + values.T @ values, sums + values.T @ hot
-        start += len(values)
+    """Return X'X (d, d) and X'Y (d, classes) of the features X, where Y (n, classes) is 1 at the labels."""
+    gram, sums = np.zeros(()), np.zeros(())  # zeros that take the shape of the first block's moments
+    for block, values in _features(path, rows):
+        gram, sums = gram + values.T @ values, sums + values.T @ np.eye(classes)[labels[block]]
     return gram, sums
 
 
 def _leave_one_out(
-    turned: np.ndarray, spectrum: np.ndarray, weights: np.ndarray, labels: np.ndarray
+    rotated: np.ndarray, spectrum: np.ndarray, weights: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions and leads of a block: scores (s - h y) / (1 - h), where h is the row's own leverage."""
-    own = ((turned**2) / spectrum).sum(1)
-    scores = turned @ (weights / spectrum[:, None])
-    here = np.arange(len(labels))
-    scores[here, labels] -= own
-    scores /= np.maximum(1 - own, 1e-9)[:, None]
-    return scores.argmax(1), scores.max(1) - scores[here, labels]
+    """Return predictions and margins of a block: scores (s - h y) / (1 - h), where h is the leverage of each row."""
+    leverage = ((rotated**2) / spectrum).sum(1)
+    scores = rotated @ (weights / spectrum[:, None])
+    numbers = np.arange(len(labels))
+    scores[numbers, labels] -= leverage
+    scores /= np.maximum(1 - leverage, 1e-9)[:, None]
+    return scores.argmax(1), scores.max(1) - scores[numbers, labels]
 
 
 def project_2d(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Return (n, 2) float32 places in [0, 1] of a few thousand rows at most, such that similar codes lie together.
+    """Return positions (n, 2) float32 in [0, 1] of a few thousand rows at most, where similar codes are close.
 
-    PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, JMLR 9, 2008).
+    The projection is PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, JMLR 9, 2008).
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     values = unit(path, rows)
-    with threadpool_limits(1):  # threads that share a core slow it down tenfold, and change the sums' order
-        few = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
+    with threadpool_limits(1):  # threads that share a core make it ten times slower, and change the order of sums
+        reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
         perplexity = min(30.0, (len(rows) - 1) / 3)
-        places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(few)
-    lowest = places.min(0)
-    return (places - lowest) / np.maximum(places.max(0) - lowest, 1e-9)
+        positions = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+    lowest = positions.min(0)
+    return (positions - lowest) / np.maximum(positions.max(0) - lowest, 1e-9)

@@ -66,7 +66,7 @@ class Gallery:
 
 def prediction_lists(study: ExperimentResult, album: thumbnails.Album) -> dict[str, list[dict[str, Any]]]:
     """Return the most confident mistakes and the least certain predictions, with their nearest training images."""
-    wrong = np.flatnonzero(~study.outcomes.right)
+    wrong = np.flatnonzero(~study.outcomes.correct)
     chosen = {
         "mistakes": wrong[np.argsort(-study.sureness[wrong], kind="stable")][:SHOWN],
         "doubts": np.argsort(study.sureness, kind="stable")[:SHOWN],
@@ -135,9 +135,9 @@ def find_leaks_between_splits(gallery: Gallery) -> dict[str, Any]:
             (gallery.add(a, FIRST), gallery.add(b, FIRST), round(float(far), 6)) for (a, b), far in pairs[:SHOWN]
         ],
         "pairs_total": len(pairs),
-        "limit": [round(neighbors.DUPLICATE * some.typical, 6) for some in found],
+        "limit": [round(neighbors.DUPLICATE * some.median_distance, 6) for some in found],
         "checked": sum(some.checked for some in found),
-        "of": sum(some.of for some in found),
+        "of": sum(some.total for some in found),
     }
 
 
@@ -219,7 +219,7 @@ def wrong_on_map(study: ExperimentResult, album: thumbnails.Album, flat: dict[st
     """Return {image number: predicted class} of the map's images that a study gets wrong."""
     shown = {image for _, _, image in flat["points"]} if flat else set()
     found = {}
-    for image in np.flatnonzero(~study.outcomes.right).tolist():
+    for image in np.flatnonzero(~study.outcomes.correct).tolist():
         number = album.number(study.address.data, study.outcomes.paths[image])
         if number is not None and number in shown:
             found[number] = int(study.outcomes.predicted[image])

@@ -64,7 +64,7 @@ def _dataset(folder: Path, rows: Sequence[Row], album: thumbnails.Album) -> tupl
         if study.index is not None and not whole:
             whole = _study_images(image_lists.Gallery(study, study.index, album))
         experiments.append(_experiment(study, album, whole.get("map")))
-        right.append((hash(study.outcomes.paths), study.outcomes.right))
+        right.append((hash(study.outcomes.paths), study.outcomes.correct))
     for entry, test in zip(experiments, compare(right), strict=True):
         entry.update(test)
     found = study.outcomes
@@ -102,7 +102,7 @@ def _study_images(gallery: image_lists.Gallery) -> Row:
 def _experiment(study: ExperimentResult, album: thumbnails.Album, flat: Row | None) -> Row:
     found = study.outcomes
     probable = study.measure == "probability"
-    calibrated = predictions.calibration(study.sureness, found.right) if probable else None
+    calibrated = predictions.calibration(study.sureness, found.correct) if probable else None
     return {
         **study.metrics,
         "name": study.name,
@@ -111,7 +111,7 @@ def _experiment(study: ExperimentResult, album: thumbnails.Album, flat: Row | No
         "per_class": [tuple(round(value, 4) for value in row) for row in found.per_class],
         "cells": image_lists.confusion_cells(study, album),
         "wrong": image_lists.wrong_on_map(study, album, flat),
-        "wrong_total": int((~found.right).sum()),
+        "wrong_total": int((~found.correct).sum()),
         "calibration": calibrated,
         "reliability": reliability_chart(calibrated) if calibrated else None,
         "path": path_chart(study.facts.get("cv", []), study.facts.get("measure", "accuracy")),

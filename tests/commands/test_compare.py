@@ -1,4 +1,4 @@
-"""compare: the same test images for all, an honest reference, a paired test, and costs that were measured."""
+"""compare: the same test images for all, a reference chosen without them, a paired test, and measured costs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ Run = Callable[..., Outcome]
 
 
 def contender(
-    right: np.ndarray, name: str = "fc7", validated: float = 0.9, seconds: float = 2.0
+    correct: np.ndarray, name: str = "fc7", accuracy: float = 0.9, seconds: float = 2.0
 ) -> comparison.Contender:
-    return comparison.Contender(name, "svm", right, validated, [comparison.Cost(seconds, 5_000_000, None)] * len(right))
+    return comparison.Contender(
+        name, "svm", correct, accuracy, [comparison.Cost(seconds, 5_000_000, None)] * len(correct)
+    )
 
 
 def test_with_one_seed_the_test_is_mcnemars() -> None:
@@ -29,25 +31,25 @@ def test_with_one_seed_the_test_is_mcnemars() -> None:
     assert comparison.paired_test(one, other) == predictions.mcnemar(one[0], other[0])
 
 
-def test_with_several_seeds_the_test_finds_what_is_there_and_nothing_else() -> None:
+def test_with_several_seeds_the_test_finds_true_differences_alone() -> None:
     rng = np.random.default_rng(0)
     hard = rng.random(200)
     better, worse = (rng.random((5, 200)) < share - 0.3 * hard for share in (1.1, 0.95))
     assert comparison.paired_test(better, worse) < 0.001
     assert comparison.paired_test(better, better) == 1.0
-    alike = [comparison.paired_test(*(rng.random((2, 5, 100)) < 0.8)) for _ in range(60)]
-    assert 0 <= np.mean(np.array(alike) <= 0.05) <= 0.15, "one in twenty is found where there is nothing"
+    equal = [comparison.paired_test(*(rng.random((2, 5, 100)) < 0.8)) for _ in range(60)]
+    assert 0 <= np.mean(np.array(equal) <= 0.05) <= 0.15, "one in twenty equal pairs is called different"
 
 
 def test_the_reference_is_chosen_without_the_test_images() -> None:
-    lucky, sound = np.ones((2, 50), bool), np.arange(100).reshape(2, 50) % 10 != 0
-    frozen = [contender(lucky, "pool4", validated=0.8), contender(sound, "fc7", validated=0.9)]
+    lucky, good = np.ones((2, 50), bool), np.arange(100).reshape(2, 50) % 10 != 0
+    frozen = [contender(lucky, "pool4", 0.8), contender(good, "fc7", 0.9)]
     tuned = contender(lucky, "fc7", seconds=20)
     assert comparison.best(frozen).layer == "fc7"
-    found = comparison.rows(frozen, tuned)
-    assert [row["p"] is None for row in found] == [False, True, False]
-    assert found[2]["difference"] == pytest.approx(0.1) and found[2]["top1"] == 1
-    assert found[0]["seconds"] == 2 and found[2]["seconds"] == 20 and found[0]["memory_mb"] == 5
+    rows = comparison.rows(frozen, tuned)
+    assert [row["p"] is None for row in rows] == [False, True, False]
+    assert rows[2]["difference"] == pytest.approx(0.1) and rows[2]["top1"] == 1
+    assert rows[0]["seconds"] == 2 and rows[2]["seconds"] == 20 and rows[0]["memory_mb"] == 5
 
 
 @pytest.mark.parametrize(
@@ -55,15 +57,15 @@ def test_the_reference_is_chosen_without_the_test_images() -> None:
     [
         (0.99, ("Take the fine-tuned network", "it gains +", "10.0 times the time")),
         (0.80, ("Take the frozen codes with fc7-svm", "nothing beyond chance")),
-        (0.50, ("Take the frozen codes with fc7-svm", "loses by fine-tuning")),
+        (0.50, ("Take the frozen codes with fc7-svm", "fine-tuning loses")),
     ],
 )
 def test_the_verdict_says_which_to_take(tuned: float, words: tuple[str, ...]) -> None:
-    places = np.arange(200)
-    frozen = contender(np.stack([places < 160] * 3))
-    other = contender(np.stack([places < 200 * tuned] * 3), seconds=20)
-    said = comparison.verdict([frozen], other)
-    assert all(word in said for word in words), said
+    numbers = np.arange(200)
+    frozen = contender(np.stack([numbers < 160] * 3))
+    other = contender(np.stack([numbers < 200 * tuned] * 3), seconds=20)
+    verdict = comparison.verdict([frozen], other)
+    assert all(word in verdict for word in words), verdict
 
 
 def test_the_interval_holds_the_mean_of_several_seeds() -> None:
@@ -91,7 +93,7 @@ def test_compare_writes_a_table_and_a_verdict(run: Run, tmp_path: Path) -> None:
     assert float(tuned["seconds"]) > float(frozen["seconds"]) > 0 and float(tuned["memory_mb"]) > 50
     verdict = json.loads(Path("reports/photos/tinyvgg/comparison.json").read_text())["verdict"]
     assert verdict.startswith("Take the ") and verdict in outcome.out
-    assert not Path("models").exists(), "what is compared leaves no files but the figures"
+    assert not Path("models").exists(), "the runs that are compared leave no files but the figures"
     wrong = ("--layer", "fc9", "--model", "softmax")
     mistake(run("compare", "--dataset", "photos", *wrong), "pipeline.extract failed: Unknown layer 'fc9'")
 

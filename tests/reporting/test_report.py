@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Listing, Outcome, put_codes, write_codes, write_photos
+from conftest import Listing, Outcome, put_codes, write_photos
 from helpers import CODES, mistake, write_training
 from PIL import Image
-from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score
 
-from pipeline.analysis import neighbors, predictions
+from pipeline.analysis import predictions
 from pipeline.networks import backbones
 from pipeline.reporting import charts, rendering, summary, thumbnails
 from pipeline.reporting.experiments import find_experiments
@@ -90,78 +87,11 @@ def pictured(run: Run, project: Path) -> Run:
 # Figures
 
 
-def test_mcnemar_equals_the_direct_computation() -> None:
-    """Of k images that one alone gets right, b are the one's: twice the binomial tail (McNemar, 1947, exact)."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        one, other = rng.random(60) < 0.8, rng.random(60) < 0.7
-        b, c = int((one & ~other).sum()), int((~one & other).sum())
-        tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-        assert predictions.mcnemar(one, other) == pytest.approx(min(1.0, 2 * tail))
-    assert predictions.mcnemar(one, one) == 1.0
-
-
-def test_several_differences_are_judged_together() -> None:
-    assert predictions.significant([0.001, 0.04, 0.03]) == [True, False, False]
-    assert predictions.significant([0.04]) == [True] and predictions.significant([]) == []
-
-
 def test_experiments_on_other_images_are_not_compared() -> None:
     right = np.array([True] * 20)
     found = summary.compare([(1, right), (1, ~right), (2, right)])
     assert [row["best"] for row in found] == [True, False, False]
     assert found[1]["differs"] is True and found[2]["p"] is None
-
-
-def test_calibration_equals_its_definition() -> None:
-    rng = np.random.default_rng(0)
-    probabilities = rng.random(500)
-    right = rng.random(500) < probabilities**2
-    found = predictions.calibration(probabilities, right)
-    edges = np.linspace(0, 1, predictions.BINS + 1)
-    inside = [(probabilities >= low) & (probabilities < high) for low, high in pairwise(edges)]
-    gaps = [m.sum() / 500 * abs(right[m].mean() - probabilities[m].mean()) for m in inside if m.any()]
-    assert found["ece"] == pytest.approx(sum(gaps)) and sum(row["n"] for row in found["bins"]) == 500
-    assert predictions.calibration(np.array([1.0, 1.0]), np.array([True, True]))["ece"] == 0
-
-
-def test_held_out_predictions_equal_training_without_each_image(project: Path) -> None:
-    labels = [number % 3 for number in range(45)]
-    values = write_codes(CODES, labels, ["train"] * 45, ["a", "b", "c"])
-    rows, y = np.arange(45), np.array(labels)
-    said, leads = neighbors.leave_one_out_predictions(CODES, rows, y, 3)
-    X = np.column_stack([values / np.linalg.norm(values, axis=1, keepdims=True), np.ones(45)]).astype(float)
-    by_ridge = []
-    for share in neighbors.RIDGES:
-        ridge = Ridge(share * np.trace(X.T @ X) / X.shape[1], fit_intercept=False)
-        scores = np.stack([ridge.fit(X[rows != i], np.eye(3)[y[rows != i]]).predict(X[[i]])[0] for i in rows])
-        by_ridge.append(scores)
-    best = max(by_ridge, key=lambda scores: (scores.argmax(1) == y).sum())
-    np.testing.assert_array_equal(said, best.argmax(1))
-    np.testing.assert_allclose(leads, best.max(1) - best[rows, y], atol=1e-6)
-
-
-def test_nearest_equals_brute_force_across_blocks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = write_codes(CODES, [0, 1] * 30, ["train"] * 60, ["a", "b"], width=100)
-    monkeypatch.setattr("pipeline.codes.reader.BLOCK_BYTES", 4 * 100 * 7)
-    queries, among = np.array([3, 50, 4]), np.arange(0, 60, 2)
-    distances, rows = neighbors.nearest(CODES, queries, among, 4)
-    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
-    expected = 1 - unit[queries] @ unit[among].T
-    expected[1, 25] = expected[2, 2] = np.inf  # an image is not its own neighbour
-    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :4], atol=1e-6)
-    np.testing.assert_array_equal(rows, among[expected.argsort(1)[:, :4]])
-
-
-def test_near_duplicates_are_found_among_wide_codes(project: Path) -> None:
-    """Codes wider than their sketches; one test image is a training image seen through a little noise."""
-    rng = np.random.default_rng(0)
-    values = rng.random((80, 300))
-    values[70] = values[11] * (1 + 0.01 * rng.normal(size=300))
-    write_pictured([f"{n}.png" for n in range(80)], [0] * 80, ["train"] * 80, ["a"], values)
-    found = neighbors.near_duplicates(CODES, np.arange(60, 80), np.arange(60), most=10)
-    assert found.pairs.tolist() == [[70, 11]] and found.distances[0] < 1e-3
-    assert found.checked == found.of == 20
 
 
 def test_layers_stand_in_the_networks_order() -> None:
@@ -200,7 +130,7 @@ def test_the_summary_says_what_the_files_say(pictured: Run) -> None:
     assert len(found_summary["experiments"]) == 2 and found_summary["experiments"][0]["best"]
     for entry in found_summary["experiments"]:
         found = predictions.read_predictions(Path("reports", entry["name"]))
-        assert entry["top1"] == found.right.mean() and entry["wrong_total"] == (~found.right).sum() > 0
+        assert entry["top1"] == found.correct.mean() and entry["wrong_total"] == (~found.correct).sum() > 0
         assert sum(cell[2] for cell in entry["cells"]) == 24
         f1 = f1_score(found.labels, found.predicted, average=None)
         np.testing.assert_allclose([row[2] for row in entry["per_class"]], f1, atol=1e-4)
