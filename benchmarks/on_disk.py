@@ -18,6 +18,7 @@ from pipeline import classify
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
+from pipeline.images.transforms import Transform
 
 BLOCK = 4096
 SPEC = CodesSpec(
@@ -26,11 +27,7 @@ SPEC = CodesSpec(
     node="fc7",
     weights="none",
     weights_sha256="00" * 32,
-    resize=64,
-    crop=64,
-    interpolation="bilinear",
-    mean=(0.5, 0.5, 0.5),
-    std=(0.2, 0.2, 0.2),
+    transform=Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
     pool="none",
     precision="fp32",
 )

@@ -24,11 +24,13 @@ from pipeline.classifiers import persistence, solvers
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
+from pipeline.images.transforms import Transform
 
 ADDRESS = ("--dataset", "many", "--backbone", "tinyvgg", "--layer", "fc7", "--model", "softmax")
 SPEC = CodesSpec(
     *("tinyvgg", "fc7", "classifier.4", "default", "ab" * 32),
-    *(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), "none", "fp32"),
+    Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
+    *("none", "fp32"),
 )
 PICTURES = 256
 

@@ -77,7 +77,8 @@ def known_source_distance(found: reader.Codes) -> float | None:
     from pipeline.networks import tinyvgg
 
     spec, averaged = found.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
-    if spec.weights != "default" or spec.pool not in averaged or (spec.crop, spec.fit) != (tinyvgg.SIZE, "crop"):
+    seen = spec.transform.crop, spec.transform.fit
+    if spec.weights != "default" or spec.pool not in averaged or seen != (tinyvgg.SIZE, "crop"):
         return None
     with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         mean, cov = source["mean"], source["cov"]

@@ -19,7 +19,6 @@ from pipeline.classifiers import few_shot, persistence, search
 from pipeline.codes import reader
 from pipeline.data.manifest import MANIFEST, read_manifest
 from pipeline.data.splits import make_folds, number_groups, validate_folds, validate_trainable
-from pipeline.images import views
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
 
@@ -145,7 +144,7 @@ def validate_combination(options: argparse.Namespace, grid: Any, training: reade
         raise errors.PipelineError("--calibrate, --nested and --shots are for one label an image. Leave them out.")
     if (several or options.calibrate) and not along:
         raise errors.PipelineError("The grid must be of C alone for that. Take its other parameters out.")
-    if in_blocks(training) and (not along or options.nested or options.shots or views.count(training.spec.views) > 1):
+    if in_blocks(training) and (not along or options.nested or options.shots or training.spec.n_views > 1):
         raise errors.PipelineError(
             f"The codes do not fit into --memory {options.memory}. Only an svm or softmax over values of C, without "
             "--nested or --shots, of one view an image, learns from disk: allow more memory, or leave those out."

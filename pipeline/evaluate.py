@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +119,7 @@ def run(options: argparse.Namespace) -> None:
     """Evaluate what the options name."""
     address = Experiment(options.dataset, options.backbone, options.layer, options.model)
     classifier = persistence.load(options.classifier or address.classifier)
-    test = reader.read_layers(options.codes or address.codes, asdict(classifier.spec), "test")
+    test = reader.read_layers(options.codes or address.codes, classifier.spec.to_dict(), "test")
     result, found = evaluate(classifier, test)
     folder = options.out or address.report
     write(folder, result, found, test)

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ def end_to_end(classifier: persistence.SavedClassifier, network: FrozenNetwork) 
     import torch
 
     scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
-    layers, number = classifier.spec.layer.split(LAYER_SEPARATOR), views.count(classifier.spec.views)
+    layers, number = classifier.spec.layer.split(LAYER_SEPARATOR), classifier.spec.n_views
     probable = hasattr(classifier.pipeline, "predict_proba")
     sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
     sharpness /= getattr(classifier.pipeline[-1], "temperature_", 1.0)  # of a calibrated SVM
@@ -156,7 +155,8 @@ def _max_by_cells(maps: torch.Tensor, cells: list[int]) -> tuple[torch.Tensor, t
 def metadata(classifier: persistence.SavedClassifier) -> Mapping[str, str]:
     """Return what the file says of itself, as JSON by name: the classes, and all that makes the codes."""
     return {
-        name: json.dumps(value) for name, value in (("classes", classifier.classes), ("spec", asdict(classifier.spec)))
+        name: json.dumps(value)
+        for name, value in (("classes", classifier.classes), ("spec", classifier.spec.to_dict()))
     }
 
 

@@ -69,13 +69,14 @@ def earlier_choices(
         found = {"precision": precision, "decoder": decoder}
         if all(found[name] == value for name, value in fixed.items()):
             for layer, spec in network.specs.items():
-                if has_earlier_rows(
-                    folder / f"{layer}.h5", replace(spec, precision=precision, decoder=decoder), columns
-                ):
+                transform = replace(spec.transform, decoder=decoder)
+                spec = replace(spec, precision=precision, transform=transform)
+                if has_earlier_rows(folder / f"{layer}.h5", spec, columns):
                     return found, "as in an earlier run"
-    validated = weights.spec_within(next(iter(network.specs.values())).weights)
-    known = {"precision": tuple(PRECISIONS), "decoder": decoding.DECODERS}
-    return {name: validated[name] for name in known if validated.get(name) in known[name]}, "as the weights were tuned"
+    tuned = weights.read_spec(next(iter(network.specs.values())).weights)
+    if tuned is None:
+        return {}, ""
+    return {"precision": tuned.precision, "decoder": tuned.transform.decoder}, "as the weights were tuned"
 
 
 def listing(name: str | None) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from pipeline import config, errors, files
 from pipeline.classifiers import persistence, scoring
+from pipeline.codes.spec import flatten
 from pipeline.data import sources
 from pipeline.data.manifest import require_single_label
 from pipeline.finetuning import recipes
@@ -85,8 +86,9 @@ def keep(trainer: Trainer, start: initialization.InitialState, path: Path, facts
     from pipeline.networks import weights
 
     state, classes = trainer.network.backbone_state(), trainer.data.manifest.classes
-    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), decoder=decoding.PILLOW)
-    described = {"spec": asdict(spec), "facts": facts, "classes": classes}
+    transform = replace(start.spec.transform, decoder=decoding.PILLOW)
+    spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), transform=transform)
+    described = {"spec": spec.to_dict(), "facts": facts, "classes": classes}
     texts = {name: json.dumps(value) for name, value in described.items()}
     weights.write_state(path, state, {"format": "pt"} | texts)
     persistence.save(
@@ -105,7 +107,7 @@ def identity(
     listed = decoding.digest(repr((len(data.train), labelled)).encode())
     head = hashlib.sha256(b"".join(value.numpy().tobytes() for value in start.head.state_dict().values()))
     return {
-        **asdict(start.spec),
+        **flatten(start.spec.to_dict()),
         "images": listed[:12],
         "head": head.hexdigest()[:12],
         "unfreeze": options.unfreeze,

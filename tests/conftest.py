@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from PIL import Image
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
+from pipeline.images.transforms import Transform
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,22 +81,20 @@ def write_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
 
 
 def make_spec(**changes: object) -> CodesSpec:
-    """Return a spec like that of tinyvgg's fc7, changed as asked."""
-    facts: dict[str, object] = {
+    """Return a spec like that of tinyvgg's fc7, with other values in some fields, the transform's fields included."""
+    native = Transform(64, 64, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    seen = {field.name: changes.pop(field.name) for field in fields(Transform) if field.name in changes}
+    values: dict[str, object] = {
         "backbone": "tinyvgg",
         "layer": "fc7",
         "node": "classifier.4",
         "weights": "default",
         "weights_sha256": "ab" * 32,
-        "resize": 64,
-        "crop": 64,
-        "interpolation": "bilinear",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "transform": replace(native, **seen),  # type: ignore[arg-type]
         "pool": "none",
         "precision": "fp32",
     }
-    return CodesSpec(**facts | changes)  # type: ignore[arg-type]
+    return CodesSpec(**values | changes)  # type: ignore[arg-type]
 
 
 def write_codes(

@@ -7,7 +7,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from pipeline import errors
 from pipeline.classifiers import solvers
 from pipeline.classifiers.preprocessing import SignedRoot
 from pipeline.codes.spec import CodesSpec
-from pipeline.images import views
 
 TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (solvers.LinearSVM, solvers.Softmax, SignedRoot)]
 """Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold."""
@@ -49,7 +48,7 @@ def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, Any]) -> N
     data = skops.io.dumps(classifier.pipeline)
     description = {
         "sha256": hashlib.sha256(data).hexdigest(),
-        "spec": asdict(classifier.spec),
+        "spec": classifier.spec.to_dict(),
         "classes": classifier.classes,
         **facts,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
@@ -110,7 +109,7 @@ def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray
 
 
 def _each_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values) * views.count(classifier.spec.views), -1) if len(values) else values
+    return values.reshape(len(values) * classifier.spec.n_views, -1) if len(values) else values
 
 
 def _mean_of_views(scored: np.ndarray, n_images: int) -> np.ndarray:
@@ -128,10 +127,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     beside = metadata_path(path)
     try:
         description = json.loads(beside.read_text(encoding="utf-8"))
-        spec: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in description["spec"].items()
-        }
-        return {**description, "spec": CodesSpec(**spec), "classes": tuple(description["classes"])}
+        spec = CodesSpec.from_dict(description["spec"])
+        return {**description, "spec": spec, "classes": tuple(description["classes"])}
     except FileNotFoundError:
         raise errors.PipelineError(
             f"{path} has no description {beside.name} beside it, so it is not trusted. Train it again."

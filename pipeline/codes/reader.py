@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import numpy as np
 
 from pipeline import errors
 from pipeline.codes.spec import JOINED_FIELDS, LAYER_SEPARATOR, CodesSpec, join_codes, join_specs, validate_spec
-from pipeline.images import views
 
-FORMAT = "cnn-codes 4"
+FORMAT = "cnn-codes 5"
 
 BLOCK_BYTES = 1 << 23
 """What is read at a time where a whole file may not fit into memory."""
@@ -173,7 +173,7 @@ def flatten_views(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray | No
 
     The numbers are None where each image has one view.
     """
-    number, count = views.count(found.spec.views), len(found.labels)
+    number, count = found.spec.n_views, len(found.labels)
     if number == 1 or not count:
         return found.values, found.labels, None
     values = found.values.reshape(count * number, -1)
@@ -237,9 +237,9 @@ def row_checksums(values: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.n
     return np.array(sums, dtype=np.uint32)
 
 
-def header_checksum(spec: CodesSpec, classes: Sequence[bytes], bad: Sequence[bytes]) -> int:
-    """Return the CRC-32 of what a file says about itself as a whole."""
-    return zlib.crc32(repr((sorted(asdict(spec).items()), list(classes), list(bad))).encode())
+def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -> int:
+    """Return the CRC-32 of all that belongs to a file as a whole; spec: as JSON."""
+    return zlib.crc32(repr((spec, list(classes), list(bad))).encode())
 
 
 @contextmanager
@@ -273,23 +273,12 @@ def read_spec(file: h5py.File, path: Path) -> CodesSpec:
         raise errors.PipelineError(
             f"{path} is an HDF5 file of another format than {FORMAT!r}. Run pipeline.extract again."
         )
-    spec = spec_of(file)
+    spec = file.attrs["spec"]
     if file.attrs["checksum"] != header_checksum(spec, file["classes"][()].tolist(), file["bad"][()].tolist()):
         raise errors.PipelineError(
             f"{path} is damaged: its spec does not fit its checksum. Run pipeline.extract again."
         )
-    return spec
-
-
-def spec_of(file: h5py.File) -> CodesSpec:
-    """Return the spec in a file's attributes, unchecked."""
-    return CodesSpec(**{field.name: _plain(file.attrs[field.name]) for field in fields(CodesSpec)})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return tuple(value.tolist())
-    return value.item() if isinstance(value, np.generic) else value
+    return CodesSpec.from_dict(json.loads(spec))
 
 
 def decode_texts(column: np.ndarray) -> tuple[str, ...]:

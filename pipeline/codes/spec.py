@@ -1,18 +1,23 @@
-"""The HDF5 file of CNN codes: its spec, its checksums, and how it is read and verified."""
+"""The spec of CNN codes: all that makes two codes comparable, and how several layers' codes are joined."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline import errors
 from pipeline.images import views
+from pipeline.images.transforms import Transform
 
-LAYER_SEPARATOR, JOINED_FIELDS = "+", ("layer", "node", "pool")
-"""What joins the names of several layers, and the fields of their spec that it joins."""
+LAYER_SEPARATOR = "+"
+"""What stands between the names of several layers, as in fc6+fc7."""
+
+JOINED_FIELDS = ("layer", "node", "pool")
+"""Fields of the spec in which several layers differ; joined codes have all of their values, with the separator."""
 
 
 class Rows(Protocol):
@@ -38,12 +43,13 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class CodesSpec:
-    """What makes two codes comparable: the network up to the layer, what it saw, and how its maps became vectors.
+    """What makes two codes comparable: the network up to the layer, its input, and how its maps became vectors.
 
-    weights_sha256: digest of names, shapes and values of the state dict, however it was stored;
-    resize, crop, interpolation, mean, std, crop_width, fit, views, decoder: as in `images.Transform`; pool: "none"
-    where the layer gives a vector; relu: "post", or "pre" for what goes into the layer's ReLU;
-    precision: of the forward pass; dtype: what the values are stored as.
+    backbone, layer: names; node: the layer's node in the network's graph; weights: where they came from, as --weights
+    names it; weights_sha256: SHA-256 of the names, shapes and values of the state dict, whatever file it was read from;
+    transform: what happened to the images; pool: how maps became vectors, "none" where the layer gives vectors;
+    precision: of the forward pass ("fp32", "bf16" or "fp16"); dtype: type in which the codes are stored ("float32" or
+    "float16"); relu: "post", or "pre" for the input of the layer's ReLU.
     """
 
     backbone: str
@@ -51,56 +57,93 @@ class CodesSpec:
     node: str
     weights: str
     weights_sha256: str
-    resize: int
-    crop: int
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    transform: Transform
     pool: str
     precision: str
     dtype: str = "float32"
-    crop_width: int = 0
-    fit: str = "crop"
-    views: str = "one"
-    decoder: str = "pillow"
     relu: str = "post"
+
+    @property
+    def n_views(self) -> int:
+        """How many views of an image its codes are made of."""
+        return views.count(self.transform.views)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain JSON types; the transform is a dict within it."""
+        return _ADAPTER.dump_python(self, mode="json")
+
+    def to_json(self) -> str:
+        """Return the spec as one line of JSON; equal specs give equal text."""
+        return _ADAPTER.dump_json(self).decode()
+
+    @staticmethod
+    def from_dict(data: object) -> CodesSpec:
+        """Return the spec that `to_dict` gave `data` of; raise ValueError if names or types are wrong."""
+        try:
+            spec = _ADAPTER.validate_python(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ValueError(f"not a spec of codes: {f'{name}: ' if name else ''}{first['msg']}") from error
+        if spec.to_dict() != data:
+            raise ValueError("not a spec of codes: it lacks fields, or has others")
+        return spec
+
+
+_ADAPTER = TypeAdapter(CodesSpec)
 
 
 def join_specs(specs: Sequence[CodesSpec]) -> CodesSpec:
-    """Return the spec of several layers' codes joined; they must not differ in anything else."""
+    """Return the spec of several layers' codes joined; raise PipelineError if they differ in anything else."""
     if len(specs) == 1:
         return specs[0]
-    rest = {name: value for name, value in asdict(specs[0]).items() if name not in JOINED_FIELDS}
+    shared = {name: value for name, value in specs[0].to_dict().items() if name not in JOINED_FIELDS}
     for spec in specs[1:]:
-        validate_spec(spec, rest, f"layer {spec.layer}, beside those of {specs[0].layer},")
+        validate_spec(spec, shared, f"layer {spec.layer}, which are joined to those of {specs[0].layer},")
     layer, node, pool = (LAYER_SEPARATOR.join(getattr(spec, name) for spec in specs) for name in JOINED_FIELDS)
     return replace(specs[0], layer=layer, node=node, pool=pool)
 
 
 def join_codes(values: Sequence[np.ndarray], spec: CodesSpec) -> np.ndarray:
-    """Return several layers' codes as one row an image, each layer's (n, d) brought to length 1; one alone as it is.
+    """Return several layers' codes as one row per image, (n, sum of d) float32; those of one layer as they are.
 
-    Of several views, each view's codes are joined by themselves.
+    Each layer's (n, d) codes are scaled to length 1 first. Of several views of an image, each view's codes are joined.
+    spec: of the joined codes.
     """
     if len(values) == 1:
         return values[0]
-    count = len(values[0])
-    rows = [some.reshape(count * views.count(spec.views), -1) if count else some for some in values]
-    lengths = [np.linalg.norm(some, axis=1, keepdims=True) for some in rows]
-    units = [some / np.where(length > 0, length, 1) for some, length in zip(rows, lengths, strict=True)]
-    return np.concatenate(units, 1, dtype=np.float32).reshape(count, -1 if count else sum(v.shape[1] for v in values))
+    units = [_scale_to_unit(layer.reshape(-1, layer.shape[1] // spec.n_views)) for layer in values]
+    return np.concatenate(units, 1, dtype=np.float32).reshape(len(values[0]), sum(layer.shape[1] for layer in values))
+
+
+def _scale_to_unit(rows: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
 
 
 def validate_spec(spec: CodesSpec, expected: Mapping[str, Any], where: str) -> None:
-    """Raise an error that names each difference between a spec and the values expected of it."""
-    if found := spec_differences(spec, expected):
+    """Raise PipelineError that names each difference between a spec and the values expected of it."""
+    if differences := spec_differences(spec, expected):
         raise errors.PipelineError(
-            f"The codes in {where} have another spec than asked: {'; '.join(found)}. "
+            f"The codes in {where} have another spec than asked: {'; '.join(differences)}. "
             "Ask for what they are, or run pipeline.extract again."
         )
 
 
 def spec_differences(spec: CodesSpec, expected: Mapping[str, Any]) -> list[str]:
-    """Name each difference between a spec and the values expected of it."""
-    found = asdict(spec)
-    return [f"{name} is {found[name]!r}, not {value!r}" for name, value in expected.items() if found[name] != value]
+    """Return a sentence part for each difference between a spec and the values expected of some of its fields.
+
+    expected: as `CodesSpec.to_dict` gives it; a field of the transform may also be named as transform.resize.
+    """
+    actual = flatten(spec.to_dict())
+    return [
+        f"{name} is {actual[name]!r}, not {value!r}"
+        for name, value in flatten(expected).items()
+        if actual[name] != value
+    ]
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a spec's dict without nesting: the transform's fields get names like transform.resize."""
+    flat = {name: value for name, value in nested.items() if name != "transform"}
+    return flat | {f"transform.{name}": value for name, value in nested.get("transform", {}).items()}

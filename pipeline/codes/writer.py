@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,7 +41,7 @@ class Metadata:
 
     def key(self, spec: CodesSpec) -> str:
         """Return a short digest that tells whether a half-written file is one of these rows and this spec."""
-        total = hashlib.sha256(repr(asdict(spec)).encode())
+        total = hashlib.sha256(spec.to_json().encode())
         for column in (self.paths, self.labels, self.splits, self.classes):
             total.update(column.tobytes() + str(column.dtype).encode())
         return total.hexdigest()[:12]
@@ -74,7 +74,7 @@ def cache_folder(folder: Path) -> Path:
 
 def cached_name(spec: CodesSpec) -> str:
     """Return the name of the complete file of a spec in the store."""
-    return f"{spec.layer}-{hashlib.sha256(repr(asdict(spec)).encode()).hexdigest()[:12]}.h5"
+    return f"{spec.layer}-{hashlib.sha256(spec.to_json().encode()).hexdigest()[:12]}.h5"
 
 
 def has_earlier_rows(path: Path, spec: CodesSpec, columns: Metadata) -> bool:
@@ -194,7 +194,7 @@ class CodesWriter:
             file.create_dataset(name, shape, kind, dcpl=early)
         for name in ("labels", "paths", "splits", "classes"):
             file.create_dataset(name, data=getattr(self.columns, name))
-        file.attrs.update(asdict(self.spec))
+        file.attrs["spec"] = self.spec.to_json()
         file.flush()
         file.attrs["laid out"] = True
         file.flush()
@@ -210,7 +210,7 @@ class CodesWriter:
                 OSError, KeyError, errors.PipelineError
             ):  # what cannot be read is no donor; its rows are computed
                 file = self.stack.enter_context(h5py.File(path))
-                if reader.spec_of(file) == self.spec:
+                if file.attrs["spec"] == self.spec.to_json():
                     yield Donor(file)
 
     def __enter__(self) -> Self:
@@ -293,7 +293,9 @@ class CodesWriter:
     def _finish(self, bad: Sequence[str], compress: bool) -> None:
         reasons = reader.encode_texts(bad)
         self.file.create_dataset("bad", data=reasons)
-        self.file.attrs["checksum"] = reader.header_checksum(self.spec, self.columns.classes.tolist(), reasons.tolist())
+        self.file.attrs["checksum"] = reader.header_checksum(
+            self.spec.to_json(), self.columns.classes.tolist(), reasons.tolist()
+        )
         del self.file.attrs["laid out"]
         self.file.attrs["format"] = reader.FORMAT
         self.file.close()

@@ -199,12 +199,13 @@ def match_stored_precision(store: str | Path | None, spec: CodesSpec) -> CodesSp
     if not path.is_file():
         return spec
     there = replace(reader.read_index(path, {}).spec, weights=spec.weights)
-    if there != replace(spec, precision=there.precision, decoder=there.decoder):
+    transform = replace(spec.transform, decoder=there.transform.decoder)
+    if there != replace(spec, precision=there.precision, transform=transform):
         return spec
-    if there.decoder != spec.decoder:
+    if transform != spec.transform:
         raise errors.PipelineError(
-            f"The JPEGs of {path} were decoded by {there.decoder}, those of CNNCodes are by {spec.decoder}. "
-            f"Extract with --decoder {spec.decoder}, or leave `store` out."
+            f"The JPEGs of {path} were decoded by {transform.decoder}, those of CNNCodes are by "
+            f"{spec.transform.decoder}. Extract with --decoder {spec.transform.decoder}, or leave `store` out."
         )
     return there
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +99,7 @@ def retrain_without(
     classifier: persistence.SavedClassifier, codes_path: Path, kept: set[str]
 ) -> persistence.SavedClassifier:
     """Return the classifier with the same setting, trained on the codes of some images only."""
-    training = reader.read(codes_path, asdict(classifier.spec), "train")
+    training = reader.read(codes_path, classifier.spec.to_dict(), "train")
     rows = np.array([path in kept for path in training.paths])
     return replace(classifier, pipeline=clone(classifier.pipeline).fit(training.values[rows], training.labels[rows]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,8 @@ class TunableNetwork(nn.Module):
         super().__init__()
         backbone = backbones.get(spec.backbone)
         model, self.transform = backbones.load(backbone, origin or spec.weights)
-        if found := spec_differences(spec, {**asdict(self.transform), "decoder": spec.decoder, "relu": "post"}):
+        transform = replace(self.transform, decoder=spec.transform.decoder)
+        if found := spec_differences(spec, replace(spec, transform=transform, relu="post").to_dict()):
             raise errors.PipelineError(
                 f"Fine-tuning shows a network what its weights were made for, one view after the ReLU, but in the "
                 f"codes {'; '.join(found)}. Extract and classify without these options first."

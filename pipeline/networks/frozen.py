@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -75,7 +75,7 @@ class FrozenNetwork(nn.Module):
                 pool=self.pools[layer],
                 precision="fp32",
                 relu=self.relu,
-                **asdict(self.transform),
+                transform=self.transform,
             )
             for layer, node in self.nodes.items()
         }
@@ -91,14 +91,14 @@ class FrozenNetwork(nn.Module):
         """Return this network with another precision of its forward pass, type of its codes, or decoder of JPEGs."""
         spec = next(iter(self.specs.values()))
         precision, dtype = precision or spec.precision, dtype or spec.dtype
-        transform = replace(self.transform, decoder=decoder or spec.decoder)
+        transform = replace(self.transform, decoder=decoder or self.transform.decoder)
         if transform.decoder not in decoding.DECODERS:
             raise errors.unknown("decoder", transform.decoder, decoding.DECODERS)
         graph = self.graph
         if precision != self.precision:
             graph = copy.deepcopy(graph).to(PRECISIONS[precision]).eval()  # a copied graph is in training mode
         specs = {
-            layer: replace(spec, precision=precision, dtype=dtype, decoder=transform.decoder)
+            layer: replace(spec, precision=precision, dtype=dtype, transform=transform)
             for layer, spec in self.specs.items()
         }
         return self._with(graph, specs=specs, transform=transform, precision=precision, dtype=getattr(torch, dtype))
@@ -157,10 +157,11 @@ def rebuild_network(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     """
     name = origin or spec.weights
     pool = next((pool for pool in spec.pool.split(LAYER_SEPARATOR) if pool != "none"), "avg")
-    framing = transforms.Framing((spec.crop, spec.crop_width or spec.crop), spec.resize, spec.fit, spec.views)
+    transform = spec.transform
+    framing = transforms.Framing(transform.size, transform.resize, transform.fit, transform.views)
     network = FrozenNetwork(spec.backbone, spec.layer.split(LAYER_SEPARATOR), name, pool, framing, spec.relu)
-    network = network.at(spec.precision, spec.dtype, spec.decoder)
-    expected = {key: value for key, value in asdict(spec).items() if key != "weights"}
+    network = network.at(spec.precision, spec.dtype, transform.decoder)
+    expected = {key: value for key, value in spec.to_dict().items() if key != "weights"}
     if found := spec_differences(join_specs(list(network.specs.values())), expected):
         raise errors.PipelineError(
             f"{spec.backbone} with the weights {name!r} is not the network that gave the codes: {'; '.join(found)}. "

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline import errors
+from pipeline.codes.spec import CodesSpec
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
@@ -49,18 +50,17 @@ def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[st
     partial.replace(path)
 
 
-def spec_within(origin: str) -> dict[str, Any]:
-    """Return the spec of codes that `finetune` wrote into a weights file; {} of all other weights."""
+def read_spec(origin: str) -> CodesSpec | None:
+    """Return the spec of codes that `finetune` wrote into a weights file, None for all other weights."""
     path = Path(origin).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
-        return {}
+        return None
     with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("spec", "{}")
+        text = (file.metadata() or {}).get("spec", "")
     try:
-        spec = json.loads(text)
-    except ValueError:  # somebody else's weights may call anything a spec
-        return {}
-    return spec if isinstance(spec, dict) else {}
+        return CodesSpec.from_dict(json.loads(text))
+    except ValueError:  # weights of another program may hold anything under this name
+        return None
 
 
 def sha256_of(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def load_experiment(folder: Path, row: Mapping[str, Any]) -> ExperimentResult:
     facts: dict[str, Any] = {}
     try:
         facts = persistence.read_metadata(address.classifier)
-        index = reader.read_index(address.codes, asdict(facts["spec"]))
+        index = reader.read_index(address.codes, facts["spec"].to_dict())
         tests = np.flatnonzero(np.array(index.splits) == "test")
         measure, sureness = _confidence(persistence.load(address.classifier), index, tests, found)
     except errors.PipelineError as error:

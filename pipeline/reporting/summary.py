@@ -8,7 +8,6 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
@@ -331,7 +330,7 @@ def plain_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     result = []
     for name, value in facts.items():
         if name == "spec":
-            value = asdict(value)
+            value = value.to_dict()
         if isinstance(value, Mapping):
             result += [(f"{name}.{inner}", text) for inner, text in plain_facts(value)]
         elif name not in ("cv", "classes", "folds") or isinstance(value, int):

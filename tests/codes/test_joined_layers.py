@@ -48,7 +48,7 @@ def test_views_are_joined_one_by_one(project: Path) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "spec", "words"),
-    [([0, 1, 1, 1], {}, "other images, or other labels"), ([0, 1, 0, 1], {"crop": 32}, "crop is 32, not 64")],
+    [([0, 1, 1, 1], {}, "other images, or other labels"), ([0, 1, 0, 1], {"crop": 32}, "transform.crop is 32, not 64")],
 )
 def test_layers_that_do_not_belong_together_are_refused(
     run: Run, labels: list[int], spec: dict[str, object], words: str

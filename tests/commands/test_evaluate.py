@@ -123,7 +123,7 @@ def test_no_test_split(run: Run) -> None:
 
 def test_codes_of_another_spec_are_refused(trained: Run) -> None:
     write_training(weights_sha256="cd" * 32, resize=128)
-    mistake(trained("evaluate"), "weights_sha256 is", "resize is 128, not 64")
+    mistake(trained("evaluate"), "weights_sha256 is", "transform.resize is 128, not 64")
     assert not REPORT.exists()
 
 

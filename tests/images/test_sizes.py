@@ -216,7 +216,7 @@ def test_sizes_stand_in_the_spec_and_in_what_is_rebuilt_from_it(run: Run, photos
     assert outcome.code == 0, outcome.err
     path = Path("features/photos/tinyvgg/fc7.h5")
     spec = reader.read(path, {}).spec
-    assert (spec.crop, spec.crop_width, spec.fit, spec.relu, spec.pool) == (96, 128, "whole", "pre", "max")
+    assert (*spec.transform.size, spec.transform.fit, spec.relu, spec.pool) == (96, 128, "whole", "pre", "max")
     assert rebuild_network(spec).specs["fc7"] == spec
     assert run("classify", "--dataset", "photos", "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
     mistake(run("extract", *flags, "--size", "32"), "tinyvgg cannot run at 32x32", "--size 64")

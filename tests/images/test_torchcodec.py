@@ -290,11 +290,11 @@ def test_extract_says_and_keeps_who_decoded_and_predict_does_the_same(run: Run, 
     (folder / "light" / "torn.jpg").write_bytes(encode(smooth(60, 40))[:700])
     assert run("prepare", "--dataset", folder).code == 0
     assert run("extract", *ADDRESS, "--precision", "fp32").code == 0
-    exact = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "pillow"})
+    exact = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {"transform.decoder": "pillow"})
     outcome = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "torchcodec")
     assert outcome.code == 0 and "JPEGs by torchcodec: as asked" in outcome.out, outcome
     assert f"{len(exact.paths)} images went" in outcome.out
-    found = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {"decoder": "torchcodec"})
+    found = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {"transform.decoder": "torchcodec"})
     assert found.paths == exact.paths and found.digests == exact.digests
     cosine = (found.values * exact.values).sum(1) / np.linalg.norm(found.values, axis=1)
     assert (cosine / np.linalg.norm(exact.values, axis=1)).min() > 0.999

@@ -144,7 +144,7 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     )
     assert run(*command).code == 0
     path = Path("features/photos/tinyvgg/fc7.h5")
-    found = reader.read(path, {"views": "ten"})
+    found = reader.read(path, {"transform.views": "ten"})
     assert found.values.shape == (36, 10 * 1024)
     assert run("verify", path).code == 0
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg", transforms.Framing(resize=73, views="ten"))
@@ -161,7 +161,7 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     grid = "{l2: {C: [1]}, sqrt: {C: [1, 10]}}"
     assert run("classify", *address, "--folds", 3, "--grid", grid).code == 0
     classifier = persistence.load(Path("models/photos/tinyvgg/fc7-svm.skops"))
-    assert classifier.spec.views == "ten"
+    assert classifier.spec.transform.views == "ten"
     each = np.stack([persistence._each_view(classifier, found.values)[number::10] for number in range(10)])
     summed = sum(classifier.pipeline.decision_function(view) for view in each)
     np.testing.assert_allclose(persistence.margins(classifier, found.values), summed / 10, rtol=1e-4, atol=1e-5)
