@@ -1,4 +1,4 @@
-"""Say which layer suits a dataset, whether to fine-tune, and why: every layer measured on the training images."""
+"""Recommend a layer for a dataset, and whether to fine-tune: every layer is measured on the training images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from pipeline.reporting import figures
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
 MAX_BAD = 0.1
-"""Share of bad images beyond which there is no advice."""
+"""Share of bad images above which no advice is given."""
 
 
 def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
-    """Return at most `most` training images, the same share of each class, and two of each where it has them."""
+    """Return at most about `most` training images: the same share of each class, but at least two images of each."""
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(np.array(manifest.splits) == "train")
     share = min(1.0, most / max(len(training), 1))
@@ -48,8 +48,28 @@ def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
     return replace(manifest, paths=paths, labels=manifest.labels[rows], splits=("train",) * len(rows))
 
 
+def choose_training_images(data: Path, most: int, seed: int) -> Manifest:
+    """Return the training images of a prepared dataset to measure on, at most about `most`; refuse to go without."""
+    manifest = sources.open_prepared(data, **config.section("prepare"))
+    require_single_label(manifest)
+    chosen = choose_images(manifest, most, seed)
+    if not chosen.paths:
+        raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
+    return chosen
+
+
+def validate_curve(counts: Sequence[int], labels: np.ndarray) -> None:
+    """Refuse numbers of images per class that leave a class without images to score on; labels: (n,) int64."""
+    smallest = int(np.bincount(labels)[np.unique(labels)].min())
+    if counts and not 1 <= min(counts) <= max(counts) < smallest:
+        raise errors.PipelineError(
+            f"--curve {' '.join(map(str, counts))}: the smallest class has {smallest} training images, so take "
+            f"numbers from 1 to {smallest - 1}; the other images are scored."
+        )
+
+
 def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> runner.Extraction:
-    """Write the codes of all of a network's layers in one pass."""
+    """Write the codes of all layers of a network in one pass."""
     runner.validate_disk_space(folder, 4 * len(manifest.paths), network.widths)
     done = runner.Extraction(manifest, 0, parallel.default_threads(), max_bad=MAX_BAD)
     with claim_folder(folder):
@@ -63,7 +83,7 @@ def read_layer(folder: Path, layer: str) -> reader.Codes:
 
 
 def source_layer(backbone: str) -> str | None:
-    """Return the layer whose codes of the source are known: their mean and covariance come with the program."""
+    """Return the layer whose codes of the backbone's source have a known mean and covariance; None if there is none."""
     from pipeline.networks import tinyvgg
 
     if backbone != "tinyvgg":
@@ -72,25 +92,26 @@ def source_layer(backbone: str) -> str | None:
         return str(source["layer"])
 
 
-def known_source_distance(found: reader.Codes) -> float | None:
-    """Return how far the images lie from the source's; found: the codes of `source_layer`."""
+def measure_source_distance(codes: reader.Codes) -> float | None:
+    """Return the distance to the source of the codes of `source_layer`; None if the source's were made otherwise."""
     from pipeline.networks import tinyvgg
 
-    spec, averaged = found.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
-    seen = spec.transform.crop, spec.transform.fit
-    if spec.weights != "default" or spec.pool not in averaged or seen != (tinyvgg.SIZE, "crop"):
+    spec, averaged = codes.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
+    framing = spec.transform.crop, spec.transform.fit
+    if spec.weights != "default" or spec.pool not in averaged or framing != (tinyvgg.SIZE, "crop"):
         return None
     with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         mean, cov = source["mean"], source["cov"]
-    return recommendation.source_distance(found.values.reshape(len(found.values), len(mean), -1).mean(2), mean, cov)
+    averages = codes.values.reshape(len(codes.values), len(mean), -1).mean(2)
+    return recommendation.distance_to_source(averages, mean, cov)
 
 
 @dataclass(frozen=True)
 class Method:
-    """How layers are judged.
+    """How layers are measured.
 
-    grids: {model: its grid}; the first model measures every layer, all of them the best; folds, seed: of the
-    cross-validation; large: images of the smallest class from which a dataset counts as large.
+    grids: {model: its grid}; the first model measures every layer, and all models measure the best layer; folds, seed:
+    of the cross-validation; large: number of images in the smallest class from which a dataset counts as large.
     """
 
     grids: Mapping[str, search.Grid]
@@ -100,17 +121,17 @@ class Method:
 
     @property
     def model(self) -> str:
-        """The one that measures every layer."""
+        """The model that measures every layer."""
         return next(iter(self.grids))
 
-    def measure(self, found: reader.Codes) -> recommendation.LayerMeasures:
-        """Measure a layer; one normalisation is enough to rank layers by."""
+    def measure(self, codes: reader.Codes) -> recommendation.LayerMeasures:
+        """Measure a layer with the first normalisation of the grid, which is enough to rank layers."""
         normalise, values = next(iter(self.grids[self.model].items()))
-        return recommendation.measure(found, self.model, {normalise: values}, self.folds, self.seed)
+        return recommendation.measure_layer(codes, self.model, {normalise: values}, self.folds, self.seed)
 
-    def accuracies(self, found: reader.Codes) -> dict[str, float]:
+    def accuracies(self, codes: reader.Codes) -> dict[str, float]:
         """Return the cross-validated accuracy of every model on a layer's codes."""
-        X, y = found.values, found.labels
+        X, y = codes.values, codes.labels
         return {
             name: recommendation.cross_validate(X, y, name, grid, self.folds, self.seed)[1]
             for name, grid in self.grids.items()
@@ -122,15 +143,15 @@ def advise(
 ) -> tuple[list[recommendation.LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
     """Measure all layers and recommend one.
 
-    folder: of their codes; head, source: the node that gives the scores of the network's own classes, and the layer
-    whose codes of the source are known, if there are such.
+    folder: holds the codes of the layers; head: the node of the network's logits, if it has one; source: the layer of
+    `source_layer`, if there is one.
     """
     first = read_layer(folder, layers[0])
     validate_trainable(first.labels, first.classes, method.folds)
     measured = [method.measure(read_layer(folder, layer)) for layer in layers]
     logits = read_layer(folder, head).values if head else None
-    likeness = known_source_distance(read_layer(folder, source)) if source else None
-    facts = recommendation.network_facts(first.labels, logits, likeness)
+    distance = measure_source_distance(read_layer(folder, source)) if source else None
+    facts = recommendation.describe_dataset(first.labels, logits, distance)
     best = max(measured, key=lambda layer: layer.accuracy)
     models = method.accuracies(read_layer(folder, best.layer))
     return measured, facts, recommendation.recommend(measured, facts, models, method.large)
@@ -153,7 +174,7 @@ def write(
     folder: Path,
     measured: Sequence[recommendation.LayerMeasures],
     facts: recommendation.DatasetFacts,
-    given: recommendation.Advice,
+    advice: recommendation.Advice,
     points: Sequence[recommendation.CurvePoint],
 ) -> None:
     """Write layers.csv, layers.png, curve.csv and, last, advice.json."""
@@ -164,16 +185,16 @@ def write(
     if traced:
         files.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
     content = {
-        "advice": asdict(given),
-        "facts": asdict(facts),
+        "advice": asdict(advice),
+        "dataset": asdict(facts),
         "layers": [asdict(layer) for layer in measured],
         "curve": traced,
     }
-    (folder / "advice.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files.write_json(folder / "advice.json", content)
 
 
 def draw(path: Path, measured: Sequence[recommendation.LayerMeasures]) -> None:
-    """Draw the three measures against the layers."""
+    """Draw accuracy, LogME and H-score of each layer."""
     places = range(len(measured))
     accuracy = np.array([layer.accuracy for layer in measured])
     spans = np.abs(np.array([[layer.low, layer.high] for layer in measured]).T - accuracy)
@@ -189,7 +210,7 @@ def draw(path: Path, measured: Sequence[recommendation.LayerMeasures]) -> None:
 
 
 def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
-    """Return the measures as a table of text, the layer named first marked."""
+    """Return the measures as a table of text, the most accurate layer first; `best` is marked."""
     lines = [f"{'layer':<12} {'width':>6} {'accuracy':>8}  {'95% interval':<15} {'LogME':>8} {'H-score':>8}"]
     for layer in sorted(measured, key=lambda layer: -layer.accuracy):
         span = f"{layer.low:.4f}–{layer.high:.4f}"
@@ -225,30 +246,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def validate_options(options: argparse.Namespace, smallest: int) -> None:
-    """Refuse numbers that make no sense, and curves that leave no image to score on."""
-    config.validate_minimum(options, images=1, large=1)
-    for model in options.models:
-        search.validate_grid(model, config.section(model))
-    if options.curve and not 1 <= min(options.curve) <= max(options.curve) < smallest:
-        raise errors.PipelineError(
-            f"--curve {' '.join(map(str, options.curve))}: the smallest class has {smallest} training images, so take "
-            f"numbers from 1 to {smallest - 1}; the rest is scored."
-        )
-
-
-def training_images(options: argparse.Namespace) -> Manifest:
-    """Return the training images to measure on."""
-    data = Experiment(options.dataset, options.backbone).data
-    manifest = sources.open_prepared(data, **config.section("prepare"))
-    require_single_label(manifest)
-    chosen = choose_images(manifest, options.images, options.seed)
-    if not chosen.paths:
-        raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
-    validate_options(options, int(np.bincount(chosen.labels)[np.unique(chosen.labels)].min()))
-    return chosen
-
-
 def run(options: argparse.Namespace) -> None:
     """Advise on what the options name."""
     from pipeline.networks import backbones
@@ -258,12 +255,16 @@ def run(options: argparse.Namespace) -> None:
     layers = backbones.sort_layers(
         backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly_layers(backbone))
     )
-    chosen, device = training_images(options), choose_device(options.device)
+    grids = {name: config.section(name) for name in options.models}
+    config.validate_minimum(options, images=1, large=1)
+    for model, grid in grids.items():
+        search.validate_grid(model, grid)
+    chosen, device = choose_training_images(address.data, options.images, options.seed), choose_device(options.device)
+    validate_curve(options.curve, chosen.labels)
     build = partial(FrozenNetwork, options.backbone, origin=options.weights, pool=options.pool)
     extras = head, source = backbones.head_node(backbone), source_layer(options.backbone)
     folder = address.features.parent / ".advice" / options.backbone
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
-    grids = {name: config.section(name) for name in options.models}
     method = Method(grids, options.folds, options.seed, options.large)
     measured, facts, given = advise(folder, layers, method, head, source)
     points: list[recommendation.CurvePoint] = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
+from scipy.stats import entropy
 
 from pipeline.analysis import transferability
 from pipeline.classifiers import scoring, search
@@ -14,26 +16,32 @@ from pipeline.codes import reader
 from pipeline.data.splits import make_folds
 
 FAR_FROM_SOURCE = 1.0
-"""A likeness beyond which images count as different from the source's."""
+"""Distance to the source from which images count as different from it."""
 
 WIDE_INTERVAL = 0.1
-"""Half the width of an interval that tells little."""
+"""Half width from which a 95% interval counts as too wide to choose by."""
 
 RULES = {
-    (False, True): ("small and like the source", "a linear classifier on the last layers; fine-tuning would overfit"),
-    (True, True): ("large and like the source", "fine-tuning the whole network, which so many images allow"),
-    (False, False): ("small and unlike the source", "a linear classifier on layers somewhere earlier"),
-    (True, False): ("large and unlike the source", "fine-tuning the whole network, or even training it anew"),
+    (False, True): (
+        "small and similar to the source",
+        "a linear classifier on the last layers; fine-tuning would overfit",
+    ),
+    (True, True): ("large and similar to the source", "fine-tuning the whole network, which so many images allow"),
+    (False, False): ("small and different from the source", "a linear classifier on earlier layers"),
+    (True, False): (
+        "large and different from the source",
+        "fine-tuning the whole network, or even training it from scratch",
+    ),
 }
 """{(large, similar): (the case, the rule of thumb for it)}, from the transfer learning notes of Stanford's CS231n."""
 
 
 @dataclass(frozen=True)
 class LayerMeasures:
-    """What is known of a layer's codes on the training images.
+    """Measures of a layer's codes on the training images.
 
-    accuracy: cross-validated, with its 95% interval low…high, over n_images; setting: the normalisation and the
-    parameters that reached it; log_me, h_score: as in `transferability`, the latter shrunk.
+    width: numbers per code; accuracy, low, high: cross-validated, with its 95% interval, in [0, 1]; log_me, h_score: as
+    in `transferability`, the latter shrunk; setting: the normalisation and the parameters that reached the accuracy.
     """
 
     layer: str
@@ -48,28 +56,30 @@ class LayerMeasures:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """What is known of a dataset and of the network as a whole.
+    """Measures of a dataset, and of the network on it.
 
-    n_images, n_classes, fewest: training images, classes, images of the smallest class; leep, nce: as in
-    `transferability`; certainty: mean entropy of the network's predictions, spread: entropy of their mean, both in nats
-    and as shares of the highest there can be; likeness: of the codes to the source's, None where that is not known.
-    Likeness is the Fréchet distance to the source's codes, less what a source sample as small would have, in units of
-    the source's own variance: near 0 for source images, about 2 for handwritten digits.
+    n_images, n_classes: of the training images; smallest_class: number of images in the smallest class.
+
+    leep, nce: as in `transferability`; prediction_entropy: mean entropy of the network's predictions of its own
+    classes; mean_prediction_entropy: entropy of their mean; both are shares of the highest possible entropy, in [0, 1].
+    All four are None where the network predicts no classes.
+
+    source_distance: as in `distance_to_source`, None where the source's codes are not known.
     """
 
     n_images: int
     n_classes: int
-    fewest: int
+    smallest_class: int
     leep: float | None = None
     nce: float | None = None
-    certainty: float | None = None
-    spread: float | None = None
-    likeness: float | None = None
+    prediction_entropy: float | None = None
+    mean_prediction_entropy: float | None = None
+    source_distance: float | None = None
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do: layer, model, whether to fine-tune; the case as in `RULES`; whether the data suffice; and why."""
+    """What to do: layer, model, whether to fine-tune; the case, one of `RULES`; whether the data suffice; and why."""
 
     layer: str
     model: str
@@ -79,12 +89,12 @@ class Advice:
     sentences: tuple[str, ...]
 
 
-def measure(found: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int) -> LayerMeasures:
+def measure_layer(codes: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int) -> LayerMeasures:
     """Measure the codes of one layer."""
-    X, y = found.values, found.labels
+    X, y = codes.values, codes.labels
     setting, accuracy, low, high = cross_validate(X, y, model, grid, folds, seed)
     log_me, h_score = transferability.log_me(X, y), transferability.shrunk_h_score(X, y)
-    return LayerMeasures(found.spec.layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
+    return LayerMeasures(codes.spec.layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
 
 
 def cross_validate(
@@ -94,81 +104,75 @@ def cross_validate(
     splits = make_folds(y, folds, seed)
     table = search.cv_table(search.cross_validate(X, y, model, grid, splits))
     chosen = max(table, key=lambda row: row["accuracy"])
-    held = [len(held) for _, held in splits]
-    right = round(float(np.dot(chosen["folds"], held)))
-    low, high = scoring.wilson_interval(right, len(y))
-    return {name: chosen[name] for name in ("normalise", "parameters")}, right / len(y), low, high
+    held_out = [len(rows) for _, rows in splits]
+    correct = round(float(np.dot(chosen["folds"], held_out)))
+    low, high = scoring.wilson_interval(correct, len(y))
+    return {name: chosen[name] for name in ("normalise", "parameters")}, correct / len(y), low, high
 
 
-def network_facts(y: np.ndarray, logits: np.ndarray | None, likeness: float | None) -> DatasetFacts:
-    """Return the facts of a dataset; logits: (n, n_source_classes) of the network's own head, if it has one."""
+def describe_dataset(y: np.ndarray, logits: np.ndarray | None, source_distance: float | None) -> DatasetFacts:
+    """Return the facts of a dataset.
+
+    y: (n,) labels; logits: (n, n_source_classes) of the network's own head, if it has one.
+    """
     counts = np.bincount(y)[np.unique(y)]
-    size = {"n_images": len(y), "n_classes": len(counts), "fewest": int(counts.min())}
+    facts = DatasetFacts(len(y), len(counts), int(counts.min()), source_distance=source_distance)
     if logits is None:
-        return DatasetFacts(**size, likeness=likeness)
-    chances = softmax(logits)
-    most = np.log(chances.shape[1])
-    return DatasetFacts(
-        **size,
-        leep=transferability.leep(chances, y),
-        nce=transferability.nce(chances, y),
-        certainty=float(entropy(chances).mean() / most),
-        spread=float(entropy(chances.mean(0)) / most),
-        likeness=likeness,
+        return facts
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    highest = np.log(probabilities.shape[1])
+    return replace(
+        facts,
+        leep=transferability.leep(probabilities, y),
+        nce=transferability.nce(probabilities, y),
+        prediction_entropy=float(entropy(probabilities, axis=1).mean() / highest),
+        mean_prediction_entropy=float(entropy(probabilities.mean(0)) / highest),
     )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return (n, n_classes) probabilities."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+def distance_to_source(values: np.ndarray, mean: np.ndarray, cov: np.ndarray, seed: int = 0) -> float:
+    """Return the distance of codes to those of the source: near 0 for source images, about 2 for handwritten digits.
 
-
-def entropy(chances: np.ndarray) -> np.ndarray:
-    """Return the entropy of distributions along the last axis, in nats."""
-    return -(chances * np.log(np.maximum(chances, np.finfo(np.float64).tiny))).sum(-1)
-
-
-def source_distance(values: np.ndarray, mean: np.ndarray, cov: np.ndarray, seed: int = 0) -> float:
-    """Return how far codes lie from those of the source, as `Facts` tells.
+    It is the Fréchet distance, minus that of an equally small sample of the source, in units of the source's variance.
 
     values: (n, d) codes; mean, cov: (d,), (d, d) of the source's codes.
     """
     mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     sample = np.random.default_rng(seed).multivariate_normal(mean, cov, len(values), method="eigh")
     of_images, of_sample = (
-        transferability.frechet(some.mean(0), np.cov(some.T), mean, cov) for some in (values.astype(np.float64), sample)
+        transferability.frechet(codes.mean(0), np.cov(codes.T), mean, cov)
+        for codes in (values.astype(np.float64), sample)
     )
     return float((of_images - of_sample) / np.trace(cov))
 
 
 def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapping[str, float], large: int) -> Advice:
-    """Weigh the measures.
+    """Choose a layer and a model, say whether to fine-tune, and why.
 
     layers: from the network's input to its output; models: {name: cross-validated accuracy} on the best layer; large:
-    images of the smallest class from which a dataset counts as large.
+    number of images in the smallest class from which a dataset counts as large.
     """
     best = max(layers, key=lambda layer: layer.accuracy)
     model = max(models, key=lambda name: models[name])
-    similar = facts.likeness < FAR_FROM_SOURCE if facts.likeness is not None else _late(layers, best)
-    case, rule = RULES[facts.fewest >= large, similar]
+    near = facts.source_distance < FAR_FROM_SOURCE if facts.source_distance is not None else _is_late(layers, best)
+    case, rule = RULES[facts.smallest_class >= large, near]
     close = [layer.layer for layer in layers if layer.accuracy >= best.low and layer is not best]
     sufficient = best.high - best.low <= 2 * WIDE_INTERVAL and len(close) < max(len(layers) - 1, 1)
     sentences = (
         _choice(best, model, models, facts),
         _close(best, close),
         _action(facts, case, rule, large),
-        _source_distance(facts, similar),
+        _source_distance(facts, near),
         *_predictions(facts),
-        _agreement(layers, best, similar),
+        _agreement(layers, best, near),
         *_disagreements(layers, best, close),
         *([] if sufficient else [_insufficient(best, layers, close, facts)]),
     )
-    return Advice(best.layer, model, facts.fewest >= large, case, sufficient, sentences)
+    return Advice(best.layer, model, facts.smallest_class >= large, case, sufficient, sentences)
 
 
-def _late(layers: Sequence[LayerMeasures], layer: LayerMeasures) -> bool:
-    """Say whether the last layer is within the interval of this one."""
+def _is_late(layers: Sequence[LayerMeasures], layer: LayerMeasures) -> bool:
+    """Return whether the accuracy of the last layer is within the interval of this one, or above it."""
     return layers[-1].accuracy >= layer.low
 
 
@@ -176,32 +180,33 @@ def _choice(best: LayerMeasures, model: str, models: Mapping[str, float], facts:
     others = [f"{name} {accuracy:.4f}" for name, accuracy in models.items() if name != model]
     against = f"; {', '.join(others)}" if others else ""
     return (
-        f"Take {best.layer} with {model}: cross-validated accuracy {models[model]:.4f} (95% of the layer "
+        f"Take {best.layer} with {model}: cross-validated accuracy {models[model]:.4f} (95% interval of the layer "
         f"{best.low:.4f}–{best.high:.4f}, {facts.n_images} training images{against})."
     )
 
 
 def _close(best: LayerMeasures, close: Sequence[str]) -> str:
     if not close:
-        return f"No other layer comes within the interval of {best.layer}."
-    return f"Within its interval as well: {', '.join(close)}."
+        return f"No other layer is within the interval of {best.layer}."
+    return f"Other layers within its interval: {', '.join(close)}."
 
 
 def _action(facts: DatasetFacts, case: str, rule: str, large: int) -> str:
-    few = f"the smallest of the {facts.n_classes} classes has {facts.fewest} images, {large} count as many"
-    verb = "Fine-tune the network, from" if facts.fewest >= large else "Freeze the network, and train on"
-    return f"{verb} these codes: {few}. The dataset is {case}; the rule of thumb is {rule}."
+    size = f"the smallest of the {facts.n_classes} classes has {facts.smallest_class} images, large means {large}"
+    verb = "Fine-tune the network from" if facts.smallest_class >= large else "Freeze the network and train on"
+    return f"{verb} these codes: {size}. The dataset is {case}; the rule of thumb is {rule}."
 
 
 def _source_distance(facts: DatasetFacts, similar: bool) -> str:
-    if facts.likeness is None:
+    if facts.source_distance is None:
+        relation = "similar to" if similar else "different from"
         return (
-            f"No statistics of the source go with these codes: the images count as {'like' if similar else 'unlike'} "
-            f"it because the last layer does {'' if similar else 'not do '}as well as any."
+            f"The distance to the source is not known for these codes: the images count as {relation} it, because the "
+            f"last layer is {'' if similar else 'not '}as accurate as the best."
         )
     return (
-        f"Distance to the source: {facts.likeness:.2f} (0 for its own images, from {FAR_FROM_SOURCE:g} on it is far), "
-        "by the Fréchet distance of the codes."
+        f"Distance to the source: {facts.source_distance:.2f} (0 for its own images, {FAR_FROM_SOURCE:g} or more is "
+        "far), by the Fréchet distance of the codes."
     )
 
 
@@ -209,35 +214,35 @@ def _predictions(facts: DatasetFacts) -> list[str]:
     if facts.leep is None or facts.nce is None:
         return []
     return [
-        f"The network's own predictions tell the classes with LEEP {facts.leep:.3f} and NCE {facts.nce:.3f}, 0 at "
-        f"best, to compare networks; their entropy is {facts.certainty:.2f} an image and {facts.spread:.2f} over all, "
-        "as shares of the highest."
+        f"The network's predictions have LEEP {facts.leep:.3f} and NCE {facts.nce:.3f} on these classes (0 is best, "
+        f"to compare networks). The entropy of a prediction is {facts.prediction_entropy:.2f}, that of the "
+        f"mean prediction is {facts.mean_prediction_entropy:.2f}, as shares of the highest possible."
     ]
 
 
 def _agreement(layers: Sequence[LayerMeasures], best: LayerMeasures, similar: bool) -> str:
-    agrees = _late(layers, best) == similar
-    where = "the last layer does as well as any" if _late(layers, best) else "earlier layers do better than the last"
-    verdict = "as the rule says" if agrees else "against the rule, and it is the measurement that counts"
-    return f"By cross-validation {where}, {verdict}."
+    late = _is_late(layers, best)
+    which = "the last layer is as accurate as the best" if late else "earlier layers are more accurate than the last"
+    relation = "as the rule says" if late == similar else "against the rule; the measurement counts"
+    return f"By cross-validation {which}, {relation}."
 
 
 def _disagreements(layers: Sequence[LayerMeasures], best: LayerMeasures, close: Sequence[str]) -> list[str]:
-    said = []
+    sentences = []
     for name, value in (("LogME", lambda layer: layer.log_me), ("H-score", lambda layer: layer.h_score)):
         favourite = max(layers, key=value)
         if favourite is not best:
-            inside = "within the interval" if favourite.layer in close else f"at {favourite.accuracy:.4f} below it"
-            said.append(f"{name} disagrees: it would take {favourite.layer}, {inside}.")
-    return said
+            where = "within the interval" if favourite.layer in close else f"at {favourite.accuracy:.4f} below it"
+            sentences.append(f"{name} disagrees: it would take {favourite.layer}, {where}.")
+    return sentences
 
 
 def _insufficient(
     best: LayerMeasures, layers: Sequence[LayerMeasures], close: Sequence[str], facts: DatasetFacts
 ) -> str:
     return (
-        f"The data do not suffice to tell: {len(close) + 1} of {len(layers)} layers lie within the interval "
-        f"{best.low:.3f}–{best.high:.3f} of {facts.n_images} images. Give more (--images), or take the cheapest."
+        f"The data do not suffice to choose a layer: {len(close) + 1} of {len(layers)} layers are within the interval "
+        f"{best.low:.3f}–{best.high:.3f} of {facts.n_images} images. Use more (--images), or take the cheapest layer."
     )
 
 

@@ -26,7 +26,7 @@ LAYERS = ("pool3", "conv7", "fc7")
 
 
 def write_crops(folder: Path, per_class: int) -> Path:
-    """Write parts of two real photographs, of a temple and of a flower: like what the network has seen."""
+    """Write crops of two photographs, of a temple and a flower, which are similar to the network's source."""
     rng = np.random.default_rng(0)
     for name, photo in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (folder / name).mkdir(parents=True)
@@ -39,7 +39,7 @@ def write_crops(folder: Path, per_class: int) -> Path:
 
 
 def write_some_digits(folder: Path, per_class: int) -> Path:
-    """Write handwritten digits: unlike any photograph."""
+    """Write handwritten digits, which look like no photograph."""
     digits = load_digits()
     for label in range(6):
         (folder / str(label)).mkdir(parents=True)
@@ -62,17 +62,18 @@ def test_the_four_cases(
     assert run("prepare", "--dataset", write(project / "some", per_class)).code == 0
     outcome = run("advise", "--dataset", "some", "--layer", *LAYERS, "--large", 50, "--folds", 3)
     assert outcome.code == 0, outcome.err
-    found = advised()
-    given = found["advice"]
-    assert (found["facts"]["likeness"] < recommendation.FAR_FROM_SOURCE) == similar
-    assert given["case"] == recommendation.RULES[large, similar][0] and given["fine_tune"] == large
+    result = advised()
+    advice = result["advice"]
+    assert (result["dataset"]["source_distance"] < recommendation.FAR_FROM_SOURCE) == similar
+    assert advice["case"] == recommendation.RULES[large, similar][0] and advice["fine_tune"] == large
     assert ("Fine-tune the network" in outcome.out) == large and ("Freeze the network" in outcome.out) != large
-    accuracy = {layer["layer"]: layer["accuracy"] for layer in found["layers"]}
-    best = next(layer for layer in found["layers"] if layer["layer"] == given["layer"])
+    accuracy = {layer["layer"]: layer["accuracy"] for layer in result["layers"]}
+    best = next(layer for layer in result["layers"] if layer["layer"] == advice["layer"])
     if similar:
-        assert accuracy["fc7"] >= best["low"] and "the last layer does as well as any, as the rule says" in outcome.out
+        assert accuracy["fc7"] >= best["low"]
+        assert "the last layer is as accurate as the best, as the rule says" in outcome.out
     else:
-        assert given["layer"] != "fc7" and accuracy["fc7"] < accuracy["pool3"]
+        assert advice["layer"] != "fc7" and accuracy["fc7"] < accuracy["pool3"]
 
 
 # What it measures
@@ -90,7 +91,9 @@ def test_what_is_written(measured: Outcome) -> None:
     assert measured.code == 0, measured.err
     folder = Path("reports/some/tinyvgg/advice")
     rows = list(csv.DictReader((folder / "layers.csv").open()))
-    assert [row["layer"] for row in rows] == ["conv4", "pool3", "fc7"], "as the network computes them"
+    assert [row["layer"] for row in rows] == ["conv4", "pool3", "fc7"], (
+        "in the order in which the network computes them"
+    )
     for row in rows:
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
     points = list(csv.DictReader((folder / "curve.csv").open()))
@@ -99,13 +102,13 @@ def test_what_is_written(measured: Outcome) -> None:
         (layer, relu, images)
         for layer, relu in [("conv4", "post"), ("pool3", "post"), ("fc7", "post"), ("conv4", "pre"), ("fc7", "pre")]
         for images in "14"
-    }, "pooling has no ReLU of its own"
+    }, "a pooling layer has no ReLU to read before"
     few, more = (np.mean([float(p["accuracy"]) for p in points if p["images"] == images]) for images in "14")
     assert few < more
     Image.open(folder / "layers.png").verify()
-    facts = advised()["facts"]
-    assert facts["n_images"] == 6 * 12 and facts["fewest"] == 12 and facts["leep"] < 0 and facts["nce"] <= 0
-    assert 0 < facts["certainty"] <= facts["spread"] <= 1
+    facts = advised()["dataset"]
+    assert facts["n_images"] == 6 * 12 and facts["smallest_class"] == 12 and facts["leep"] < 0 and facts["nce"] <= 0
+    assert 0 < facts["prediction_entropy"] <= facts["mean_prediction_entropy"] <= 1
 
 
 def test_the_report_shows_it(run: Run, measured: Outcome) -> None:
@@ -118,11 +121,11 @@ def test_the_report_shows_it(run: Run, measured: Outcome) -> None:
     assert page.count("few images, after the ReLU") >= 1 and "few images, before the ReLU" in page
 
 
-def test_test_images_have_no_part_in_it(measured: Outcome) -> None:
+def test_test_images_are_not_measured(measured: Outcome) -> None:
     manifest = read_manifest(Path("data/some"))
-    seen = reader.read(Path("features/some/.advice/tinyvgg/fc7.h5"), {})
+    codes = reader.read(Path("features/some/.advice/tinyvgg/fc7.h5"), {})
     training = {manifest.paths[row] for row, split in enumerate(manifest.splits) if split == "train"}
-    assert set(seen.paths) == training and set(seen.splits) == {"train"}
+    assert set(codes.paths) == training and set(codes.splits) == {"train"}
 
 
 def test_a_subset_keeps_the_share_of_each_class() -> None:
@@ -138,20 +141,26 @@ def test_a_subset_keeps_the_share_of_each_class() -> None:
     assert len(advise.choose_images(manifest, 10_000, 0).paths) == 903
 
 
-def test_likeness_knows_the_source_itself_from_anything_else() -> None:
+def test_the_distance_to_the_source_is_near_0_for_the_source_itself_alone() -> None:
     rng = np.random.default_rng(0)
     root = rng.normal(size=(20, 20))
     mean, cov = rng.normal(size=20), root @ root.T
     own = rng.multivariate_normal(mean, cov, 300)
-    assert (
-        abs(recommendation.source_distance(own, mean, cov))
-        < 0.1
-        < 1
-        < recommendation.source_distance(3 * own + 20, mean, cov)
-    )
+    assert abs(recommendation.distance_to_source(own, mean, cov)) < 0.1
+    assert recommendation.distance_to_source(3 * own + 20, mean, cov) > 1
 
 
-# What it says
+def test_entropies_are_shares_of_the_highest() -> None:
+    y = np.array([0, 0, 1, 1])
+    certain = 100.0 * np.eye(4)[[0, 0, 1, 1]]
+    facts = recommendation.describe_dataset(y, certain, None)
+    assert facts.prediction_entropy == pytest.approx(0, abs=1e-9)
+    assert facts.mean_prediction_entropy == pytest.approx(0.5)
+    assert recommendation.describe_dataset(y, np.zeros((4, 4)), None).prediction_entropy == pytest.approx(1)
+    assert recommendation.describe_dataset(y, None, 0.3) == recommendation.DatasetFacts(4, 2, 2, source_distance=0.3)
+
+
+# What it recommends
 
 
 def layer(
@@ -162,41 +171,44 @@ def layer(
     )
 
 
-def said(layers: Sequence[recommendation.LayerMeasures], facts: recommendation.DatasetFacts) -> recommendation.Advice:
+def advise_on(
+    layers: Sequence[recommendation.LayerMeasures], facts: recommendation.DatasetFacts
+) -> recommendation.Advice:
     return recommendation.recommend(layers, facts, {"svm": 0.9, "softmax": 0.8}, large=100)
 
 
-FACTS = recommendation.DatasetFacts(n_images=200, n_classes=2, fewest=50, likeness=0.4)
+FACTS = recommendation.DatasetFacts(n_images=200, n_classes=2, smallest_class=50, source_distance=0.4)
 
 
 def test_it_names_where_measures_disagree() -> None:
     layers = [layer("a", 0.8, log_me=2, h_score=1), layer("b", 0.9, log_me=1, h_score=1.5), layer("c", 0.89, h_score=3)]
-    text = " ".join(said(layers, FACTS).sentences)
+    text = " ".join(advise_on(layers, FACTS).sentences)
     assert "LogME disagrees: it would take a, at 0.8000 below it" in text
     assert "H-score disagrees: it would take c, within the interval" in text
-    assert "disagrees" not in " ".join(said([layer("a", 0.5), layer("b", 0.9, 0.02, 1, 1)], FACTS).sentences)
+    assert "disagrees" not in " ".join(advise_on([layer("a", 0.5), layer("b", 0.9, 0.02, 1, 1)], FACTS).sentences)
 
 
-def test_it_says_when_the_measurement_goes_against_the_rule() -> None:
+def test_it_says_when_the_measurement_contradicts_the_rule() -> None:
     early, late = [layer("a", 0.95), layer("b", 0.7)], [layer("a", 0.7), layer("b", 0.95)]
-    assert "against the rule" in " ".join(said(early, FACTS).sentences)
-    assert "as the rule says" in " ".join(said(late, FACTS).sentences)
-    assert "as the rule says" in " ".join(said(early, replace(FACTS, likeness=1.9)).sentences)
+    assert "against the rule" in " ".join(advise_on(early, FACTS).sentences)
+    assert "as the rule says" in " ".join(advise_on(late, FACTS).sentences)
+    assert "as the rule says" in " ".join(advise_on(early, replace(FACTS, source_distance=1.9)).sentences)
 
 
 def test_it_says_when_the_data_do_not_suffice() -> None:
-    assert said([layer("a", 0.8), layer("b", 0.9)], FACTS).sufficient
-    for vague in ([layer("a", 0.89), layer("b", 0.9)], [layer("a", 0.5, 0.2), layer("b", 0.9, 0.2)]):
-        given = said(vague, FACTS)
-        assert not given.sufficient and "do not suffice" in given.sentences[-1]
+    assert advise_on([layer("a", 0.8), layer("b", 0.9)], FACTS).sufficient
+    for layers in ([layer("a", 0.89), layer("b", 0.9)], [layer("a", 0.5, 0.2), layer("b", 0.9, 0.2)]):
+        advice = advise_on(layers, FACTS)
+        assert not advice.sufficient and "do not suffice" in advice.sentences[-1]
 
 
 def test_without_statistics_of_the_source_the_last_layer_decides() -> None:
-    unknown = replace(FACTS, likeness=None)
-    for layers, case in (([layer("a", 0.9), layer("b", 0.7)], "unlike"), ([layer("a", 0.7), layer("b", 0.9)], "like")):
-        given = said(layers, unknown)
-        assert given.case == f"small and {case} the source"
-        assert "No statistics of the source" in " ".join(given.sentences)
+    unknown = replace(FACTS, source_distance=None)
+    early, late = [layer("a", 0.9), layer("b", 0.7)], [layer("a", 0.7), layer("b", 0.9)]
+    for layers, case in ((early, "different from"), (late, "similar to")):
+        advice = advise_on(layers, unknown)
+        assert advice.case == f"small and {case} the source"
+        assert "The distance to the source is not known" in " ".join(advice.sentences)
 
 
 # Mistakes
