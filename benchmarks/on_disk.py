@@ -62,7 +62,7 @@ def train(path: Path, memory: str, grid: str) -> dict[str, float]:
         memory,
         "--folds",
         "3",
-        "--widen",
+        "--extend-grid",
         "0",
         "--out",
         str(path.with_suffix(".skops")),

@@ -1,15 +1,59 @@
-"""Transfer learning with CNN codes."""
+"""Transfer learning with CNN codes: a frozen pretrained network, and linear classifiers of its activations.
 
-from typing import TYPE_CHECKING, Any
+What stands in `__all__` is for everybody's use; all other modules and names may change from one release to the next.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.extraction.transformer import CNNCodes as CNNCodes
+    from pipeline.classifiers.persistence import SavedClassifier
+    from pipeline.classifiers.persistence import load as load_classifier
+    from pipeline.classifiers.solvers import LinearSVM, Softmax
+    from pipeline.codes.reader import Codes
+    from pipeline.codes.reader import read as read_codes
+    from pipeline.codes.spec import CodesSpec
+    from pipeline.errors import PipelineError
+    from pipeline.extraction.transformer import CNNCodes
+
+__all__ = [
+    "CNNCodes",
+    "Codes",
+    "CodesSpec",
+    "LinearSVM",
+    "PipelineError",
+    "SavedClassifier",
+    "Softmax",
+    "__version__",
+    "load_classifier",
+    "read_codes",
+]
+
+_HOMES = {
+    "CNNCodes": ("extraction.transformer", "CNNCodes"),
+    "Codes": ("codes.reader", "Codes"),
+    "CodesSpec": ("codes.spec", "CodesSpec"),
+    "LinearSVM": ("classifiers.solvers", "LinearSVM"),
+    "PipelineError": ("errors", "PipelineError"),
+    "SavedClassifier": ("classifiers.persistence", "SavedClassifier"),
+    "Softmax": ("classifiers.solvers", "Softmax"),
+    "load_classifier": ("classifiers.persistence", "load"),
+    "read_codes": ("codes.reader", "read"),
+}
+"""Where each of them lies: they are imported when they are asked for, since torch takes seconds."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is part of the package's surface when it is asked for: torch takes seconds."""
-    if name == "CNNCodes":
-        from pipeline.extraction.transformer import CNNCodes
-
-        return CNNCodes
+def __getattr__(name: str) -> object:
+    """Import a name of the package's surface, or tell its version."""
+    if name == "__version__":
+        return version("cnn-codes")
+    if name in _HOMES:
+        module, attribute = _HOMES[name]
+        return getattr(import_module(f"pipeline.{module}"), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the package's surface."""
+    return sorted(__all__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,12 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import config, errors, files
+from pipeline import command_line, errors, files, params
 from pipeline.analysis import recommendation
 from pipeline.classifiers import search
 from pipeline.codes import reader
 from pipeline.codes.writer import claim_folder
+from pipeline.config import Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest, require_single_label
 from pipeline.data.splits import validate_trainable
@@ -50,7 +50,7 @@ def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
 
 def choose_training_images(data: Path, most: int, seed: int) -> Manifest:
     """Return the training images of a prepared dataset to measure on, at most about `most`; refuse to go without."""
-    manifest = sources.open_prepared(data, **config.section("prepare"))
+    manifest = sources.open_prepared(data, **params.split_settings())
     require_single_label(manifest)
     chosen = choose_images(manifest, most, seed)
     if not chosen.paths:
@@ -220,61 +220,37 @@ def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("advise", __doc__, EXAMPLE, ("dataset", "backbone"))
-    parser.add_argument("--layer", nargs="+", help="the layers to measure (default: all that have a friendly name)")
-    parser.add_argument("--images", type=int, default=2000, help="training images to measure on, at most")
-    parser.add_argument("--large", type=int, default=500, help="images a class from which a dataset counts as large")
-    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
-    parser.add_argument("--seed", type=int, default=0, help="that draws the images and the folds")
-    parser.add_argument(
-        "--models", nargs="+", default=config.params()["models"], help="the first measures the layers, all the best"
-    )
-    parser.add_argument(
-        "--curve", nargs="+", type=int, default=[], metavar="N", help="accuracy from N images a class as well, by layer"
-    )
-    parser.add_argument(
-        "--relu", choices=("post", "pre", "both"), default="post", help="of the curve's codes: after or before the ReLU"
-    )
-    parser.add_argument("--weights", help="as for pipeline.extract")
-    parser.add_argument("--pool", help="as for pipeline.extract")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--out", type=Path, help="the folder (default: reports/DATASET/BACKBONE/advice)")
-    shared = config.section("extract")
-    parser.set_defaults(weights=shared["weights"], pool=shared["pool"], **config.section("advise"))
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Advise on what the options name."""
+def run(settings: Advise) -> None:
+    """Advise on what the settings name."""
     from pipeline.networks import backbones
     from pipeline.networks.frozen import FrozenNetwork, choose_device, relu_layers
 
-    address, backbone = Experiment(options.dataset, options.backbone), backbones.get(options.backbone)
+    address, backbone = Experiment(settings.dataset, settings.backbone), backbones.get(settings.backbone)
     layers = backbones.sort_layers(
-        backbone, backbones.find_nodes(backbone, options.layer or backbones.friendly_layers(backbone))
+        backbone, backbones.find_nodes(backbone, settings.layer or backbones.friendly_layers(backbone))
     )
-    grids = {name: config.section(name) for name in options.models}
-    config.validate_minimum(options, images=1, large=1)
+    grids = {name: params.grid_of(name) for name in settings.models}
     for model, grid in grids.items():
         search.validate_grid(model, grid)
-    chosen, device = choose_training_images(address.data, options.images, options.seed), choose_device(options.device)
-    validate_curve(options.curve, chosen.labels)
-    build = partial(FrozenNetwork, options.backbone, origin=options.weights, pool=options.pool)
-    extras = head, source = backbones.head_node(backbone), source_layer(options.backbone)
-    folder = address.features.parent / ".advice" / options.backbone
+    chosen, device = (
+        choose_training_images(address.data, settings.images, settings.seed),
+        choose_device(settings.device),
+    )
+    validate_curve(settings.curve, chosen.labels)
+    build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool)
+    extras = head, source = backbones.head_node(backbone), source_layer(settings.backbone)
+    folder = address.features.parent / ".advice" / settings.backbone
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
-    method = Method(grids, options.folds, options.seed, options.large)
+    method = Method(grids, settings.folds, settings.seed, settings.large)
     measured, facts, given = advise(folder, layers, method, head, source)
     points: list[recommendation.CurvePoint] = []
-    if options.curve and options.relu != "pre":
-        points += trace_curves(folder, measured, options.curve, method)
-    if options.curve and options.relu != "post":
-        before, names = folder.with_name(f"{options.backbone}-pre"), set(relu_layers(options.backbone)) & set(layers)
+    if settings.curve and settings.relu != "pre":
+        points += trace_curves(folder, measured, settings.curve, method)
+    if settings.curve and settings.relu != "post":
+        before, names = folder.with_name(f"{settings.backbone}-pre"), set(relu_layers(settings.backbone)) & set(layers)
         write_codes(chosen, build([layer for layer in layers if layer in names], relu="pre").to(device), before)
-        points += trace_curves(before, [layer for layer in measured if layer.layer in names], options.curve, method)
-    out = options.out or Path("reports", address.name, options.backbone, "advice")
+        points += trace_curves(before, [layer for layer in measured if layer.layer in names], settings.curve, method)
+    out = settings.out or Path("reports", address.name, settings.backbone, "advice")
     write(out, measured, facts, given, points)
     print(table(measured, given.layer))
     print("\n" + "\n".join(given.sentences))
@@ -283,7 +259,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("advise", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from pipeline import config, errors
+from pipeline import command_line
 from pipeline.codes.writer import claim_folder
+from pipeline.config import Cache
 
 EXAMPLE = "python -m pipeline.cache --prune"
 
@@ -28,18 +28,10 @@ def prune(folder: Path) -> int:
     return freed
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("cache", __doc__, EXAMPLE, ())
-    parser.add_argument("--features", type=Path, default=Path("features"), help="the folder of all codes")
-    parser.add_argument("--prune", action="store_true", help="remove it all; codes under features/ stay")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
+def run(settings: Cache) -> None:
     """Show or prune the store."""
-    folders = sorted(path for path in options.features.glob("*/.store/*") if path.is_dir())
-    if options.prune:
+    folders = sorted(path for path in settings.features.glob("*/.store/*") if path.is_dir())
+    if settings.prune:
         print(f"{sum(map(prune, folders)) / 1e6:.1f} MB freed")
         return
     files = [path for folder in folders for path in sorted(folder.iterdir())]
@@ -50,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("cache", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from pipeline import config, errors
+from pipeline import command_line, errors, params
 from pipeline.classifiers import few_shot, persistence, search
 from pipeline.codes import reader
+from pipeline.config import Classify
 from pipeline.data.manifest import MANIFEST, read_manifest
 from pipeline.data.splits import make_folds, number_groups, validate_folds, validate_trainable
 from pipeline.paths import Experiment
@@ -27,50 +26,21 @@ MIN_MEMORY = 100_000_000
 EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("classify", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
-    parser.add_argument(
-        "--grid", help="{normalisation: {parameter: [values]}} to search (default: the model's section of params.yaml)"
-    )
-    parser.add_argument("--folds", type=int, default=5, help="of the cross-validation")
-    parser.add_argument("--seed", type=int, default=0, help="that draws the folds")
-    parser.add_argument("--group-by", default="", help="a column of the dataset's CSV: its groups share a fold")
-    parser.add_argument(
-        "--rule",
-        choices=tuple(search.RULES),
-        default="best",
-        help="which setting: the best, or the most regularised within a standard error of it",
-    )
-    parser.add_argument("--widen", type=int, default=2, help="times that a grid may grow where its edge is best")
-    parser.add_argument("--nested", action="store_true", help="also estimate the accuracy with the choice inside")
-    parser.add_argument("--calibrate", action="store_true", help="give an SVM probabilities, fitted on held-out folds")
-    parser.add_argument("--memory", help="for codes and search, like 2GB: beyond it codes are read from disk in blocks")
-    parser.add_argument("--shots", type=int, nargs="+", metavar="K", help="only learn from so many images a class")
-    parser.add_argument("--draws", type=int, default=5, help="of the images for --shots")
-    parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
-    parser.add_argument("--out", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)")
-    for name in ("weights", "pool"):
-        parser.add_argument(f"--{name}", help=f"refuse codes of other {name}")
-    parser.set_defaults(**config.section("classify"))
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Train what the options name."""
-    grid = parse_grid(options.grid) if options.grid else config.section(options.model)
-    search.validate_grid(options.model, grid)
-    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    asked = {"backbone": options.backbone, "layer": options.layer, "weights": options.weights, "pool": options.pool}
+def run(settings: Classify) -> None:
+    """Train what the settings name."""
+    grid = settings.grid or params.grid_of(settings.model)
+    search.validate_grid(settings.model, grid)
+    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    asked = {"backbone": settings.backbone, "layer": settings.layer, "weights": settings.weights, "pool": settings.pool}
     expected = {name: value for name, value in asked.items() if value}
-    half = parse_bytes(options.memory) // 2 if options.memory else None
-    with reader.open_codes(options.codes or address.codes, expected, "train", half) as training:
-        validate_combination(options, grid, training)
-        groups = read_groups(address.data, options.group_by, training.paths) if options.group_by else None
-        validate_trainable(training.labels, training.classes, options.folds, groups)
+    half = parse_bytes(settings.memory) // 2 if settings.memory else None
+    with reader.open_codes(settings.codes or address.codes, expected, "train", half) as training:
+        validate_combination(settings, grid, training)
+        groups = read_groups(address.data, settings.group_by, training.paths) if settings.group_by else None
+        validate_trainable(training.labels, training.classes, settings.folds, groups)
         lesson = TrainingData(*flatten_training(training, groups), grid, half if in_blocks(training) else None)
-        path = options.out or address.classifier
-        print((draw_shots if options.shots else train_classifier)(path, lesson, training, options))
+        path = settings.out or address.classifier
+        print((draw_shots if settings.shots else train_classifier)(path, lesson, training, settings))
 
 
 @dataclass(frozen=True)
@@ -84,15 +54,15 @@ class TrainingData:
     space: int | None
 
 
-def train_classifier(path: Path, lesson: TrainingData, training: reader.Codes, options: argparse.Namespace) -> str:
+def train_classifier(path: Path, lesson: TrainingData, training: reader.Codes, options: Classify) -> str:
     """Write the classifier, its CV table and the curve of it; say what was chosen."""
     X, y = lesson.X, lesson.y
-    folds = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
+    folds: dict[str, Any] = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
     splits = make_folds(y, **folds)
     validate_folds(splits, y, training.classes)
-    choice = {"rule": options.rule, "widen": options.widen}
+    choice: dict[str, Any] = {"rule": options.rule, "widen": options.extend_grid}
     trained = search.train(X, y, options.model, lesson.grid, splits, **choice, memory=lesson.space)
-    facts = {
+    facts: dict[str, Any] = {
         "dataset": Experiment(options.dataset, options.backbone).name,
         "model": options.model,
         "chosen": trained.chosen,
@@ -116,11 +86,16 @@ def train_classifier(path: Path, lesson: TrainingData, training: reader.Codes, o
     return summary(trained, training, path, facts)
 
 
-def draw_shots(path: Path, lesson: TrainingData, training: reader.Codes, options: argparse.Namespace) -> str:
+def draw_shots(path: Path, lesson: TrainingData, training: reader.Codes, options: Classify) -> str:
     """Write the curve of few images beside the classifier's place, and say what it shows."""
     counts = sorted(set(options.shots))
     few_shot.validate_shots(training.labels, training.classes, counts, options.draws)
-    scheme = {"draws": options.draws, "folds": options.folds, "seed": options.seed, "groups": lesson.groups}
+    scheme: dict[str, Any] = {
+        "draws": options.draws,
+        "folds": options.folds,
+        "seed": options.seed,
+        "groups": lesson.groups,
+    }
     rows = few_shot.summarise(few_shot.learning_curve(lesson.X, lesson.y, options.model, lesson.grid, counts, **scheme))
     path = path.with_name(f"{path.stem}-shots.csv")
     curves.write_shots(path, rows)
@@ -134,7 +109,7 @@ def in_blocks(training: reader.Codes) -> bool:
     return isinstance(training.values, reader.StoredRows)
 
 
-def validate_combination(options: argparse.Namespace, grid: Any, training: reader.Codes) -> None:
+def validate_combination(options: Classify, grid: Any, training: reader.Codes) -> None:
     """Refuse what does not go together."""
     several, along = training.labels.ndim == 2, all(search.uses_path_solver(options.model, v) for v in grid.values())
     if options.model != "svm" and (several or options.calibrate):
@@ -195,16 +170,6 @@ def constant_columns(X: Any) -> int:
     return int((low == high).sum())
 
 
-def parse_grid(text: str) -> Any:
-    """Parse the grid given on the command line: YAML, as in params.yaml."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise errors.PipelineError(
-            f"--grid {text!r} is not valid YAML. Write it like {{l2: {{C: [0.1, 1, 10]}}}}."
-        ) from error
-
-
 def summary(trained: search.SearchResult, training: reader.Codes, path: Path, facts: Mapping[str, Any]) -> str:
     """Say what was chosen from what, and what to be wary of."""
     chosen, folds = trained.chosen, len(trained.chosen["folds"])
@@ -235,7 +200,7 @@ def summary(trained: search.SearchResult, training: reader.Codes, path: Path, fa
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("classify", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

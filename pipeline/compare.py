@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import config, errors, files
+from pipeline import command_line, errors, files, params
 from pipeline.analysis import comparison, predictions
 from pipeline.classifiers import persistence
+from pipeline.config import Compare
 from pipeline.data import sources
 from pipeline.paths import Experiment
 
@@ -117,47 +117,32 @@ def read_energy() -> float | None:
     return sum(counters) / 1e6 if counters else None
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("compare", __doc__, EXAMPLE, ("dataset", "backbone"))
-    defaults = config.params()
-    parser.add_argument("--layer", nargs="+", default=defaults["extract"]["layer"], help="whose frozen codes compete")
-    parser.add_argument("--model", nargs="+", default=defaults["models"], help="the classifiers of frozen codes")
-    parser.add_argument("--tuned-layer", help="that fine-tuning reads (default: the last of --layer)")
-    parser.add_argument("--tuned-model", help="that fine-tuning starts from (default: the last of --model)")
-    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 on")
-    parser.add_argument("--out", type=Path, help="the folder for comparison.csv (default: reports/DATASET/BACKBONE)")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="of pipeline.finetune")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Compare what the options name."""
-    config.validate_minimum(options, seeds=1)
-    layer, model = options.tuned_layer or options.layer[-1], options.tuned_model or options.model[-1]
-    if layer not in options.layer or model not in options.model:
+def run(settings: Compare) -> None:
+    """Compare what the settings name."""
+    layer, model = settings.tuned_layer or settings.layer[-1], settings.tuned_model or settings.model[-1]
+    if layer not in settings.layer or model not in settings.model:
         raise errors.PipelineError(
             f"Fine-tuning starts from {layer}-{model}: name both with --layer and --model as well."
         )
-    address = Experiment(options.dataset, options.backbone)
-    sources.open_prepared(address.data, **config.section("prepare"))
+    address = Experiment(settings.dataset, settings.backbone)
+    sources.open_prepared(address.data, **params.split_settings())
     with tempfile.TemporaryDirectory() as folder:
-        arms = Comparison(options.dataset, options.backbone, Path(folder))
-        frozen = arms.frozen(options.layer, options.model, options.seeds)
+        arms = Comparison(settings.dataset, settings.backbone, Path(folder))
+        frozen = arms.frozen(settings.layer, settings.model, settings.seeds)
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
-        tuned = arms.tuned(start, options.flags)
-    out = options.out or address.report.parent
+        tuned = arms.tuned(start, settings.flags)
+    out = settings.out or address.report.parent
     found, sentence = comparison.rows(frozen, tuned), comparison.verdict(frozen, tuned)
     cells = [["" if value is None else value for value in row.values()] for row in found]
     files.write_csv(out / "comparison.csv", list(found[0]), cells)
-    content = {"rows": found, "verdict": sentence, "flags": options.flags}
+    content = {"rows": found, "verdict": sentence, "flags": settings.flags}
     files.write_json(out / "comparison.json", content)
     print(f"{comparison.table(found)}\n\n{sentence}\n{out / 'comparison.csv'}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("compare", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -1,77 +1,468 @@
-"""Four words address an experiment: dataset, backbone, layer, model; their defaults stand in params.yaml."""
+"""The settings of every command: one frozen dataclass each, whose fields are its flags and its keys in params.yaml.
+
+pydantic checks them, because it reads strings from the command line and values from YAML by the same types, and its
+errors name the place, the value and the choices. argparse (`command_line`) stays in charge of the command line itself.
+"""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
-from pipeline import errors
-
-PARAMS = "params.yaml"
-HELP = {
-    "dataset": "a prepared dataset: its name under data/, or its folder",
-    "backbone": "the pretrained network",
-    "layer": "the layer whose codes are used; fc6+fc7 joins those of several",
-    "model": "the linear classifier",
-}
+STRICT = ConfigDict(extra="forbid")
 
 
-def params() -> dict[str, Any]:
-    """Return params.yaml of the working folder over the defaults that come with the program."""
-    here = Path(__file__).parent
-    packaged = here / PARAMS if (here / PARAMS).exists() else here.parent / PARAMS
-    return _read(packaged) | (_read(Path(PARAMS)) if Path(PARAMS).exists() else {})
+def setting(
+    default: Any,
+    help: str,
+    *,
+    key: str = "",
+    pick: Literal["", "first", "last"] = "",
+    group: str = "",
+    shown: str = "",
+    kind: Literal["flag", "positional", "optional"] = "flag",
+    in_file: bool = True,
+    **bounds: float,
+) -> Any:
+    """Describe a setting.
+
+    key: where its default stands in params.yaml, if not under its own name in the command's section; `pick` then takes
+    the first or last item of a list. shown: what `--help` says of the default, where that depends on other settings.
+    kind: "positional" for arguments without a flag, "optional" for a flag whose value may be left out. in_file: whether
+    params.yaml may hold it. bounds: ge, gt, le, lt.
+    """
+    extra = {"key": key, "pick": pick, "group": group, "shown": shown, "kind": kind, "in_file": in_file}
+    return Field(default=default, description=help, json_schema_extra=extra, **bounds)  # type: ignore[call-overload]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def extra_of(field: FieldInfo) -> dict[str, Any]:
+    """Return what `setting` was told about a field."""
+    extra = field.json_schema_extra
+    return extra if isinstance(extra, dict) else {}
+
+
+def _as_list(value: Any) -> Any:
+    """Take a single value for a list of one."""
+    return [value] if isinstance(value, str | int | float) and not isinstance(value, bool) else value
+
+
+def _as_text(value: Any) -> Any:
+    """Take a whole number for its digits."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _from_yaml(value: Any) -> Any:
+    """Parse a grid that stands on the command line."""
+    if not isinstance(value, str):
+        return value
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise errors.PipelineError(
-            f"{path} is not valid YAML ({' '.join(str(error).split())}). Mend it, then run again."
-        ) from error
-    if not isinstance(content, dict):
-        raise errors.PipelineError(f"{path} must hold `name: value` lines. Mend it, then run again.")
-    return content
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError("it is not valid YAML. Write it like {l2: {C: [0.1, 1, 10]}}") from error
 
 
-def section(name: str) -> dict[str, Any]:
-    """Return one command's or model's part of params.yaml, its keys as argparse names them."""
-    content = params().get(name) or {}
-    return {key.replace("-", "_"): value for key, value in content.items()}
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_list)]
+Normalisation = Literal["l2", "standard", "sqrt"]
+Values = Annotated[list[Any], Field(min_length=1)]
+Grid = Annotated[dict[Normalisation, dict[str, Values]], Field(min_length=1), BeforeValidator(_from_yaml)]
+"""{normalisation of the codes: {parameter: values to try}}."""
+
+Pool = Annotated[str, Field(pattern=r"^(|auto|(avg|max)([1-9]\d?)?|flatten)$")]
+Size = Annotated[str, BeforeValidator(_as_text)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
+    "svm": {"l2": {"C": [1, 10, 100, 1000, 10000]}, "standard": {"C": [0.0001, 0.001, 0.01]}},
+    "softmax": {"l2": {"C": [10, 100, 1000, 10000]}, "standard": {"C": [0.001, 0.01, 0.1, 1]}},
+    "knn": {"l2": {"n_neighbors": [1, 3, 5, 10, 20]}},
+    "ridge": {"l2": {"alpha": [0.001, 0.01, 0.1, 1]}, "standard": {"alpha": [10, 100, 1000, 10000]}},
+}
+"""The grid that each model is searched over, unless params.yaml has a section of the model's name."""
+
+GROUPS = EXPERIMENT, SETTINGS, NETWORK, MACHINE, FILES = (
+    "Which experiment",
+    "Settings of this command",
+    "The network, and what it sees",
+    "How the work is done",
+    "Files",
+)
+"""The titles under which `--help` lists the flags, in that order."""
+
+DATASET = "The prepared dataset: its name under data/, or its folder."
+BACKBONE = "The pretrained network."
+LAYER = "The layer whose codes are used; fc6+fc7 joins the codes of both."
+MODEL = "The classifier."
+DEVICE = "Where the network runs: auto, cpu, cuda, cuda:1 or mps."
+THREADS = "Number of threads that read and decode images."
+CODES = "HDF5 file of the codes."
+CODES_SHOWN = "features/DATASET/BACKBONE/LAYER.h5"
+CLASSIFIER = "File of the trained classifier."
+CLASSIFIER_SHOWN = "models/DATASET/BACKBONE/LAYER-MODEL.skops"
+SPEC = "Refuse codes that were made with other {}."
 
 
-def command(stage: str, doc: str, example: str, words: tuple[str, ...]) -> argparse.ArgumentParser:
-    """Return the parser of a command: the address's flags in `words`, and defaults from params.yaml in the help."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m pipeline.{stage}",
-        description=doc,
-        epilog=f"example:\n  {example}",
-        formatter_class=_Formatter,
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Project:
+    """The keys at the top level of params.yaml, which address an experiment."""
+
+    source: str = setting("digits", "What `prepare` reads: a name, a folder of images, or a CSV file.")
+    dataset: str = setting("digits", "Name of the prepared dataset: data/NAME, features/NAME and so on.")
+    backbone: str = setting("tinyvgg", BACKBONE)
+    models: Texts = setting(("svm", "softmax"), "The classifiers that `dvc repro` trains.")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Command:
+    """The settings that all commands have."""
+
+    quiet: bool = setting(False, "Print results only: no notes, no progress bar.", in_file=False, group=MACHINE)
+    verbose: bool = setting(False, "Print details as well.", in_file=False, group=MACHINE)
+    debug: bool = setting(False, "Show the traceback of an error.", in_file=False, group=MACHINE)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Prepare(Command):
+    """Settings of `prepare`."""
+
+    dataset: str = setting(
+        "digits",
+        "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
+        "(or the column labels, as in cat;dog, for several labels per image).",
+        key="source",
+        group=EXPERIMENT,
     )
-    defaults = {
-        "dataset": params()["dataset"],
-        "backbone": params()["backbone"],
-        "layer": section("extract")["layer"][-1],
-        "model": params()["models"][0],
-    }
-    for word in words:
-        parser.add_argument(f"--{word}", default=defaults[word], help=HELP[word])
-    return parser
+    out: Path | None = setting(None, "Folder of the prepared dataset.", shown="data/NAME", group=FILES)
+    test: float = setting(
+        0.25, "Share of each class that becomes the test split, where the source has no splits.", ge=0, lt=1
+    )
+    val: float = setting(
+        0.0, "Share of each class that becomes the validation split, where the source has no splits.", ge=0, lt=1
+    )
+    seed: int = setting(0, "Seed of the drawn splits.", ge=0)
+    group_by: str = setting("", "Column of the CSV file: images with the same value there stay in the same split.")
+    on_bad: Literal["skip", "error"] = setting("skip", "Whether files that cannot be read are skipped, or end the run.")
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
 
 
-def validate_minimum(options: argparse.Namespace, **least: float) -> None:
-    """Refuse options below the least that makes sense."""
-    for name, bound in least.items():
-        if getattr(options, name) < bound:
-            raise errors.PipelineError(f"--{name.replace('_', '-')} must be {bound} or more.")
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Extract(Command):
+    """Settings of `extract`."""
+
+    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Texts = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
+    weights: str = setting(
+        "default",
+        "Weights of the network: default, a name of torchvision's, a .pth or .safetensors file, random or random:SEED.",
+        group=NETWORK,
+    )
+    pool: Pool = setting(
+        "auto",
+        "How maps become vectors: avg, max, flatten, avgN or maxN for a grid of N×N cells; auto takes what suits the "
+        "backbone (avg; avg4 for tinyvgg).",
+        group=NETWORK,
+    )
+    size: Size | None = setting(
+        None,
+        "Image size that the network sees, in pixels: 320, or 448x336 for height x width.",
+        shown="the network's own",
+        group=NETWORK,
+    )
+    resize: int | None = setting(
+        None, "Shorter side before the crop, in pixels.", shown="in proportion to --size", ge=1, group=NETWORK
+    )
+    crop: Literal["center", "none"] = setting(
+        "center",
+        "Whether the network sees the centre of the image, or all of it, resized to --size (none).",
+        group=NETWORK,
+    )
+    views: str = setting(
+        "one",
+        "Views of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED.",
+        group=NETWORK,
+    )
+    relu: Literal["post", "pre"] = setting(
+        "post", "Whether codes are taken after (post) or before (pre) the layer's ReLU.", group=NETWORK
+    )
+    precision: Precision = setting(
+        "auto",
+        "Precision of the forward pass; auto takes bf16 (fp16 on old GPUs) where a trial shows it right and faster.",
+        group=MACHINE,
+    )
+    decoder: Literal["auto", "pillow", "torchcodec"] = setting(
+        "auto",
+        "Decoder of JPEG files; auto takes torchcodec on a GPU that would wait for pillow, if a trial shows it right.",
+        group=MACHINE,
+    )
+    device: str = setting("auto", DEVICE, group=MACHINE)
+    batch_size: int = setting(
+        0, "Number of images per forward pass; 0 takes what suits the device.", ge=0, group=MACHINE
+    )
+    compile: Literal["auto", "yes", "no"] = setting(
+        "auto", "Whether to compile the network; auto does where the run is long enough to repay it.", group=MACHINE
+    )
+    dtype: Literal["float32", "float16"] = setting("float32", "Type in which codes are stored.", group=MACHINE)
+    compress: bool = setting(False, "Compress the finished files with LZF.", group=MACHINE)
+    max_bad: float = setting(
+        0.1, "Share of images that may be unreadable; with more the run fails.", ge=0, le=1, group=MACHINE
+    )
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    out: Path | None = setting(None, "Folder for LAYER.h5.", shown="features/DATASET/BACKBONE", group=FILES)
+    list: str | None = setting(
+        None, "Show the backbones, or one backbone's layers, and end.", kind="optional", in_file=False, group=FILES
+    )
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of the example; show each default, where there is one to show."""
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Address(Command):
+    """The four words that address one classifier."""
 
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: str = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
+    model: str = setting("svm", MODEL, key="models", pick="first", group=EXPERIMENT)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Classify(Address):
+    """Settings of `classify`."""
+
+    grid: Grid | None = setting(
+        None,
+        "Settings to search: {normalisation: {parameter: [values]}}.",
+        shown="the model's section of params.yaml, or the program's grid",
+        in_file=False,
+    )
+    folds: int = setting(5, "Number of folds of the cross-validation.", ge=2)
+    seed: int = setting(0, "Seed of the folds and draws.", ge=0)
+    group_by: str = setting("", "Column of the dataset's CSV file: images with the same value stay in the same fold.")
+    rule: Literal["best", "one-standard-error"] = setting(
+        "best", "Which setting is taken: the best, or the most regularised one within one standard error of it."
+    )
+    extend_grid: int = setting(2, "How often a grid may be extended where its best value lies at an edge.", ge=0)
+    nested: bool = setting(False, "Also estimate the accuracy of the whole procedure by nested cross-validation.")
+    calibrate: bool = setting(False, "Give an SVM probabilities, fitted on held-out folds.")
+    memory: str = setting(
+        "", "Memory for codes and search, like 2GB; codes beyond it are read from disk in blocks.", shown="no limit"
+    )
+    shots: Counts = setting(
+        (), "Train from so many images per class only, and show accuracy against their number.", in_file=False
+    )
+    draws: int = setting(5, "Number of draws of the images for --shots.", ge=2)
+    codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
+    out: Path | None = setting(None, "File for the classifier.", shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    weights: str = setting("", SPEC.format("weights"), group=FILES)
+    pool: str = setting("", SPEC.format("pooling"), group=FILES)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Evaluate(Address):
+    """Settings of `evaluate`."""
+
+    codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
+    classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    out: Path | None = setting(
+        None, "Folder for the scores.", shown="reports/DATASET/BACKBONE/LAYER-MODEL", in_file=False, group=FILES
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Predict(Address):
+    """Settings of `predict`."""
+
+    images: Texts = setting(
+        (), "Image files, folders with all files below them, or - for paths on standard input.", kind="positional"
+    )
+    classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    top: int = setting(1, "Number of classes to name per image, the best first.", ge=1)
+    format: Literal["csv", "json"] = setting("csv", "Format of the output: CSV, or one JSON object per line.")
+    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
+    device: str = setting("auto", DEVICE, group=MACHINE)
+    batch_size: int = setting(
+        0, "Number of images per forward pass; 0 takes what suits the device.", ge=0, group=MACHINE
+    )
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Export(Address):
+    """Settings of `export`."""
+
+    classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
+    out: Path | None = setting(None, "The ONNX file.", shown="beside the classifier", in_file=False, group=FILES)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Finetune(Address):
+    """Settings of `finetune`; those of a recipe are None where the preset's value holds."""
+
+    unfreeze: str = setting("all", "Train the backbone from this layer on: a layer, all, or none.")
+    head: Literal["classifier", "random"] = setting(
+        "classifier", "What the head starts from: the trained classifier of the codes, or random weights."
+    )
+    recipe: Literal["tutorial", "modern", "scratch"] = setting("modern", "Preset of the settings of the recipe.")
+    val: float = setting(
+        0.15, "Share of training images that decides which weights are best, without a val split.", ge=0, lt=1
+    )
+    group_by: str = setting(
+        "", "Column of the dataset's CSV file: images with the same value stay on the same side of that share."
+    )
+    seed: int = setting(0, "Seed of order, augmentation, dropout, validation share and random head.", ge=0)
+    deterministic: bool = setting(False, "Compute the same bits in every run, on a GPU too.", group=MACHINE)
+    restart: bool = setting(False, "Discard what an earlier run left unfinished.", in_file=False, group=MACHINE)
+    checkpoint_every: float = setting(
+        300.0, "Seconds between checkpoints within an epoch; each epoch ends with one as well.", ge=0, group=MACHINE
+    )
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "Precision of the training steps.", group=MACHINE)
+    compile: bool = setting(False, "Compile the steps, which pays on a GPU over many epochs.", group=MACHINE)
+    device: str = setting("auto", DEVICE, group=MACHINE)
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    weights: str = setting(
+        "", "Weights of the backbone, or where they are now.", shown="those of the classifier", group=NETWORK
+    )
+    pool: Pool = setting("", "How maps become vectors, with --head random.", shown="as for extract", group=NETWORK)
+    codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
+    classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    out: Path | None = setting(
+        None,
+        "File for the weights.",
+        shown="models/DATASET/BACKBONE/LAYER-finetuned.safetensors",
+        in_file=False,
+        group=FILES,
+    )
+    report: Path | None = setting(
+        None, "Folder for epochs.csv.", shown="reports/DATASET/BACKBONE/LAYER-finetuned", in_file=False, group=FILES
+    )
+    optimiser: Literal["sgd", "nesterov", "adamw"] | None = setting(None, "Optimiser of the steps.")
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] | None = setting(
+        None, "Schedule of all learning rates over the epochs."
+    )
+    epochs: int | None = setting(None, "Epochs of the network, or of the head alone with --unfreeze none.", ge=0)
+    head_epochs: int | None = setting(None, "Epochs of the head alone, before those of the network.", ge=0)
+    batch_size: int | None = setting(None, "Number of images per step.", ge=1)
+    lr_head: float | None = setting(None, "Learning rate of the head.", ge=0)
+    lr_backbone: float | None = setting(None, "Learning rate of the last layer before the head.", ge=0)
+    lr_decay: float | None = setting(None, "Factor of the learning rate from each layer to the layer before it.", ge=0)
+    weight_decay: float | None = setting(None, "Weight decay.", ge=0)
+    decay_all: bool | None = setting(None, "Whether weight decay reaches biases and normalisation layers as well.")
+    label_smoothing: float | None = setting(None, "Share of each label that is spread over all classes.", ge=0, le=1)
+    dropout: float | None = setting(None, "Share of the codes that the head does not see in a step.", ge=0, le=1)
+    batch_norm: Literal["frozen", "trained"] | None = setting(
+        None, "Statistics of batch norm in the trained layers: as they are (frozen), or those of each batch (trained)."
+    )
+    augment: Literal["none", "crop", "gentle", "shift"] | None = setting(None, "Augmentation of training images.")
+    flip: float | None = setting(None, "Share of training images that are mirrored.", ge=0, le=1)
+    patience: int | None = setting(
+        None, "Number of epochs without a better one after which training stops; 0 never stops.", ge=0
+    )
+    small_epochs: int | None = setting(None, "Number of first epochs of the network that see smaller images.", ge=0)
+    small_side: int | None = setting(None, "Side of these smaller images, in pixels.", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Advise(Command):
+    """Settings of `advise`."""
+
+    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Texts | None = setting(
+        None, "The layers to measure.", shown="all that have a friendly name", group=EXPERIMENT
+    )
+    images: int = setting(2000, "Number of training images to measure on, at most.", ge=1)
+    large: int = setting(500, "Number of images per class from which a dataset counts as large.", ge=1)
+    folds: int = setting(5, "Number of folds of the cross-validation.", ge=2)
+    seed: int = setting(0, "Seed that draws the images and the folds.", ge=0)
+    models: Texts = setting(
+        ("svm", "softmax"), "The first model measures every layer, all of them the best layer.", key="models"
+    )
+    curve: Counts = setting((), "Also measure accuracy from N images per class, layer by layer.", shown="no curve")
+    relu: Literal["post", "pre", "both"] = setting(
+        "post", "Whether the codes of the curve are taken after (post) or before (pre) the ReLU, or both."
+    )
+    weights: str = setting("default", "Weights of the network, as for extract.", key="extract.weights", group=NETWORK)
+    pool: Pool = setting("auto", "How maps become vectors, as for extract.", key="extract.pool", group=NETWORK)
+    device: str = setting("auto", DEVICE, group=MACHINE)
+    out: Path | None = setting(
+        None, "Folder for the advice.", shown="reports/DATASET/BACKBONE/advice", in_file=False, group=FILES
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Compare(Command):
+    """Settings of `compare`."""
+
+    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Texts = setting(("fc7",), "The layers whose frozen codes compete.", key="extract.layer", group=EXPERIMENT)
+    model: Texts = setting(("svm", "softmax"), "The classifiers of frozen codes.", key="models", group=EXPERIMENT)
+    tuned_layer: str = setting("", "The layer that fine-tuning reads.", shown="the last of --layer")
+    tuned_model: str = setting("", "The classifier that fine-tuning starts from.", shown="the last of --model")
+    seeds: int = setting(5, "Number of seeds, from 0 on.", ge=1)
+    out: Path | None = setting(
+        None, "Folder for comparison.csv.", shown="reports/DATASET/BACKBONE", in_file=False, group=FILES
+    )
+    flags: Texts = setting((), "Flags of pipeline.finetune, after --.", kind="positional", in_file=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Report(Command):
+    """Settings of `report`."""
+
+    dataset: str | None = setting(None, "Show the experiments of this dataset only.", in_file=False, group=EXPERIMENT)
+    backbone: str | None = setting(None, "Show the experiments of this backbone only.", in_file=False, group=EXPERIMENT)
+    reports: Path = setting(Path("reports"), "Folder of the scores.", in_file=False, group=FILES)
+    out: Path | None = setting(
+        None, "The page.", shown="index.html in the folder of the scores", in_file=False, group=FILES
+    )
+    thumbnails: float = setting(8.0, "Size of all thumbnails together, in megabytes, at most.", ge=0)
+    table: bool = setting(False, "Print the table only, and leave the page as it is.", in_file=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Cache(Command):
+    """Settings of `cache`."""
+
+    features: Path = setting(Path("features"), "Folder of all codes.", in_file=False, group=FILES)
+    prune: bool = setting(False, "Remove what is cached; codes under features/ stay.", in_file=False)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Verify(Command):
+    """Settings of `verify`."""
+
+    file: Path = setting(Path(), "HDF5 file of codes.", kind="positional", in_file=False)
+    dataset: str | None = setting(
+        None, "Also compare the rows with this dataset.", shown="the dataset in the file's path", in_file=False
+    )
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "prepare": Prepare,
+    "extract": Extract,
+    "advise": Advise,
+    "classify": Classify,
+    "evaluate": Evaluate,
+    "report": Report,
+    "predict": Predict,
+    "export": Export,
+    "finetune": Finetune,
+    "compare": Compare,
+    "cache": Cache,
+    "verify": Verify,
+}
+"""The settings of each command, in the order in which people meet them; also the sections of params.yaml."""
+
+
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """Return the choices of a Literal, or of a union with one; () for any other type."""
+    found = [annotation, *get_args(annotation)]
+    literals = [part for part in found if getattr(part, "__origin__", None) is Literal]
+    return tuple(str(choice) for literal in literals for choice in get_args(literal) if choice)

@@ -1,11 +1,9 @@
-"""PipelineError, and the one place that turns a mistake into one sentence and an exit code."""
+"""PipelineError, and the sentences that tell a user what is wrong, why, and how to fix it."""
 
 from __future__ import annotations
 
-import argparse
 import errno
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from difflib import SequenceMatcher
 
 SHOWN_CHOICES = 12
@@ -14,7 +12,14 @@ NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class PipelineError(Exception):
-    """A mistake the user can mend; the message is one sentence: what, why, and the mend."""
+    """A mistake that the user can fix; the message is one sentence: what, why, and the fix.
+
+    setting: the setting that the mistake is about, if it is about one, so that the command can say where it came from.
+    """
+
+    def __init__(self, message: str, setting: str = "") -> None:
+        super().__init__(message)
+        self.setting = setting
 
 
 def first_line(error: BaseException) -> str:
@@ -22,17 +27,23 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def nearest(name: str, choices: Iterable[str]) -> list[str]:
+    """Return the choices, those most similar to a name first."""
+    return sorted(choices, key=lambda choice: -SequenceMatcher(None, name.lower(), choice.lower()).ratio())
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> PipelineError:
     """Return the error for a name that is none of `choices`, which it lists nearest first."""
-    nearest = sorted(choices, key=lambda choice: -SequenceMatcher(None, name.lower(), choice.lower()).ratio())
-    listed = ", ".join(nearest[:SHOWN_CHOICES])
-    more = len(nearest) - SHOWN_CHOICES
+    ordered = nearest(name, choices)
+    listed = ", ".join(ordered[:SHOWN_CHOICES])
+    more = len(ordered) - SHOWN_CHOICES
     rest = f", … ({more} more)" if more > 0 else ""
-    return PipelineError(f"Unknown {kind} {name!r}{f' for {where}' if where else ''}. Choose from: {listed}{rest}.")
+    message = f"Unknown {kind} {name!r}{f' for {where}' if where else ''}. Choose from: {listed}{rest}."
+    return PipelineError(message, setting=kind)
 
 
 def sentence(error: BaseException) -> str:
-    """Say in one sentence what an error means for the user, and how to mend it."""
+    """Say in one sentence what an error means for the user, and how to fix it."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted. Earlier results are untouched."
     if not isinstance(error, OSError):
@@ -43,25 +54,3 @@ def sentence(error: BaseException) -> str:
     if error.errno in NOT_WRITABLE:
         return f"Error: no permission{place} ({error.strerror}). Choose a folder you may use, for instance with --out."
     return f"Error: {error.strerror or error}{place}."
-
-
-def run_command(
-    build_parser: Callable[[], argparse.ArgumentParser],
-    stage: Callable[[argparse.Namespace], None],
-    argv: list[str] | None,
-) -> int:
-    """Parse `argv`, run `stage` and return the exit code: 0, 2 for a mistake, 130 for an interrupt.
-
-    `--debug` lets the traceback through.
-    """
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        parser = build_parser()
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        stage(parser.parse_args(arguments))
-    except (PipelineError, OSError, KeyboardInterrupt) as error:
-        if "--debug" in arguments:
-            raise
-        print(sentence(error), file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 2
-    return 0

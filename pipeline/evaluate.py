@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import config, errors, files
+from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes import reader
+from pipeline.config import Evaluate
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
 
@@ -102,33 +102,20 @@ def draw_confusion(path: Path, result: scoring.Scores, names: Sequence[str]) -> 
                     axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("evaluate", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
-    parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
-    parser.add_argument(
-        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the folder for the scores (default: reports/DATASET/BACKBONE/LAYER-MODEL)"
-    )
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Evaluate what the options name."""
-    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    classifier = persistence.load(options.classifier or address.classifier)
-    test = reader.read_layers(options.codes or address.codes, classifier.spec.to_dict(), "test")
+def run(settings: Evaluate) -> None:
+    """Evaluate what the settings name."""
+    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    classifier = persistence.load(settings.classifier or address.classifier)
+    test = reader.read_layers(settings.codes or address.codes, classifier.spec.to_dict(), "test")
     result, found = evaluate(classifier, test)
-    folder = options.out or address.report
+    folder = settings.out or address.report
     write(folder, result, found, test)
     print(f"{folder}: {scoring.sentence(result.metrics)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("evaluate", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +17,11 @@ if TYPE_CHECKING:
 
     from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import config, errors
+from pipeline import command_line, errors
 from pipeline.classifiers import persistence
 from pipeline.classifiers.preprocessing import SignedRoot
 from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.config import Export
 from pipeline.images import views
 from pipeline.paths import Experiment
 
@@ -198,29 +197,18 @@ def validate_packages() -> None:
         raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("export", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
-    parser.add_argument(
-        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
-    )
-    parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
-    parser.add_argument("--out", type=Path, help="the ONNX file (default: beside the classifier)")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Export what the options name."""
+def run(settings: Export) -> None:
+    """Export what the settings name."""
     validate_packages()
-    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    source = options.classifier or address.classifier
+    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    source = settings.classifier or address.classifier
     classifier = persistence.load(source)
     from pipeline.networks.frozen import rebuild_network
 
-    network = rebuild_network(classifier.spec, options.weights).at(precision="fp32")
+    network = rebuild_network(classifier.spec, settings.weights).at(precision="fp32")
     file = export(classifier, network)
     difference = check(file, classifier, network)
-    path = options.out or source.with_suffix(".onnx")
+    path = settings.out or source.with_suffix(".onnx")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(file)
@@ -236,7 +224,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("export", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

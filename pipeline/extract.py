@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import config, errors
+from pipeline import command_line, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
+from pipeline.config import Extract
 from pipeline.data import sources
 from pipeline.extraction import runner
 from pipeline.images import decoding, parallel, transforms
@@ -94,93 +94,41 @@ def listing(name: str | None) -> str:
     return "\n".join(lines)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("extract", __doc__, EXAMPLE, ("dataset", "backbone"))
-    parser.add_argument("--layer", nargs="+", default=["fc7"], help="one or several, in one pass")
-    parser.add_argument(
-        "--weights", default="default", help="torchvision's name, a .pth or .safetensors file, random or random:SEED"
-    )
-    parser.add_argument(
-        "--pool", default="avg", help="how maps become vectors: avg, max, flatten, or avgN/maxN for N×N cells"
-    )
-    parser.add_argument("--size", help="pixels the network sees: 320, or 448x336 for height x width (default: its own)")
-    parser.add_argument(
-        "--resize", type=int, help="pixels of the shorter side before the crop (default: in proportion)"
-    )
-    parser.add_argument(
-        "--crop", choices=("center", "none"), default="center", help="none: the whole picture, resized to --size"
-    )
-    parser.add_argument(
-        "--views", default="one", help="of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED"
-    )
-    parser.add_argument(
-        "--relu", choices=("post", "pre"), default="post", help="codes after or before the layer's ReLU"
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        default="auto",
-        help="of the forward pass; auto takes bf16 (old GPUs: fp16) where a trial shows it right and faster",
-    )
-    parser.add_argument(
-        "--decoder",
-        choices=(AUTO, *decoding.DECODERS),
-        default=AUTO,
-        help="of JPEGs; auto takes torchcodec on a GPU that would wait for pillow, where a trial shows it right",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=0, help="images committed together; 0: what suits the device")
-    parser.add_argument(
-        "--compile",
-        choices=("auto", "yes", "no"),
-        default="auto",
-        help="compile the network; auto does where the run is long enough to repay it",
-    )
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32", help="what codes are stored as")
-    parser.add_argument("--compress", action="store_true", help="the finished files, with LZF")
-    parser.add_argument(
-        "--max-bad", type=float, default=0.1, metavar="SHARE", help="of bad images beyond which the run fails"
-    )
-    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
-    parser.add_argument("--out", type=Path, help="the folder for LAYER.h5 (default: features/DATASET/BACKBONE)")
-    parser.add_argument(
-        "--list", nargs="?", const="", metavar="BACKBONE", help="show the backbones, or one's layers, and end"
-    )
-    parser.set_defaults(**config.section("extract"))
-    return parser
-
-
-def framing_of(options: argparse.Namespace) -> transforms.Framing:
+def framing_of(options: Extract) -> transforms.Framing:
     """Return what the options say of sizes."""
     size = transforms.parse_size(str(options.size)) if options.size else None
     return transforms.Framing(size, options.resize, "whole" if options.crop == "none" else "crop", str(options.views))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Extract what the options name."""
-    if options.list is not None:
-        print(listing(options.list or None))
+def run(settings: Extract) -> None:
+    """Extract what the settings name."""
+    if settings.list is not None:
+        print(listing(settings.list or None))
         return
-    config.validate_minimum(options, batch_size=0, threads=1, max_bad=0)
-    address = Experiment(options.dataset, options.backbone)
-    folder = options.out or address.features
-    manifest = sources.open_prepared(address.data, **config.section("prepare"))
+    address = Experiment(settings.dataset, settings.backbone)
+    folder = settings.out or address.features
+    manifest = sources.open_prepared(address.data, **params.split_settings())
     from pipeline.networks.frozen import FrozenNetwork, choose_device
 
-    device = choose_device(options.device)
+    device = choose_device(settings.device)
     network = FrozenNetwork(
-        options.backbone, options.layer, options.weights, options.pool, framing_of(options), options.relu
+        settings.backbone, settings.layer, settings.weights, settings.pool, framing_of(settings), settings.relu
     )
-    network = network.to(device).at(dtype=options.dtype)
+    network = network.to(device).at(dtype=settings.dtype)
     runner.validate_disk_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
+    threads = settings.threads or parallel.default_threads()
     extraction = runner.Extraction(
-        manifest, options.batch_size, options.threads, options.compile, options.max_bad, options.compress
+        manifest,
+        settings.batch_size,
+        threads,
+        settings.compile,
+        settings.max_bad,
+        settings.compress,
     )
-    asked = {"precision": options.precision, "decoder": options.decoder}
+    asked = {"precision": settings.precision, "decoder": settings.decoder}
     network, why = choose_settings(network, extraction, folder, asked)
-    layers = ", ".join(options.layer)
-    print(f"{options.backbone} ({options.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
+    layers = ", ".join(settings.layer)
+    print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
     print(why)
     with claim_folder(folder):
         runner.extract(extraction, network, folder)
@@ -196,7 +144,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("extract", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,9 +16,10 @@ if TYPE_CHECKING:
     from pipeline.finetuning.distributed import Processes
     from pipeline.finetuning.trainer import EpochRow, Trainer
 
-from pipeline import config, errors, files
+from pipeline import command_line, errors, files, params
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes.spec import flatten
+from pipeline.config import Extract, Finetune
 from pipeline.data import sources
 from pipeline.data.manifest import require_single_label
 from pipeline.finetuning import recipes
@@ -99,7 +98,7 @@ def keep(trainer: Trainer, start: initialization.InitialState, path: Path, facts
 def identity(
     start: initialization.InitialState,
     data: initialization.TrainValSplit,
-    options: argparse.Namespace,
+    options: Finetune,
     recipe: recipes.Recipe,
 ) -> dict[str, Any]:
     """Return what makes two runs the same, so that one may go on where the other stopped."""
@@ -117,87 +116,27 @@ def identity(
     }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("finetune", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
-    parser.add_argument("--unfreeze", default="all", help="train the backbone from this layer on, or none or all of it")
-    parser.add_argument(
-        "--head", choices=("classifier", "random"), default="classifier", help="start with stage two's, or anew"
-    )
-    parser.add_argument("--recipe", default="modern", help=f"preset of the next flags: {', '.join(recipes.RECIPES)}")
-    add_recipe_flags(parser)
-    parser.add_argument("--val", type=float, default=0.15, help="share of training to decide by, without a val split")
-    parser.add_argument("--seed", type=int, default=0, help="of order, augmentation, dropout, validation, random head")
-    parser.add_argument("--deterministic", action="store_true", help="the same bits in every run, on a GPU too")
-    parser.add_argument("--restart", action="store_true", help="forget what an earlier run left unfinished")
-    parser.add_argument(
-        "--checkpoint-every", type=float, default=300.0, help="seconds, within an epoch; one follows each epoch as well"
-    )
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the steps")
-    parser.add_argument("--compile", action="store_true", help="compile the steps; pays on a GPU, over many epochs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
-    add_file_flags(parser)
-    parser.set_defaults(**config.section("finetune"))
-    return parser
-
-
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of a recipe; without it, the preset's value holds."""
-    kinds: dict[str, Callable[[str], Any]] = {
-        "str": str,
-        "int": int,
-        "float": float,
-        "bool": lambda text: bool(int(text)),
-    }
-    for field in fields(recipes.Recipe):
-        presets = ", ".join(f"{name} {getattr(recipe, field.name)}" for name, recipe in recipes.RECIPES.items())
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kinds[str(field.type)],
-            choices=tuple(recipes.CHOICES[field.name]) if field.name in recipes.CHOICES else None,
-            metavar=None if field.name in recipes.CHOICES else "N",
-            help=f"{HELP[field.name]} ({presets})",
-        )
-
-
-def add_file_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name files, whose defaults follow from the address."""
-    parser.add_argument("--weights", help="of the backbone, or where they are now (default: the classifier's)")
-    parser.add_argument("--pool", help="how maps become vectors, with --head random (default: as extract does)")
-    parser.add_argument("--codes", type=Path, help="the codes (default: features/DATASET/BACKBONE/LAYER.h5)")
-    parser.add_argument(
-        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the weights (default: models/DATASET/BACKBONE/LAYER-finetuned.safetensors)"
-    )
-    parser.add_argument(
-        "--report", type=Path, help="the folder for epochs.csv (default: reports/DATASET/BACKBONE/LAYER-finetuned)"
-    )
-
-
-def run(options: argparse.Namespace) -> None:
-    """Fine-tune what the options name."""
-    changes = {field.name: getattr(options, field.name) for field in fields(recipes.Recipe)}
-    recipe = recipes.choose(options.recipe, {name: value for name, value in changes.items() if value is not None})
-    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    manifest = sources.open_prepared(address.data, **config.section("prepare"))
+def run(settings: Finetune) -> None:
+    """Fine-tune what the settings name."""
+    changes = {field.name: getattr(settings, field.name) for field in fields(recipes.Recipe)}
+    recipe = recipes.choose(settings.recipe, {name: value for name, value in changes.items() if value is not None})
+    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    manifest = sources.open_prepared(address.data, **params.split_settings())
     require_single_label(manifest)
     from pipeline.finetuning import initialization
     from pipeline.finetuning.distributed import join_processes
     from pipeline.networks.frozen import choose_device
 
-    data = initialization.split_train_val(manifest, options.val, options.seed)
-    start = begin(options, address, data, recipe)
-    if options.deterministic:
+    data = initialization.split_train_val(manifest, settings.val, settings.seed)
+    start = begin(settings, address, data, recipe)
+    if settings.deterministic:
         be_deterministic()
-    with join_processes(choose_device(options.device)) as (processes, device):
-        train_and_keep(options, recipe, data, start, processes, device)
+    with join_processes(choose_device(settings.device)) as (processes, device):
+        train_and_keep(settings, recipe, data, start, processes, device)
 
 
 def begin(
-    options: argparse.Namespace, address: Experiment, data: initialization.TrainValSplit, recipe: recipes.Recipe
+    options: Finetune, address: Experiment, data: initialization.TrainValSplit, recipe: recipes.Recipe
 ) -> initialization.InitialState:
     """Return the start that the options name."""
     from pipeline.finetuning import initialization
@@ -205,8 +144,8 @@ def begin(
     if options.head == "classifier":
         files = (options.classifier or address.classifier, options.codes or address.codes)
         return initialization.from_classifier(*files, data, recipe.dropout, options.weights or "")
-    usual = config.section("extract")
-    origin, pool = options.weights or usual.get("weights", "default"), options.pool or usual.get("pool", "avg")
+    usual, _ = params.load(Extract)
+    origin, pool = options.weights or usual.weights, options.pool or usual.pool
     classes = len(data.manifest.classes)
     return initialization.from_random_head(
         options.backbone, options.layer, origin, pool, classes, recipe.dropout, options.seed
@@ -223,7 +162,7 @@ def be_deterministic() -> None:
 
 
 def train_and_keep(
-    options: argparse.Namespace,
+    options: Finetune,
     recipe: recipes.Recipe,
     data: initialization.TrainValSplit,
     start: initialization.InitialState,
@@ -240,7 +179,8 @@ def train_and_keep(
     path, report = options.out or address.classifier.with_suffix(".safetensors"), options.report or address.report
     checkpoint = Checkpoint(path.parent / ".store" / f"{path.name}.checkpoint", identity(start, data, options, recipe))
     precision = choose_step_precision(options.precision, device)
-    work = RuntimeConfig(device, options.threads, precision, options.compile, options.checkpoint_every)
+    threads = options.threads or parallel.default_threads()
+    work = RuntimeConfig(device, threads, precision, options.compile, options.checkpoint_every)
     network = TunableNetwork(start.spec, start.head, options.unfreeze, start.origin).to(device)
     if processes.count > 1 and recipe.batch_norm == "trained":
         share_batch_norms(network.graph)
@@ -260,7 +200,7 @@ def train_and_keep(
         raise errors.PipelineError(f"{stopped} {path} holds the best weights so far, of epoch {trainer.best['epoch']}.")
 
 
-def introduction(trainer: Trainer, options: argparse.Namespace) -> str:
+def introduction(trainer: Trainer, options: Finetune) -> str:
     """Say what is trained on what, and how."""
     recipe, data, work, count = trainer.recipe, trainer.data, trainer.work, trainer.processes.count
     together = f" in {count} processes" if count > 1 else ""
@@ -284,7 +224,7 @@ def conclusion(trainer: Trainer, path: Path) -> str:
     )
 
 
-def described(trainer: Trainer, options: argparse.Namespace, stopped: errors.PipelineError | None) -> dict[str, Any]:
+def described(trainer: Trainer, options: Finetune, stopped: errors.PipelineError | None) -> dict[str, Any]:
     """Return how the network was trained, for the description beside its files."""
     return {
         "dataset": Experiment(options.dataset, options.backbone).name,
@@ -305,7 +245,7 @@ def described(trainer: Trainer, options: argparse.Namespace, stopped: errors.Pip
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("finetune", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -19,9 +18,10 @@ import numpy as np
 if TYPE_CHECKING:
     from pipeline.extraction.engine import Engine, ImageInput
 
-from pipeline import config, errors
+from pipeline import command_line, errors
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.config import Predict
 from pipeline.data import sources
 from pipeline.images import decoding, parallel
 from pipeline.paths import Experiment
@@ -148,40 +148,21 @@ def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], N
     return counts[Prediction], counts[Unread]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("predict", __doc__, EXAMPLE, ("dataset", "backbone", "layer", "model"))
-    parser.add_argument(
-        "images", nargs="+", metavar="IMAGE|FOLDER|-", help="files, folders with all below, or - for paths on stdin"
-    )
-    parser.add_argument(
-        "--classifier", type=Path, help="the classifier (default: models/DATASET/BACKBONE/LAYER-MODEL.skops)"
-    )
-    parser.add_argument("--top", type=int, default=1, help="how many classes an image, best first")
-    parser.add_argument("--format", choices=tuple(WRITERS), default="csv", help="CSV, or one JSON object a line")
-    parser.add_argument("--weights", default="", help="where the backbone's weights are now, if not where they were")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--batch-size", type=int, default=0, help="images a batch; 0: what suits the device")
-    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Predict what the options name."""
-    config.validate_minimum(options, top=1, batch_size=0, threads=1)
-    address = Experiment(options.dataset, options.backbone, options.layer, options.model)
-    classifier = persistence.load(options.classifier or address.classifier)
+def run(settings: Predict) -> None:
+    """Predict what the settings name."""
+    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    classifier = persistence.load(settings.classifier or address.classifier)
     from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import choose_device, rebuild_network
 
-    network = rebuild_network(classifier.spec, options.weights).to(choose_device(options.device))
-    engine = Engine(network, options.batch_size)
-    paths = list_paths(options.images, stdin_lines())
-    results = predict(classifier, engine, paths, options.top, options.threads)
+    network = rebuild_network(classifier.spec, settings.weights).to(choose_device(settings.device))
+    engine = Engine(network, settings.batch_size)
+    paths = list_paths(settings.images, stdin_lines())
+    results = predict(classifier, engine, paths, settings.top, settings.threads or parallel.default_threads())
     reconfigure(sys.stdout)
     measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
     try:
-        done, bad = emit(results, WRITERS[options.format](sys.stdout, measure))
+        done, bad = emit(results, WRITERS[settings.format](sys.stdout, measure))
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -209,7 +190,7 @@ def reconfigure(stream: TextIO) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("predict", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

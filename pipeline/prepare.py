@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline import config, errors, files
+from pipeline import command_line, errors, files, params
+from pipeline.config import Prepare
 from pipeline.data import downloads, sources
 from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
 from pipeline.data.splits import assign_splits, find_leaks, settle_given_splits
@@ -134,54 +135,37 @@ def _first(bad: Sequence[tuple[str, str]]) -> str:
     return f"{path!r}, {reason}" + (", …" if len(bad) > 1 else "")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    defaults = {"test": 0.25, "val": 0.0, "seed": 0} | config.section("prepare")
-    parser = config.command("prepare", __doc__, EXAMPLE, ())
-    parser.add_argument(
-        "--dataset",
-        default=config.params()["source"],
-        help=f"{', '.join(SOURCES)}, a folder, or a CSV of path,label[,split] (or labels: several, as in cat;dog)",
-    )
-    parser.add_argument("--out", type=Path, help="the prepared dataset's folder (default: data/NAME)")
-    parser.add_argument(
-        "--test", type=float, help="share of each class for the test split, where the source has no splits"
-    )
-    parser.add_argument("--val", type=float, help="share of each class for the validation split, likewise")
-    parser.add_argument("--seed", type=int, help="of the drawn splits")
-    parser.add_argument("--group-by", default="", help="a column of the CSV: images with the same value share a split")
-    parser.add_argument(
-        "--on-bad", choices=("skip", "error"), default="skip", help="set bad files aside, or stop at them"
-    )
-    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that decode")
-    parser.set_defaults(**defaults)
-    return parser
+def name_of(source: str, project: Mapping[str, Any]) -> str:
+    """Return a dataset's name: the one that params.yaml gives to its own source, else the last part of the source."""
+    if source == str(project["source"]):
+        return str(project["dataset"])
+    return Path(source).expanduser().resolve().with_suffix("").name
 
 
-def run(options: argparse.Namespace) -> None:
-    """Prepare what the options name."""
-    shares = {"test": options.test, "val": options.val}
+def run(settings: Prepare) -> None:
+    """Prepare what the settings name."""
+    shares = {"test": settings.test, "val": settings.val}
     if min(shares.values()) < 0 or sum(shares.values()) >= 1:
         raise errors.PipelineError(
-            f"--test {options.test} and --val {options.val} must be shares ≥ 0 that leave something for training."
+            f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
         )
-    folder = options.out or Path("data", Path(options.dataset).expanduser().resolve().with_suffix("").name)
-    listed = list_source(options.dataset, folder)
-    validate_column(listed, options.group_by, options.dataset)
-    prepared = prepare(listed, shares, options.seed, options.threads, options.group_by)
-    if prepared.bad and options.on_bad == "error":
+    folder = settings.out or Path("data", name_of(settings.dataset, params.effective()))
+    listed = list_source(settings.dataset, folder)
+    validate_column(listed, settings.group_by, settings.dataset)
+    prepared = prepare(listed, shares, settings.seed, settings.threads or parallel.default_threads(), settings.group_by)
+    if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Mend them, or run with --on-bad skip."
         )
-    validate_usable(prepared, options.dataset)
-    validate_groups(prepared, options.group_by, options.dataset)
+    validate_usable(prepared, settings.dataset)
+    validate_groups(prepared, settings.group_by, settings.dataset)
     write(prepared, folder)
     print(summary(prepared, folder))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("prepare", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import config, errors
+from pipeline import command_line, errors
+from pipeline.config import Report
 from pipeline.reporting.experiments import find_experiments, find_multi_label
 
 EXAMPLE = "python -m pipeline.report --dataset digits"
@@ -42,33 +42,21 @@ def write(path: Path, html: str) -> None:
     partial.replace(path)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags."""
-    parser = config.command("report", __doc__, EXAMPLE, ())
-    parser.add_argument("--reports", type=Path, default=Path("reports"), help="the folder of the scores")
-    for word in ("dataset", "backbone"):
-        parser.add_argument(f"--{word}", help=f"show the experiments of this {word} only")
-    parser.add_argument("--out", type=Path, help="the page (default: index.html in the folder of the scores)")
-    parser.add_argument("--thumbnails", type=float, default=8.0, help="megabytes of them at most")
-    parser.add_argument("--table", action="store_true", help="print the table, and leave the page as it is")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
+def run(settings: Report) -> None:
     """Print the table, write the page, and say where it lies."""
-    if options.thumbnails < 0:
-        raise errors.PipelineError(f"--thumbnails {options.thumbnails} must be megabytes, 0 or more.")
-    scope = (options.reports, options.dataset, options.backbone)
+    if settings.thumbnails < 0:
+        raise errors.PipelineError(f"--thumbnails {settings.thumbnails} must be megabytes, 0 or more.")
+    scope = (settings.reports, settings.dataset, settings.backbone)
     rows, others = find_experiments(*scope), find_multi_label(*scope)
     if others:
         print(f"Left out, since their images have several labels each: {', '.join(others)}")
     if not rows:
         return
-    path = options.out or options.reports / "index.html"
-    if not options.table:
+    path = settings.out or settings.reports / "index.html"
+    if not settings.table:
         from pipeline.reporting import rendering, summary
 
-        write(path, rendering.render(summary.summarise(options.reports, rows, int(options.thumbnails * MEGABYTE))))
+        write(path, rendering.render(summary.summarise(settings.reports, rows, int(settings.thumbnails * MEGABYTE))))
     print(table(rows))
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
@@ -76,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("report", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

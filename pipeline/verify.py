@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import config, errors
+from pipeline import command_line, errors
 from pipeline.codes import reader
+from pipeline.config import Verify
 from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
 from pipeline.images import decoding, parallel
 from pipeline.paths import Experiment
@@ -52,34 +52,25 @@ def named(classes: Sequence[str], label: Any) -> set[str]:
     return {classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label])}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command's flags, with defaults from params.yaml."""
-    parser = config.command("verify", __doc__, EXAMPLE, ())
-    parser.add_argument("file", type=Path, help="the HDF5 file of codes")
-    parser.add_argument("--dataset", help="also compare rows with this dataset (default: the one in the file's path)")
-    parser.add_argument("--threads", type=int, default=parallel.default_threads(), help="that read images")
-    return parser
-
-
-def run(options: argparse.Namespace) -> None:
-    """Verify what the options name."""
-    spec = reader.read_index(options.file, {}).spec
-    problems = list(unsound(options.file))
-    dataset = options.dataset or options.file.absolute().parent.parent.name
+def run(settings: Verify) -> None:
+    """Verify what the settings name."""
+    spec = reader.read_index(settings.file, {}).spec
+    problems = list(unsound(settings.file))
+    dataset = settings.dataset or settings.file.absolute().parent.parent.name
     folder = Experiment(dataset, spec.backbone).data
-    compared = options.dataset or (folder / MANIFEST).exists()
+    compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:
-        problems += strangers(options.file, read_manifest(folder), options.threads)
+        problems += strangers(settings.file, read_manifest(folder), settings.threads or parallel.default_threads())
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise errors.PipelineError(f"{options.file}: {problems[0]}{rest}. Run pipeline.extract again.")
+        raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Run pipeline.extract again.")
     images_too = f"and fit the images in {folder}" if compared else "(no prepared dataset to compare them with)"
-    print(f"{options.file}: {spec.backbone} {spec.layer}, all rows are sound {images_too}")
+    print(f"{settings.file}: {spec.backbone} {spec.layer}, all rows are sound {images_too}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command."""
-    return errors.run_command(build_parser, run, argv)
+    return command_line.run_command("verify", run, __doc__, EXAMPLE, argv)
 
 
 if __name__ == "__main__":

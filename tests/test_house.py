@@ -9,6 +9,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from pipeline.config import COMMANDS
+
 LAYERS = (
     ("reporting",),
     ("finetuning", "analysis"),
@@ -17,6 +19,8 @@ LAYERS = (
     ("codes",),
     ("data",),
     ("images",),
+    ("command_line",),
+    ("params",),
     ("config", "paths"),
     ("files",),
     ("errors",),
@@ -29,7 +33,6 @@ DATA = {
 }
 """Modules that read files of the program's own, and the folder where these are."""
 
-COMMANDS = sorted(path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text("utf-8"))
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 GRAPH = grimp.build_graph("pipeline", cache_dir=None)
 

@@ -28,7 +28,7 @@ class Backbone:
 
     name_layers: from the module and its graph nodes, in order, to {friendly name: node after the ReLU};
     weights: torchvision's enum of weights, or None for the embedded backbone; head: whether fully connected layers
-    follow its maps, which run as convolutions at other sizes than the network's own.
+    follow its maps, which run as convolutions at other sizes than the network's own; pool: what `--pool auto` means.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Backbone:
     name_layers: Callable[[nn.Module, list[str]], dict[str, str]]
     weights: Any = None
     head: bool = False
+    pool: str = "avg"
 
 
 class FullyConvolutional(nn.Module):
@@ -139,7 +140,9 @@ BUILD_OPTIONS = {
 def registry() -> dict[str, Backbone]:
     """Return all backbones by name: the embedded one and torchvision's classification models."""
     models = torchvision.models
-    found = {"tinyvgg": Backbone("tinyvgg", tinyvgg.TinyVGG, lambda model, nodes: tinyvgg.LAYERS, head=True)}
+    found = {
+        "tinyvgg": Backbone("tinyvgg", tinyvgg.TinyVGG, lambda model, nodes: tinyvgg.LAYERS, head=True, pool="avg4")
+    }
     for name in models.list_models(module=models):
         family = re.match(r"[a-z]+(_resnet)?", name)
         layers = FAMILIES.get(family.group() if family else "", _no_layers)

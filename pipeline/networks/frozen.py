@@ -46,6 +46,7 @@ class FrozenNetwork(nn.Module):
     ) -> None:
         super().__init__()
         backbone = backbones.get(name)
+        pool = backbone.pool if pool == "auto" else pool
         self.nodes = backbones.find_nodes(backbone, layers)
         size = framing.of(backbones.native_transform(backbone)).size
         shapes = backbones.node_shapes(backbone, self.nodes.values(), size)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline import config, errors, files
+from pipeline import errors, files, params
 from pipeline.analysis import predictions
 from pipeline.data.manifest import SPLITS
 from pipeline.paths import ADDRESS_WORDS, Experiment
@@ -49,7 +49,7 @@ def summarise(folder: Path, rows: Sequence[Row], budget: int) -> dict[str, Any]:
         "thumbs": small,
         "thumbs_total": len(album.pictures),
         "budget": budget,
-        "parameters": yaml.safe_dump(config.params(), sort_keys=False, allow_unicode=True),
+        "parameters": yaml.safe_dump(params.effective(), sort_keys=False, allow_unicode=True),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 

@@ -74,9 +74,9 @@ def test_test_images_have_no_say(run: Run) -> None:
 
 def test_a_grid_grows_where_its_edge_is_best_and_says_so(run: Run) -> None:
     write_training()
-    outcome = run("classify", "--grid", "{l2: {C: [1.0e-9, 1.0e-8]}}", "--widen", "0")
+    outcome = run("classify", "--grid", "{l2: {C: [1.0e-9, 1.0e-8]}}", "--extend-grid", "0")
     assert "edge of its grid: widen it" in outcome.out and "was widened" not in outcome.out
-    outcome = run("classify", "--grid", "{l2: {C: [1.0e-7, 1.0e-6]}, standard: {C: [1.0e-9]}}", "--widen", "2")
+    outcome = run("classify", "--grid", "{l2: {C: [1.0e-7, 1.0e-6]}, standard: {C: [1.0e-9]}}", "--extend-grid", "2")
     facts = json.loads(MODEL.with_suffix(".json").read_text())
     grown = [row["parameters"]["C"] for row in facts["cv"] if row["normalise"] == facts["chosen"]["normalise"]]
     assert "which was widened" in outcome.out and len(facts["widened"]) == 2 == len(grown) - 2
@@ -269,17 +269,17 @@ def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.Monkey
         ),
         (("--pool", "avg"), ("pool is 'none', not 'avg'",)),
         (("--folds", "16"), ("class 'ant' has 15 training images", "--folds 15")),
-        (("--folds", "1"), ("--folds 1", "2 or more")),
+        (("--folds", "1"), ("--folds is '1'", "2 or more")),
         (("--grid", "{l2: "), ("not valid YAML",)),
-        (("--grid", "{l3: {C: [1]}}"), ("Unknown normalisation 'l3'", "l2")),
-        (("--grid", "{l2: {C: 1}}"), ("must read {parameter: [values]}",)),
+        (("--grid", "{l3: {C: [1]}}"), ("--grid is 'l3'", "l2")),
+        (("--grid", "{l2: {C: 1}}"), ("--grid (l2.C) is 1, but it must be a list",)),
         (("--grid", "{l2: {D: [1]}}"), ("Unknown parameter 'D' for svm", "C")),
         (("--grid", "{l2: {C: [-1]}}"), ("C=-1", "svm")),
         (("--memory", "much"), ("'much' is no size", "2GB")),
         (("--memory", "1MB"), ("too little", "100MB")),
         (("--shots", "16"), ("'ant' has 15 training images", "fewer than --shots 16")),
         (("--shots", "0"), ("must be 1 or more",)),
-        (("--shots", "1", "--draws", "1"), ("--draws 2 or more",)),
+        (("--shots", "1", "--draws", "1"), ("--draws is '1', but it must be 2 or more",)),
         (("--calibrate", "--model", "softmax"), ("--model svm",)),
         (("--calibrate", "--grid", "{l2: {C: [1], tol: [0.01]}}"), ("of C alone",)),
     ],

@@ -107,7 +107,8 @@ def test_nothing_readable_is_a_mistake(run: Run, trained: Path) -> None:
     assert outcome.code == 2 and outcome.err.splitlines()[-1] == "Error: None of the 1 images can be read."
     Path("nothing").mkdir()
     assert "No images" in run("predict", "--classifier", MODELS / "fc7-svm.skops", "nothing").err
-    assert "--top must be 1" in run("predict", "--classifier", MODELS / "fc7-svm.skops", "--top", 0, "photos").err
+    outcome = run("predict", "--classifier", MODELS / "fc7-svm.skops", "--top", 0, "photos")
+    assert "--top is '0', but it must be 1 or more" in outcome.err
 
 
 def test_other_weights_are_refused_and_the_same_ones_elsewhere_are_not(run: Run, trained: Path) -> None:

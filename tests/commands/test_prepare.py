@@ -203,9 +203,16 @@ def test_mistakes_in_a_csv(run: Run, project: Path, text: str, words: tuple[str,
     mistake(run("prepare", "--dataset", "list.csv"), *words)
 
 
-@pytest.mark.parametrize("shares", [("--test", "1.0"), ("--test", "-0.1"), ("--test", "0.6", "--val", "0.5")])
-def test_impossible_shares(run: Run, photos: Path, shares: tuple[str, ...]) -> None:
-    mistake(run("prepare", "--dataset", photos, *shares), "leave something for training")
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        (("--test", "1.0"), "--test is '1.0', but it must be less than 1"),
+        (("--test", "-0.1"), "--test is '-0.1', but it must be 0 or more"),
+        (("--test", "0.6", "--val", "0.5"), "leave something for training"),
+    ],
+)
+def test_impossible_shares(run: Run, photos: Path, shares: tuple[str, ...], words: str) -> None:
+    mistake(run("prepare", "--dataset", photos, *shares), words)
 
 
 def test_broken_params(run: Run, project: Path) -> None:

@@ -1,0 +1,141 @@
+"""The command line of every command: flags from its settings, one sentence for a mistake, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, get_args
+
+from pipeline import errors, params
+from pipeline.config import COMMANDS, GROUPS, SETTINGS, Command, choices_of, extra_of
+from pipeline.errors import PipelineError
+from pipeline.params import Origin
+
+Settings = TypeVar("Settings", bound=Command)
+
+USAGE = {"predict": " IMAGE|FOLDER|- …", "verify": " FILE", "compare": " [-- flags of finetune]"}
+"""What follows the flags, in the commands that take more than those."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise PipelineError with argparse's message."""
+        raise PipelineError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def run_command(
+    command: str, run: Callable[[Settings], None], doc: str | None, example: str, argv: Sequence[str] | None = None
+) -> int:
+    """Run a command and return the exit code: 0, 2 for a mistake, 130 for an interrupt.
+
+    run: takes the command's settings; doc, example: for `--help`; argv: the arguments, by default those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settings: type[Any] = COMMANDS[command]
+    origins: dict[str, Origin] = {}
+    try:
+        values, origins = params.resolve(command, {}, params.read_params())
+        parser = build_parser(command, values, doc or "", example)
+        flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+        config, origins = params.load(settings, flags)
+        set_up_logging(quiet=config.quiet, verbose=config.verbose)
+        run(config)
+    except (PipelineError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            raise
+        print(f"{errors.sentence(error)}{_origin_of(error, origins)}", file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
+    return 0
+
+
+def _origin_of(error: BaseException, origins: Mapping[str, Origin]) -> str:
+    """Say where the setting that an error is about came from, unless it stands on the command line."""
+    origin = origins.get(getattr(error, "setting", ""))
+    return f" ({error.setting} is set by {origin.name}.)" if origin and origin.in_file else ""  # type: ignore[attr-defined]
+
+
+def set_up_logging(quiet: bool = False, verbose: bool = False) -> None:
+    """Send the program's log to standard error: notes by default, details if `verbose`, errors alone if `quiet`."""
+    logger = logging.getLogger("pipeline")
+    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    logger.handlers[:] = [handler := logging.StreamHandler(sys.stderr)]
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.propagate = False
+
+
+def build_parser(command: str, values: Mapping[str, Any], doc: str, example: str) -> Parser:
+    """Return the parser of a command.
+
+    values: the settings that params.yaml gives, for the defaults in the help.
+    """
+    parser = Parser(
+        prog=f"python -m pipeline.{command}",
+        usage=f"%(prog)s [flags]{USAGE.get(command, '')}",
+        description=doc,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    settings: Any = COMMANDS[command]
+    listed = settings.__pydantic_fields__.items()
+    for name, field in listed:
+        if extra_of(field)["kind"] == "positional":
+            _add(parser, name, field, values)
+    for title in GROUPS:
+        group = parser.add_argument_group(title)
+        for name, field in listed:
+            if extra_of(field)["kind"] != "positional" and (extra_of(field)["group"] or SETTINGS) == title:
+                _add(group, name, field, values)
+    return parser
+
+
+def _add(group: Any, name: str, field: Any, values: Mapping[str, Any]) -> None:
+    """Add one setting to a parser or a group of its flags; its default is left to `params`."""
+    extra, annotation = extra_of(field), field.annotation
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(name, field, values)}
+    many = "tuple" in str(annotation)
+    if extra["kind"] == "positional":
+        group.add_argument(name, nargs=_how_many(name, many), metavar=_metavar_of_positional(name), **options)
+        return
+    flags = [f"--{name.replace('_', '-')}"]
+    if _is_bool(annotation):
+        action: Any = argparse.BooleanOptionalAction if extra["in_file"] else "store_true"
+        group.add_argument(*flags, action=action, **options)
+        return
+    choices = choices_of(annotation)
+    options["metavar"] = f"{{{','.join(choices)}}}" if choices and not many else name.rsplit("_", 1)[-1].upper()
+    if many:
+        options["nargs"] = "+"
+    if extra["kind"] == "optional":
+        options |= {"nargs": "?", "const": ""}
+    group.add_argument(*flags, **options)
+
+
+def _is_bool(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
+
+
+def _how_many(name: str, many: bool) -> str | None:
+    return ("*" if name == "flags" else "+") if many else None
+
+
+def _metavar_of_positional(name: str) -> str:
+    return {"images": "IMAGE|FOLDER|-", "flags": "-- FLAG", "file": "FILE"}[name]
+
+
+def _help(name: str, field: Any, values: Mapping[str, Any]) -> str:
+    """Return a setting's help with its default: the one of params.yaml, or of the program."""
+    extra = extra_of(field)
+    text = str(field.description).replace("%", "%%")
+    default = values.get(name, field.default)
+    if isinstance(default, list | tuple):
+        default = " ".join(map(str, default))
+    if name not in values and extra["shown"]:
+        default = extra["shown"]
+    if default in (None, "", False) or extra["kind"] == "positional":
+        return text
+    return f"{text} (default: {str(default).replace('%', '%%')})"
