@@ -91,17 +91,23 @@ class Comparison:
         return self.folder / f"{layer}-{model}-{seed}.skops"
 
 
-def run_measured(command: Sequence[str]) -> comparison.Cost:
-    """Run a command to its end and return its cost; raise PipelineError with its last line of text if it fails."""
+def run_measured(stage: str, *flags: str) -> comparison.Cost:
+    """Run a command of ours to its end and return its cost; raise PipelineError with its last line of text if it fails.
+
+    It is found where this package lies, whatever the working folder holds.
+    """
+    command = [sys.executable, "-P", "-m", f"pipeline.{stage}", *flags]
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     start, joules = time.monotonic(), read_energy()
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             lines = output.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise errors.PipelineError(f"{command[2]} failed: {lines[-1].removeprefix('Error: ')}")
+            raise errors.PipelineError(f"pipeline.{stage} failed: {lines[-1].removeprefix('Error: ')}")
     after = read_energy()
     spent = after - joules if after is not None and joules is not None and after >= joules else None
     memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

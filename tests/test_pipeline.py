@@ -9,15 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, write_photos
 
-COMMANDS = sorted(
-    path.stem for path in (ROOT / "pipeline").glob("*.py") if "def main(" in path.read_text(encoding="utf-8")
-)
+from pipeline.config import COMMANDS, extra_of
+
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
@@ -27,10 +28,16 @@ def test_every_command_and_flag_has_help_and_every_command_an_example(command: s
         [sys.executable, "-m", f"pipeline.{command}", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert f"example:\n  python -m pipeline.{command}" in shown
-    flags = re.findall(r"^  (-[-\w]+)[^\n]*\n?(.*)", shown.split("options:")[1].split("example:")[0], re.M)
-    assert len(flags) >= 2
-    for line in re.split(r"\n  (?=-)", shown.split("options:\n")[1].split("\nexample:")[0]):
-        assert len(line.split()) > 3, f"{command}: no help in {line!r}"
+    flags = re.findall(r"^  --[-\w]+.*(?:\n {6,}.*)*", shown, re.M)
+    assert len(flags) == sum(extra_of(field)["kind"] != "positional" for field in fields_of(command))
+    for flag in flags:
+        help_text = " ".join(re.split(r"  +|\n", flag.strip(), maxsplit=1)[1].split())
+        assert help_text[0].isupper() and re.search(r"\.( \(default: .+\))?$", help_text), f"{command}: {flag}"
+
+
+def fields_of(command: str) -> list[Any]:
+    """Return the settings of a command, as pydantic knows them."""
+    return list(COMMANDS[command].__pydantic_fields__.values())  # type: ignore[attr-defined]
 
 
 def test_classify_and_evaluate_do_without_torch() -> None:
@@ -178,3 +185,34 @@ def test_the_readmes_commands_run(clone: Path, tmp_path: Path) -> None:
     call(clone, "git", "checkout", "-q", "params.yaml")
     for command in commands:
         call(clone, "bash", "-c", command.replace("~/photos", str(tmp_path / "photos")))
+
+
+# The installed package
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_in_a_folder_with_a_pipeline_of_the_users_own(tmp_path: Path) -> None:
+    """The console script takes the installed package and its defaults, whatever lies in the working folder."""
+    wheels, site, work = tmp_path / "wheels", tmp_path / "site", tmp_path / "work"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(ROOT)]
+    call(tmp_path, *pip, *build)
+    (wheel,) = wheels.glob("*.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("params.yaml")]
+    call(tmp_path, *pip, "install", "--no-deps", "--target", str(site), str(wheel))
+    write_photos(work / "photos", {"red": 8, "green": 8})
+    (work / "pipeline.py").write_text("raise SystemExit('the wrong pipeline')")
+    environment = ENVIRONMENT | {"PYTHONPATH": str(site)}
+    script = site / "bin" / "cnn-codes"
+    for command in (
+        ("prepare", "--dataset", "photos"),
+        ("extract", "--dataset", "photos", "--layer", "fc7"),
+        ("classify", "--dataset", "photos", "--folds", "2"),
+        ("evaluate", "--dataset", "photos"),
+        ("report",),
+    ):
+        ended = subprocess.run(
+            [sys.executable, script, *command], cwd=work, env=environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
+    assert (work / "reports" / "index.html").exists()
