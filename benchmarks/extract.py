@@ -47,7 +47,8 @@ def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
     names = [f"{number:06}.jpg" for number in range(count)]
     for number, (name, path) in enumerate(zip(names, islice(cycle(found), count), strict=True)):
         (into / name).write_bytes(path.read_bytes() + number.to_bytes(4, "little"))
-    return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",))
+    digests = tuple(decoding.read_digest(into / name) for name in names)
+    return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",), digests)
 
 
 def gemm(device: torch.device, kind: torch.dtype) -> float:

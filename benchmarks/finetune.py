@@ -69,7 +69,7 @@ def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name:
     """Return an epoch of our loop with a recipe: the same images, batches, augmentation and steps, all layers."""
     listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
     with tempfile.TemporaryDirectory() as made:
-        write_manifest(Path(made), listed)
+        write_manifest(Path(made), sources.add_digests(listed))
         manifest = read_manifest(Path(made))
     rows = np.arange(len(manifest.paths))
     recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from pipeline.codes.writer import claim_folder
 from pipeline.config import Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest, require_single_label
-from pipeline.data.splits import validate_trainable
+from pipeline.data.splits import draw_distinct, find_units, validate_trainable
 from pipeline.extraction import runner
 from pipeline.images import parallel
 from pipeline.paths import Experiment
@@ -35,17 +35,19 @@ MAX_BAD = 0.1
 
 
 def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
-    """Return at most about `most` training images: the same share of each class, but at least two images of each."""
+    """Return at most about `most` training images: the same share of each class, but at least two images of each.
+
+    Copies of an image that was drawn come last.
+    """
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(np.array(manifest.splits) == "train")
     share = min(1.0, most / max(len(training), 1))
     chosen: list[int] = []
+    units = find_units(manifest.digests)
     for label in np.unique(manifest.labels[training]):
-        rows = rng.permutation(training[manifest.labels[training] == label])
+        rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
         chosen += rows[: max(2, round(share * len(rows)))].tolist()
-    rows = np.array(sorted(chosen), np.int64)
-    paths = tuple(manifest.paths[row] for row in rows)
-    return replace(manifest, paths=paths, labels=manifest.labels[rows], splits=("train",) * len(rows))
+    return manifest.take(np.array(sorted(chosen), np.int64))
 
 
 def choose_training_images(data: Path, most: int, seed: int) -> Manifest:
@@ -131,9 +133,8 @@ class Method:
 
     def accuracies(self, codes: reader.Codes) -> dict[str, float]:
         """Return the cross-validated accuracy of every model on a layer's codes."""
-        X, y = codes.values, codes.labels
         return {
-            name: recommendation.cross_validate(X, y, name, grid, self.folds, self.seed)[1]
+            name: recommendation.cross_validate(codes, name, grid, self.folds, self.seed)[1]
             for name, grid in self.grids.items()
         }
 
@@ -147,7 +148,7 @@ def advise(
     `source_layer`, if there is one.
     """
     first = read_layer(folder, layers[0])
-    validate_trainable(first.labels, first.classes, method.folds)
+    validate_trainable(first.labels, first.classes, method.folds, find_units(first.digests))
     measured = [method.measure(read_layer(folder, layer)) for layer in layers]
     logits = read_layer(folder, head).values if head else None
     distance = measure_source_distance(read_layer(folder, source)) if source else None

@@ -17,7 +17,7 @@ from pipeline.classifiers import few_shot, persistence, search
 from pipeline.codes import reader
 from pipeline.config import Classify
 from pipeline.data.manifest import MANIFEST, read_manifest
-from pipeline.data.splits import make_folds, number_groups, validate_folds, validate_trainable
+from pipeline.data.splits import find_units, make_folds, validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
 
@@ -36,7 +36,7 @@ def run(settings: Classify) -> None:
     half = parse_bytes(settings.memory) // 2 if settings.memory else None
     with reader.open_codes(settings.codes or address.codes, expected, "train", half) as training:
         validate_combination(settings, grid, training)
-        groups = read_groups(address.data, settings.group_by, training.paths) if settings.group_by else None
+        groups = training_units(training, address.data, settings.group_by)
         validate_trainable(training.labels, training.classes, settings.folds, groups)
         lesson = TrainingData(*flatten_training(training, groups), grid, half if in_blocks(training) else None)
         path = settings.out or address.classifier
@@ -49,7 +49,7 @@ class TrainingData:
 
     X: Any
     y: np.ndarray
-    groups: np.ndarray | None
+    groups: np.ndarray
     grid: Any
     space: int | None
 
@@ -139,26 +139,31 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-def read_groups(folder: Path, column: str, paths: Sequence[str]) -> np.ndarray:
-    """Return the group (n,) of each image, by a column of the prepared dataset."""
+def training_units(training: reader.Codes, folder: Path, group_by: str) -> np.ndarray:
+    """Return the unit (n,) of each training image: copies, and images of one group, must stay together.
+
+    folder: the prepared dataset; group_by: one of its metadata columns, or "".
+    """
+    return find_units(training.digests, *([read_groups(folder, group_by, training.paths)] if group_by else []))
+
+
+def read_groups(folder: Path, column: str, paths: Sequence[str]) -> list[str]:
+    """Return the value of each image in a metadata column of the prepared dataset."""
     manifest = read_manifest(folder)
-    if column not in manifest.columns:
-        raise errors.unknown("column", column, manifest.columns, where=f"--group-by in {folder / MANIFEST}")
-    known = dict(zip(manifest.paths, manifest.columns[column], strict=True))
-    for path in paths:
-        if not known.get(path):
-            raise errors.PipelineError(f"{folder / MANIFEST} has no value in {column!r} for {path}. Fill it in.")
-    return number_groups(known[path] for path in paths)
+    rows = {path: row for row, path in enumerate(manifest.paths)}
+    if missing := [path for path in paths if path not in rows]:
+        raise errors.PipelineError(
+            f"{folder / MANIFEST} does not list {missing[0]}, whose codes are here. Run pipeline.extract again."
+        )
+    return list(manifest.take(np.array([rows[path] for path in paths], np.int64)).groups(column))
 
 
-def flatten_training(training: reader.Codes, groups: np.ndarray | None) -> tuple[Any, np.ndarray, np.ndarray | None]:
-    """Return codes, labels and groups of all views; the views of an image are a group at least."""
+def flatten_training(training: reader.Codes, groups: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Return codes, labels and units of all views; the views of an image are in the unit of the image."""
     if in_blocks(training):
         return training.values, training.labels, groups
     X, y, images = reader.flatten_views(training)
-    if groups is None or images is None:
-        return X, y, images if groups is None else groups
-    return X, y, groups[images]
+    return X, y, groups if images is None else groups[images]
 
 
 def constant_columns(X: Any) -> int:

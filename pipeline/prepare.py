@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, sources
 from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
-from pipeline.data.splits import assign_splits, find_leaks, settle_given_splits
+from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
 from pipeline.images import decoding, parallel
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
@@ -26,7 +26,7 @@ class Prepared:
 
     images: list[ListedImage]
     bad: list[tuple[str, str]]
-    leaks: list[tuple[str, str, str, str]]
+    leaks: list[ListedImage]
 
 
 def list_source(source: str, folder: Path) -> list[ListedImage]:
@@ -59,11 +59,10 @@ def prepare(
     paths = [image.path for image in listed]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = list(tqdm(checked, "checking", len(paths), unit="image", disable=None))
-    good = [(image, result) for image, result in zip(listed, results, strict=True) if isinstance(result, str)]
+    good = [replace(image, digest=r) for image, r in zip(listed, results, strict=True) if isinstance(r, str)]
     bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, decoding.BadImage)]
-    digests = [digest for _, digest in good]
-    settled = assign_splits(settle_given_splits([image for image, _ in good]), digests, shares, seed, group_by)
-    return Prepared(settled, bad, find_leaks(settled, digests))
+    images = assign_splits(resolve_splits(good), shares, seed, group_by)
+    return Prepared(images, bad, find_leaks(images))
 
 
 def validate_column(listed: Sequence[ListedImage], name: str, source: str) -> None:
@@ -71,9 +70,9 @@ def validate_column(listed: Sequence[ListedImage], name: str, source: str) -> No
     if not name:
         return
     for image in listed:
-        if name not in image.columns:
-            raise errors.unknown("column", name, image.columns, where=f"--group-by in {source}")
-        if not image.columns[name]:
+        if name not in image.metadata:
+            raise errors.unknown("column", name, image.metadata, where=f"--group-by in {source}")
+        if not image.metadata[name]:
             raise errors.PipelineError(
                 f"{image.path} has no value in the column {name!r}. Fill it in: its group is unknown."
             )
@@ -83,7 +82,7 @@ def validate_groups(prepared: Prepared, name: str, source: str) -> None:
     """Refuse splits of the source's own that part a group."""
     splits: dict[str, set[str | None]] = {}
     for image in prepared.images if name else ():
-        splits.setdefault(image.columns[name], set()).add(image.split)
+        splits.setdefault(image.metadata[name], set()).add(image.split)
     if parted := sorted(group for group, found in splits.items() if len(found) > 1):
         raise errors.PipelineError(
             f"The splits of {source} part {len(parted)} groups of {name!r}, the first is {parted[0]!r}. Mend the "
@@ -112,7 +111,8 @@ def validate_usable(prepared: Prepared, source: str) -> None:
 def write(prepared: Prepared, folder: Path) -> None:
     """Write bad.csv and leakage.csv, and last of all the manifest that makes the dataset a prepared one."""
     files.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
-    files.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), prepared.leaks)
+    leaks = [(image.digest, image.split, image.label, image.path) for image in prepared.leaks]
+    files.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), leaks)
     write_manifest(folder, prepared.images)
 
 
@@ -125,7 +125,7 @@ def summary(prepared: Prepared, folder: Path) -> str:
     if prepared.bad:
         lines.append(f"{len(prepared.bad)} bad files set aside, see {folder / 'bad.csv'}: {_first(prepared.bad)}")
     if prepared.leaks:
-        copies = len({digest for digest, *_ in prepared.leaks})
+        copies = len({image.digest for image in prepared.leaks})
         lines.append(f"Leakage: {copies} images occur in more than one split, see {folder / 'leakage.csv'}")
     return "\n".join(lines)
 

@@ -13,7 +13,8 @@ from scipy.stats import entropy
 from pipeline.analysis import transferability
 from pipeline.classifiers import scoring, search
 from pipeline.codes import reader
-from pipeline.data.splits import make_folds
+from pipeline.data.splits import draw_distinct, find_units, make_folds
+from pipeline.errors import PipelineError
 
 FAR_FROM_SOURCE = 1.0
 """Distance to the source from which images count as different from it."""
@@ -92,17 +93,18 @@ class Advice:
 def measure_layer(codes: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int) -> LayerMeasures:
     """Measure the codes of one layer."""
     X, y = codes.values, codes.labels
-    setting, accuracy, low, high = cross_validate(X, y, model, grid, folds, seed)
+    setting, accuracy, low, high = cross_validate(codes, model, grid, folds, seed)
     log_me, h_score = transferability.log_me(X, y), transferability.shrunk_h_score(X, y)
     return LayerMeasures(codes.spec.layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
 
 
 def cross_validate(
-    X: np.ndarray, y: np.ndarray, model: str, grid: search.Grid, folds: int, seed: int
+    codes: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int
 ) -> tuple[dict[str, Any], float, float, float]:
     """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
-    splits = make_folds(y, folds, seed)
-    table = search.cv_table(search.cross_validate(X, y, model, grid, splits))
+    y = codes.labels
+    splits = make_folds(y, folds, seed, find_units(codes.digests))
+    table = search.cv_table(search.cross_validate(codes.values, y, model, grid, splits))
     chosen = max(table, key=lambda row: row["accuracy"])
     held_out = [len(rows) for _, rows in splits]
     correct = round(float(np.dot(chosen["folds"], held_out)))
@@ -261,14 +263,20 @@ class CurvePoint:
 def curve(
     found: reader.Codes, setting: Mapping[str, Any], model: str, counts: Sequence[int], seed: int
 ) -> list[CurvePoint]:
-    """Learn from `counts` images a class, and score on the training images that none of the counts takes.
+    """Learn from `counts` images a class, and score on the training images that none of the counts takes, nor copies.
 
     As in "How transferable are features in deep neural networks?" (Yosinski et al., NIPS 2014), but for frozen layers
     and by the number of images.
     """
-    rng = np.random.default_rng(seed)
-    order = [rng.permutation(np.flatnonzero(found.labels == label)) for label in np.unique(found.labels)]
-    held = np.concatenate([rows[max(counts) :] for rows in order])
+    rng, units = np.random.default_rng(seed), find_units(found.digests)
+    order = [draw_distinct(np.flatnonzero(found.labels == label), units, rng) for label in np.unique(found.labels)]
+    drawn = np.concatenate([rows[: max(counts)] for rows in order])
+    held = np.concatenate([rows[~np.isin(units[rows], units[drawn])] for rows in order])
+    if not len(held):
+        raise PipelineError(
+            f"--curve {max(counts)}: all training images are among those drawn, or copies of them, so none is left to "
+            "score on. Take smaller numbers."
+        )
     points = []
     for count in counts:
         rows = np.sort(np.concatenate([some[:count] for some in order]))

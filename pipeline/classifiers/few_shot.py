@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from pipeline import errors
 from pipeline.classifiers import search
-from pipeline.data.splits import make_folds
+from pipeline.data.splits import draw_distinct, make_folds
 
 HOLD_OUT_PARTS = 4
 """Of this many parts of the training images one is held out in each draw, to be scored on."""
@@ -43,23 +43,26 @@ def learning_curve(
     draws: int,
     folds: int,
     seed: int,
-    groups: np.ndarray | None = None,
+    groups: np.ndarray,
 ) -> list[Draw]:
     """Draw images of each class and learn from them alone, again and again.
 
     All of it happens within the training split, whose labels y (n,) are: each draw holds out a quarter (groups stay
     whole) and takes the first of the rest in a random order, so that fewer images are among the more, and all numbers
-    of them are scored on the same. The setting is cross-validated on the images drawn; for one a class, where nothing
-    can be, it is the middle of the grid.
+    of them are scored on the same. The setting is cross-validated on the images drawn; where these are of one group in
+    some class, and nothing can be held out, it is the middle of the grid.
+
+    groups: (n,) the units of `find_units`; one image of each is drawn before the second of any.
     """
     found = []
     for draw in range(draws):
         rest, held = make_folds(y, HOLD_OUT_PARTS, seed + draw, groups)[0]
-        order = np.random.default_rng([seed, draw]).permutation(rest)
+        order = draw_distinct(rest, groups, np.random.default_rng([seed, draw]))
         for count in shots:
-            rows = np.concatenate([order[y[order] == label][:count] for label in np.unique(y)])
-            few = middle_setting(grid) if count == 1 else grid
-            trained = train_on_few(X[rows], y[rows], model, few, min(folds, count), seed)
+            by_class = [order[y[order] == label][:count] for label in np.unique(y)]
+            _validate_drawn(by_class, count)
+            rows = np.concatenate(by_class)
+            trained = train_on_few(X[rows], y[rows], model, grid, folds, seed, groups[rows])
             predicted = trained.pipeline.predict(X[held])
             accuracy, balanced = (predicted == y[held]).mean(), balanced_accuracy_score(y[held], predicted)
             setting = trained.chosen["normalise"], trained.chosen["parameters"]
@@ -68,12 +71,13 @@ def learning_curve(
 
 
 def train_on_few(
-    X: np.ndarray, y: np.ndarray, model: str, grid: search.Grid, folds: int, seed: int
+    X: np.ndarray, y: np.ndarray, model: str, grid: search.Grid, folds: int, seed: int, groups: np.ndarray
 ) -> search.SearchResult:
-    """Train on the few images drawn; where no fold can be held out, with the one setting of the grid."""
+    """Train on the few images drawn; where no fold can be held out, with the middle setting of the grid."""
+    folds = min(folds, *(len(np.unique(groups[y == label])) for label in np.unique(y)))
     if folds > 1:
-        return search.train(X, y, model, grid, make_folds(y, folds, seed))
-    ((normalise, values),) = grid.items()
+        return search.train(X, y, model, grid, make_folds(y, folds, seed, groups))
+    ((normalise, values),) = middle_setting(grid).items()
     parameters = {name: value for name, (value,) in values.items()}
     pipeline, converged = search.refit(X, y, model, normalise, parameters)
     return search.SearchResult(pipeline, converged, {"normalise": normalise, "parameters": parameters}, [], [])
@@ -95,6 +99,14 @@ def validate_shots(y: np.ndarray, classes: Sequence[str], shots: Sequence[int], 
         raise errors.PipelineError(
             f"The class {classes[scarce]!r} has {counts[scarce]} training images; with a quarter held out {left} are "
             f"left, fewer than --shots {max(shots)}. Take fewer."
+        )
+
+
+def _validate_drawn(by_class: Sequence[np.ndarray], count: int) -> None:
+    """Refuse a draw that leaves a class fewer than `count` rows, as groups of different sizes may do."""
+    if (left := min(len(rows) for rows in by_class)) < count:
+        raise errors.PipelineError(
+            f"A class has {left} training images outside the groups held out, fewer than --shots {count}. Take fewer."
         )
 
 

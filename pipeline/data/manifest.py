@@ -1,49 +1,55 @@
-"""Which images, which labels, which split: the manifest of a dataset, and what it can be made from."""
+"""The manifest of a prepared dataset: which images, which labels, which split."""
 
 from __future__ import annotations
 
-import csv
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import errors, files
+from pipeline import files
+from pipeline.errors import PipelineError, unknown
 
 MANIFEST = "manifest.csv"
-OWN_COLUMNS = ("path", "label", "labels", "split")
-"""The columns of a manifest that are ours; others are kept as they are."""
+RESERVED_COLUMNS = ("path", "label", "labels", "split", "digest")
+"""The columns of a manifest that the program reads; all others are metadata and are kept as they are."""
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One file of a dataset as its source lists it; `split` is None where the source leaves that to us.
+    """One image file, as its source lists it.
 
-    label: its class; where `several`, any number of them with semicolons between; columns: what else the source says.
+    path: the file; label: its class, or with `multi_label` any number of classes with semicolons between them; split:
+    one of `SPLITS`, or None where the source has no splits; metadata: the other columns of a CSV; digest: the SHA-256
+    of the file's bytes in hex, "" before the file has been read.
     """
 
     path: Path
     label: str
     split: str | None = None
-    several: bool = False
-    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    multi_label: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    digest: str = ""
 
     @property
     def classes(self) -> list[str]:
         """The classes that the label names."""
-        return parse_labels(self.label) if self.several else [self.label]
+        return parse_labels(self.label) if self.multi_label else [self.label]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A prepared dataset.
+    """A prepared dataset of n images.
 
-    root: where relative paths start; paths: n file names; labels: (n,) int64, indices into `classes`, or of several
-    labels an image (n, n_classes) uint8, 1 for each class that is there; splits: n of "train", "val", "test"; classes:
-    the sorted class names; columns: what else was said of the images, n values each.
+    root: the folder where relative paths start; paths: n file names; labels: (n,) int64 indices into `classes`, or for
+    multi-label datasets (n, n_classes) uint8, 1 for each class of the image; splits: n of "train", "val", "test";
+    classes: the sorted class names; digests: n SHA-256 of the images' bytes, in hex; metadata: the other columns of the
+    source, n values each.
     """
 
     root: Path
@@ -51,88 +57,149 @@ class Manifest:
     labels: np.ndarray
     splits: tuple[str, ...]
     classes: tuple[str, ...]
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    digests: tuple[str, ...]
+    metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256, in hex, of everything that codes of this dataset depend on: see `dataset_digest`."""
+        return dataset_digest(self.paths, self.labels, self.splits, self.classes, self.digests)
 
     def file(self, row: int) -> Path:
-        """Return where an image lies."""
+        """Return the file of one image."""
         return self.root / self.paths[row]
 
     def files(self) -> list[Path]:
-        """Return where each image lies."""
+        """Return the files of all images."""
         return [self.file(row) for row in range(len(self.paths))]
+
+    def take(self, rows: np.ndarray) -> Manifest:
+        """Return the manifest of some images only; rows: (m,) int64 row numbers."""
+        return replace(
+            self,
+            labels=self.labels[rows],
+            metadata={name: _pick(values, rows) for name, values in self.metadata.items()},
+            paths=_pick(self.paths, rows),
+            splits=_pick(self.splits, rows),
+            digests=_pick(self.digests, rows),
+        )
+
+    def listed(self, rows: np.ndarray) -> list[ListedImage]:
+        """Return some images of a single-label dataset, their splits left open; rows: (m,) int64 row numbers."""
+        return [
+            ListedImage(
+                self.file(row),
+                self.classes[self.labels[row]],
+                metadata={name: values[row] for name, values in self.metadata.items()},
+                digest=self.digests[row],
+            )
+            for row in rows.tolist()
+        ]
+
+    def groups(self, column: str) -> tuple[str, ...]:
+        """Return the n values of a metadata column to group by; refuse a column that is missing or has gaps."""
+        if column not in self.metadata:
+            raise unknown("column", column, self.metadata, where=f"--group-by in {self.root / MANIFEST}")
+        for path, value in zip(self.paths, self.metadata[column], strict=True):
+            if not value:
+                raise PipelineError(
+                    f"{self.root / MANIFEST} has no value in the column {column!r} for {path}. Fill it in, and prepare "
+                    "the dataset again."
+                )
+        return self.metadata[column]
+
+
+def _pick(values: Sequence[str], rows: np.ndarray) -> tuple[str, ...]:
+    return tuple(values[row] for row in rows)
+
+
+def dataset_digest(
+    paths: Sequence[str], labels: np.ndarray, splits: Sequence[str], classes: Sequence[str], digests: Sequence[str]
+) -> str:
+    """Return the SHA-256, in hex, of the rows of a dataset; the arguments are as in `Manifest`, or as in `Codes`."""
+    content = [list(paths), labels.tolist(), list(splits), list(classes), list(digests)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `manifest.csv` of a prepared dataset."""
     path = folder / MANIFEST
     if not path.exists():
-        raise errors.PipelineError(
+        raise PipelineError(
             f"No prepared dataset at {folder}. Run: python -m pipeline.prepare --dataset {folder.name} "
             "(or the folder or CSV of your images)."
         )
-    rows, several = read_labelled_csv(path, required=("path", "split"))
-    cells = [parse_labels(row["labels"]) if several else [row["label"]] for row in rows]
-    classes = tuple(sorted({name for cell in cells for name in cell}))
+    rows = files.read_csv(path)
+    _validate_rows(rows, path)
+    multi_label = bool(rows) and "labels" in rows[0]
+    names = [parse_labels(row["labels"]) if multi_label else [row["label"]] for row in rows]
+    classes = tuple(sorted({name for labels in names for name in labels}))
     return Manifest(
         folder,
         tuple(row["path"] for row in rows),
-        _label_numbers(cells, classes, several),
+        _label_numbers(names, classes, multi_label),
         tuple(row["split"] for row in rows),
         classes,
-        {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ()) if name not in OWN_COLUMNS},
+        tuple(row["digest"] for row in rows),
+        {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ()) if name not in RESERVED_COLUMNS},
     )
 
 
+def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Refuse a manifest that an older version wrote, or that was changed by hand into something unreadable."""
+    again = "Prepare the dataset again: python -m pipeline.prepare."
+    columns = set(rows[0] if rows else ())
+    for name in ("path", "split", "digest", "labels" if "labels" in columns else "label"):
+        if name not in columns:
+            raise PipelineError(f"{path} has no images, or no column {name!r}. {again}")
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or row["split"] not in SPLITS or not (row["path"] and row["digest"]):
+            raise PipelineError(f"{path}, row {number}: a value is missing or not understood. {again}")
+
+
 def require_single_label(manifest: Manifest) -> None:
-    """Refuse a dataset of several labels an image where one is learnt."""
+    """Refuse a multi-label dataset where exactly one label per image is needed."""
     if manifest.labels.ndim == 2:
-        raise errors.PipelineError(
-            f"The images of {manifest.root} have several labels each, which an SVM on frozen codes alone can learn: "
+        raise PipelineError(
+            f"The images of {manifest.root} have several labels each, which only an SVM on frozen codes supports: "
             "python -m pipeline.extract, then python -m pipeline.classify --model svm."
         )
 
 
 def parse_labels(cell: str) -> list[str]:
-    """Return the classes that a cell of a CSV names, with semicolons between them."""
+    """Return the class names in a cell of a CSV, where semicolons separate them."""
     return [name for name in map(str.strip, cell.split(";")) if name]
 
 
-def _label_numbers(cells: Sequence[Sequence[str]], classes: Sequence[str], several: bool) -> np.ndarray:
-    """Return labels (n,), or (n, n_classes) of 0 and 1 where there may be several."""
+def _label_numbers(names: Sequence[Sequence[str]], classes: Sequence[str], multi_label: bool) -> np.ndarray:
+    """Return labels as in `Manifest`; names: the class names of each image."""
     index = {name: number for number, name in enumerate(classes)}
-    if not several:
-        return np.array([index[name] for (name,) in cells], dtype=np.int64)
-    labels = np.zeros((len(cells), len(classes)), np.uint8)
-    for row, cell in enumerate(cells):
-        labels[row, [index[name] for name in cell]] = 1
+    if not multi_label:
+        return np.array([index[name] for (name,) in names], dtype=np.int64)
+    labels = np.zeros((len(names), len(classes)), np.uint8)
+    for row, present in enumerate(names):
+        labels[row, [index[name] for name in present]] = 1
     return labels
 
 
-def write_manifest(folder: Path, listed: Sequence[ListedImage]) -> None:
-    """Write `manifest.csv`: rows sorted by split, class and name; paths relative where they lie in `folder`."""
-    extra = list(dict.fromkeys(name for image in listed for name in image.columns))
-    label = "labels" if any(image.several for image in listed) else "label"
-    ordered = sorted(listed, key=lambda i: (SPLITS.index(i.split or ""), i.label, _stored_path(i.path, folder)))
+def write_manifest(folder: Path, images: Sequence[ListedImage]) -> None:
+    """Write `manifest.csv`, sorted by split, class and path; paths inside `folder` are stored relative to it."""
+    metadata = list(dict.fromkeys(name for image in images for name in image.metadata))
+    label = "labels" if any(image.multi_label for image in images) else "label"
     rows = [
-        (_stored_path(i.path, folder), i.label, i.split, *(i.columns.get(name, "") for name in extra)) for i in ordered
+        (
+            _stored_path(image.path, folder),
+            image.label,
+            image.split,
+            image.digest,
+            *(image.metadata.get(name, "") for name in metadata),
+        )
+        for image in images
     ]
-    files.write_csv(folder / MANIFEST, ("path", label, "split", *extra), rows)
+    rows.sort(key=lambda row: (SPLITS.index(row[2] or ""), row[1], row[0]))
+    files.write_csv(folder / MANIFEST, ("path", label, "split", "digest", *metadata), rows)
 
 
 def _stored_path(path: Path, folder: Path) -> str:
     absolute, root = path.absolute(), folder.absolute()
     return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
-
-
-def read_labelled_csv(path: Path, required: Sequence[str]) -> tuple[list[dict[str, str]], bool]:
-    """Return the lines of a CSV with a column `label`, or `labels`, and whether it is the latter."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
-        names = reader.fieldnames or ()
-        several = "labels" in names
-        for name in (*required, "labels" if several else "label"):
-            if name not in names:
-                raise errors.PipelineError(
-                    f"{path} lacks the column {name!r}. Its first line must read: path,label[,split]."
-                )
-        return list(reader), several

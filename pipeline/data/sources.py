@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,11 @@ import numpy as np
 from pipeline import errors
 from pipeline.data.manifest import (
     MANIFEST,
-    OWN_COLUMNS,
+    RESERVED_COLUMNS,
     SPLITS,
     ListedImage,
     Manifest,
     parse_labels,
-    read_labelled_csv,
     read_manifest,
     write_manifest,
 )
@@ -38,7 +40,7 @@ def list_csv(path: Path) -> list[ListedImage]:
             raise errors.PipelineError(
                 f"{path}, line {number}: the path or the label is missing. Fill it in, or drop the line."
             )
-        columns = {name: value or "" for name, value in row.items() if name and name not in OWN_COLUMNS}
+        columns = {name: value or "" for name, value in row.items() if name and name not in RESERVED_COLUMNS}
         split = _split_name(row.get("split"), path, number)
         label = ";".join(sorted(set(parse_labels(label or "")))) if several else label
         listed.append(ListedImage(path.parent / row["path"], label, split, several, columns))
@@ -48,6 +50,20 @@ def list_csv(path: Path) -> list[ListedImage]:
     if len(given) > 1:
         raise errors.PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
     return listed
+
+
+def read_labelled_csv(path: Path, required: Sequence[str]) -> tuple[list[dict[str, str]], bool]:
+    """Return the lines of a CSV with a column `label`, or `labels`, and whether it is the latter."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or ()
+        multi_label = "labels" in names
+        for name in (*required, "labels" if multi_label else "label"):
+            if name not in names:
+                raise errors.PipelineError(
+                    f"{path} lacks the column {name!r}. Its first line must read: path,label[,split]."
+                )
+        return list(reader), multi_label
 
 
 def _split_name(name: str | None, path: Path, line: int) -> str | None:
@@ -117,10 +133,14 @@ def write_digits(folder: Path) -> list[ListedImage]:
     return listed
 
 
+def add_digests(images: Sequence[ListedImage]) -> list[ListedImage]:
+    """Return the images with the digests of their files."""
+    return [replace(image, digest=decoding.read_digest(image.path)) for image in images]
+
+
 def open_prepared(folder: Path, test: float, val: float, seed: int) -> Manifest:
     """Read a prepared dataset's manifest; the embedded digits are prepared on the spot if need be."""
     if folder == Path("data", "digits") and not (folder / MANIFEST).exists():
-        listed = write_digits(folder)
-        digests = [decoding.digest(image.path.read_bytes()) for image in listed]
-        write_manifest(folder, assign_splits(listed, digests, {"test": test, "val": val}, seed))
+        listed = add_digests(write_digits(folder))
+        write_manifest(folder, assign_splits(listed, {"test": test, "val": val}, seed))
     return read_manifest(folder)

@@ -12,10 +12,9 @@ from pipeline import errors
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
-from pipeline.data.manifest import ListedImage, Manifest
+from pipeline.data.manifest import Manifest
 from pipeline.data.splits import assign_splits
 from pipeline.finetuning.head import Head
-from pipeline.images import decoding, parallel
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 
@@ -41,22 +40,32 @@ class InitialState:
     origin: str = ""
 
 
-def split_train_val(manifest: Manifest, share: float, seed: int) -> TrainValSplit:
+def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str = "") -> TrainValSplit:
     """Return the images to train on and to decide by: the val split, or a share of each class of the training split.
 
-    Copies of the same bytes stay on the same side.
+    Copies of the same bytes stay on the same side, and so do images with the same value in the metadata column
+    `group_by`.
     """
     splits = np.array(manifest.splits)
     train, val = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "val")
     carved = not len(val)
+    if group_by:
+        _validate_groups(manifest, group_by, train, val)
     if carved and 0 < share < 1:
-        files = [manifest.file(int(row)) for row in train]
-        digests = [str(d) for d in parallel.ordered_map(decoding.read_digest, files, parallel.default_threads(), 256)]
-        listed = [ListedImage(Path(manifest.paths[row]), manifest.classes[manifest.labels[row]]) for row in train]
-        given = np.array([image.split for image in assign_splits(listed, digests, {"val": share}, seed)])
-        train, val = train[given == "train"], train[given == "val"]
+        drawn = assign_splits(manifest.listed(train), {"val": share}, seed, group_by)
+        drawn_splits = np.array([image.split for image in drawn])
+        train, val = train[drawn_splits == "train"], train[drawn_splits == "val"]
     validate_split(manifest, train, val)
     return TrainValSplit(manifest, train, val, carved)
+
+
+def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: np.ndarray) -> None:
+    """Refuse a column with gaps, and a val split of the dataset that shares groups with the training split."""
+    if shared := set(manifest.take(train).groups(group_by)) & set(manifest.take(val).groups(group_by)):
+        raise errors.PipelineError(
+            f"The train and val splits of {manifest.root} share {len(shared)} groups of {group_by!r}, the first is "
+            f"{min(shared)!r}. Prepare the dataset with --group-by {group_by}."
+        )
 
 
 def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> None:

@@ -81,7 +81,7 @@ def test_labels_that_are_empty_columns_are_refused(run: Run, project: Path) -> N
     listed.write_text(text)
     run("prepare", "--dataset", listed, "--test", "0")
     run("extract", "--dataset", "mixtures", "--layer", "fc7")
-    mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7"), "'blue' has 1 training images")
+    mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7"), "'blue' has 1 training image,")
 
 
 def test_average_precision_by_hand() -> None:
@@ -114,12 +114,12 @@ def test_groups_share_a_split_and_their_column_is_kept(run: Run, project: Path) 
     assert run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "patient").code == 0
     manifest = read_manifest(Path("data/bugs"))
     splits: dict[str, set[str]] = {}
-    for patient, split in zip(manifest.columns["patient"], manifest.splits, strict=True):
+    for patient, split in zip(manifest.metadata["patient"], manifest.splits, strict=True):
         splits.setdefault(patient, set()).add(split)
     assert all(len(found) == 1 for found in splits.values()) and len(splits) == 15
     assert 8 <= manifest.splits.count("test") <= 24
     names = [Path(path).stem for path in manifest.paths]
-    assert manifest.columns["note"] == tuple(f"n{name}" for name in names)
+    assert manifest.metadata["note"] == tuple(f"n{name}" for name in names)
     mistake(
         run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "doctor"), "Unknown column 'doctor'", "patient"
     )
@@ -137,9 +137,9 @@ def test_groups_that_the_source_parts_are_refused(run: Run, photos: Path) -> Non
 
 
 def test_a_copy_in_two_groups_ties_them_together() -> None:
-    listed = [ListedImage(Path(f"{n}.png"), "a", columns={"who": f"{n // 2}"}) for n in range(40)]
     digests = [f"d{n if n != 2 else 1}" for n in range(40)]  # image 2, of group 1, is a copy of image 1, of group 0
+    listed = [ListedImage(Path(f"{n}.png"), "a", metadata={"who": f"{n // 2}"}, digest=digests[n]) for n in range(40)]
     for seed in range(5):
-        settled = assign_splits(listed, digests, {"test": 0.5}, seed, "who")
+        settled = assign_splits(listed, {"test": 0.5}, seed, "who")
         assert len({image.split for image in settled[:4]}) == 1
         assert all(settled[n].split == settled[n + 1].split for n in range(0, 40, 2))

@@ -131,7 +131,7 @@ def test_test_images_are_not_measured(measured: Outcome) -> None:
 def test_a_subset_keeps_the_share_of_each_class() -> None:
     labels = np.repeat([0, 1, 2], [600, 300, 3])
     names = tuple(f"{row}.png" for row in range(903))
-    manifest = Manifest(Path("x"), names, labels, ("train",) * 903, ("a", "b", "c"))
+    manifest = Manifest(Path("x"), names, labels, ("train",) * 903, ("a", "b", "c"), digests=names)
     chosen = advise.choose_images(manifest, 300, 0)
     assert np.bincount(chosen.labels).tolist() == [199, 100, 2]
     assert all(

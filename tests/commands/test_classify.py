@@ -186,7 +186,7 @@ def test_a_row_that_is_damaged_is_found_on_disk_too(run: Run, monkeypatch: pytes
     mistake(run("classify", "--memory", "4KB"), "damaged", "row 100")
 
 
-GROUPED = "path,label,split,patient\n"
+GROUPED = "path,label,split,digest,patient\n"
 
 
 def write_patients(groups: np.ndarray) -> None:
@@ -194,7 +194,9 @@ def write_patients(groups: np.ndarray) -> None:
     write_codes(CODES, np.arange(60) % 2, ["train"] * 60, ["ant", "bee"])
     folder = Path("data/digits")
     folder.mkdir(parents=True)
-    lines = [f"{row}.png,{'ant' if row % 2 == 0 else 'bee'},train,p{group}" for row, group in enumerate(groups)]
+    lines = [
+        f"{row}.png,{'ant' if row % 2 == 0 else 'bee'},train,{row:064x},p{group}" for row, group in enumerate(groups)
+    ]
     (folder / "manifest.csv").write_text(GROUPED + "\n".join(lines) + "\n")
 
 
@@ -231,7 +233,8 @@ def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
     assert all(0.4 < float(row["accuracy"]) <= 1 and float(row["deviation"]) >= 0 for row in rows)
     assert MODEL.with_name("fc7-svm-shots.png").exists() and not MODEL.exists()
     X, y = np.random.default_rng(0).random((80, 5), np.float32), np.arange(80) % 2
-    draws = few_shot.learning_curve(X, y, "svm", {"l2": {"C": [1]}}, [1, 4], draws=2, folds=5, seed=0)
+    scheme = {"draws": 2, "folds": 5, "seed": 0, "groups": np.arange(80)}
+    draws = few_shot.learning_curve(X, y, "svm", {"l2": {"C": [1]}}, [1, 4], **scheme)
     assert [(each.shots, each.draw, each.n_scored) for each in draws] == [
         (1, 0, 20),
         (4, 0, 20),

@@ -108,7 +108,7 @@ def test_500_damaged_files_among_good_ones(run: Run, photos: Path) -> None:
     assert 200 < len(bad) < 500
     # Extract meets them unprepared: the manifest lists them all.
     manifest = Path("data/photos/manifest.csv")
-    lines = [f"{path},{path.parent.name},train" for path in damaged]
+    lines = [f"{path},{path.parent.name},train,{decoding.read_digest(path)}" for path in damaged]
     manifest.write_text(manifest.read_text() + "\n".join(lines) + "\n")
     outcome = run("extract", "--dataset", "photos", "--layer", "fc7", "--max-bad", 1)
     assert outcome.code == 0 and all(path in outcome.out for path in bad)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from conftest import make_spec
 
-from pipeline import errors
-from pipeline.data.splits import make_folds, number_groups, rarest_label, validate_folds, validate_trainable
+from pipeline import advise, errors
+from pipeline.analysis import recommendation
+from pipeline.classifiers import few_shot, search
+from pipeline.codes import reader
+from pipeline.data.manifest import Manifest
+from pipeline.data.splits import find_units, make_folds, rarest_label, validate_folds, validate_trainable
+from pipeline.finetuning.initialization import split_train_val
 
 
 def test_groups_stay_whole_whether_they_have_one_label_or_several() -> None:
@@ -20,8 +29,16 @@ def test_groups_stay_whole_whether_they_have_one_label_or_several() -> None:
             assert set(y[fitted]) == set(y[held]) == {0, 1, 2}
 
 
-def test_groups_may_be_anything() -> None:
-    assert number_groups(["b", None, ("a", 1), "b", None]).tolist() == [0, 1, 2, 0, 1]
+def test_units_are_numbered_by_their_first_row() -> None:
+    assert find_units(["b", "c", "a", "b", "c"]).tolist() == [0, 1, 2, 0, 1]
+    assert find_units([]).tolist() == find_units([], []).tolist() == []
+    assert find_units(["b", "c", "a"], [None, ("a", 1), None]).tolist() == [0, 1, 0]
+
+
+def test_a_copy_in_two_groups_joins_them_and_so_does_a_second_grouping() -> None:
+    digests = ["a", "b", "b", "c", "d", "e"]
+    assert find_units(digests, [1, 1, 2, 2, 3, 3]).tolist() == [0, 0, 0, 0, 1, 1]
+    assert find_units(digests, [1, 1, 2, 2, 3, 3], "vwxyzv").tolist() == [0] * 6
 
 
 def test_an_image_of_several_labels_counts_by_its_rarest() -> None:
@@ -42,7 +59,7 @@ def test_an_image_of_several_labels_counts_by_its_rarest() -> None:
         ([], None, "no training images"),
         ([[1, 0], [0, 0]] * 6, None, "No training image has the label 'b'"),
         ([[1, 1], [1, 0]] * 6, None, "Every training image has the label 'a'"),
-        ([[1, 1], [0, 0]] + [[1, 0]] * 6, None, "'b' has 1 training images"),
+        ([[1, 1], [0, 0]] + [[1, 0]] * 6, None, "'b' has 1 training image, .*take the class out"),
     ],
 )
 def test_labels_that_cannot_be_cross_validated_are_refused(y: list, groups: list | None, words: str) -> None:
@@ -56,3 +73,87 @@ def test_a_fold_without_a_class_to_learn_from_is_refused() -> None:
         validate_folds([(np.array([0, 2]), np.array([1])), (np.array([0, 1]), np.array([2]))], y, ["ant", "bee"])
     with pytest.raises(errors.PipelineError, match="Fold 1 would hold out no image"):
         validate_folds([(np.arange(4), np.array([], int))], y, ["ant", "bee"])
+
+
+# Files copied four times, random labels, codes of noise: whatever parts the copies scores far above chance.
+
+COPIES, IMAGES = 4, 60
+GRID = {"l2": {"C": [1.0, 100.0]}}
+
+
+def copied_noise() -> reader.Codes:
+    """Return codes of 60 images of noise, each four times; two random labels, the same for all copies of an image."""
+    rng = np.random.default_rng(0)
+    image = rng.permutation(np.repeat(np.arange(IMAGES), COPIES))
+    values = rng.normal(size=(IMAGES, 200)).astype(np.float32)[image]
+    labels, names = rng.permutation(np.arange(IMAGES) % 2)[image], tuple(f"{row}.png" for row in range(len(image)))
+    digests = tuple(f"{number:064x}" for number in image)
+    return reader.Codes(values, labels, names, ("train",) * len(image), digests, ("a", "b"), make_spec())
+
+
+@pytest.fixture
+def noise() -> reader.Codes:
+    return copied_noise()
+
+
+def chance(accuracy: float) -> None:
+    assert 0.25 <= accuracy <= 0.75
+
+
+def test_copies_parted_would_score_high(noise: reader.Codes) -> None:
+    splits = make_folds(noise.labels, 5, 0)
+    assert search.train(noise.values, noise.labels, "svm", GRID, splits).chosen["accuracy"] > 0.95
+
+
+def test_cross_validation_of_copied_noise_is_at_chance(noise: reader.Codes) -> None:
+    units = find_units(noise.digests)
+    trained = search.train(noise.values, noise.labels, "svm", GRID, make_folds(noise.labels, 5, 0, units))
+    chance(trained.chosen["accuracy"])
+    nested = search.nested_cv(noise.values, noise.labels, "svm", GRID, folds=4, seed=0, groups=units)
+    chance(nested["accuracy"])
+
+
+def test_few_shots_of_copied_noise_are_at_chance(noise: reader.Codes) -> None:
+    scheme = {"draws": 4, "folds": 3, "seed": 0, "groups": find_units(noise.digests)}
+    draws = few_shot.learning_curve(noise.values, noise.labels, "svm", GRID, [2, 8, 20], **scheme)
+    for shots in (2, 8, 20):
+        chance(float(np.mean([draw.accuracy for draw in draws if draw.shots == shots])))
+
+
+def test_advice_on_copied_noise_is_at_chance(noise: reader.Codes) -> None:
+    measured = recommendation.measure_layer(noise, "svm", GRID, 4, 0)
+    chance(measured.accuracy)
+    points = recommendation.curve(noise, measured.setting, "svm", [2, 20], 0)
+    for point in points:
+        chance(point.accuracy)
+
+
+def test_the_images_that_advise_draws_are_distinct_before_they_repeat() -> None:
+    names = tuple(f"{row}.png" for row in range(40))
+    digests = tuple(f"{row // 4}" for row in range(40))
+    labels = np.repeat([0, 1], 20)
+    chosen = advise.choose_images(Manifest(Path(), names, labels, ("train",) * 40, ("a", "b"), digests), 10, 0)
+    assert len(chosen.paths) == len(set(chosen.digests)) == 10
+
+
+def test_fine_tuning_keeps_copies_and_groups_out_of_validation() -> None:
+    names, patients = tuple(f"{row}.png" for row in range(80)), tuple(f"p{row // 8}" for row in range(80))
+    digests = tuple(f"{row // 4}" for row in range(80))
+    data = Manifest(Path(), names, np.repeat([0, 1], 40), ("train",) * 80, ("a", "b"), digests, {"patient": patients})
+    for column, values in (("", digests), ("patient", patients)):
+        parted = split_train_val(data, 0.3, 0, column)
+        assert len(parted.val) >= 16
+        assert not {values[row] for row in parted.train} & {values[row] for row in parted.val}
+    with pytest.raises(errors.PipelineError, match="Unknown column 'doctor'"):
+        split_train_val(data, 0.3, 0, "doctor")
+    with pytest.raises(errors.PipelineError, match="share 10 groups of 'patient', the first is 'p0'"):
+        split_train_val(replace(data, splits=("train", "val") * 40), 0.3, 0, "patient")
+
+
+def test_a_few_conflicting_copies_leave_the_folds_balanced() -> None:
+    y, units = np.random.default_rng(0).integers(0, 3, 300), np.arange(300)
+    units[1::100] = units[::100]
+    y[1::100] = (y[::100] + 1) % 3
+    for fitted, held in make_folds(y, 5, 0, units):
+        assert not set(units[fitted]) & set(units[held])
+        assert np.ptp(np.bincount(y[held]) / np.bincount(y)) < 0.04

@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> initialization.TrainValSpl
     """Three classes of six pictures, four each to train on."""
     folder = write_photos(tmp_path_factory.mktemp("data") / "photos", CLASSES)
     listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
-    write_manifest(folder, listed)
+    write_manifest(folder, sources.add_digests(listed))
     return initialization.split_train_val(read_manifest(folder), 0.34, seed=0)
 
 
