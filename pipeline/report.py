@@ -1,26 +1,28 @@
-"""Show all experiments on one page that opens offline: scores, mistakes, doubtful images, where it all comes from."""
+"""Show all experiments on one page that opens offline: scores, mistakes, suspected label errors, provenance."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from pipeline import command_line, errors
+from pipeline import command_line, errors, files
 from pipeline.config import Report
 from pipeline.reporting.experiments import find_experiments, find_multi_label
+from pipeline.reporting.page_data import Scores
 
 EXAMPLE = "python -m pipeline.report --dataset digits"
 COLUMNS = ("dataset", "backbone", "layer", "model", "top-1", "95% interval", "balanced", "n")
 MEGABYTE = 1_000_000
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the experiments as a table of text."""
+def table(rows: Sequence[Scores]) -> str:
+    """Return the scores as a table of text."""
     cells = [COLUMNS] + [
         (
-            *(row[word] for word in COLUMNS[:4]),
+            row["dataset"],
+            row["backbone"],
+            row["layer"],
+            row["model"],
             f"{row['top1']:.4f}",
             f"{row['top1_low']:.4f}–{row['top1_high']:.4f}",
             f"{row['balanced']:.4f}",
@@ -32,14 +34,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
     )
-
-
-def write(path: Path, html: str) -> None:
-    """Write the page beside `path` and move it in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(html, encoding="utf-8")
-    partial.replace(path)
 
 
 def run(settings: Report) -> None:
@@ -56,7 +50,8 @@ def run(settings: Report) -> None:
     if not settings.table:
         from pipeline.reporting import rendering, summary
 
-        write(path, rendering.render(summary.summarise(settings.reports, rows, int(settings.thumbnails * MEGABYTE))))
+        content = summary.summarise(settings.reports, rows, int(settings.thumbnails * MEGABYTE))
+        files.write_text(path, rendering.render(content))
     print(table(rows))
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")

@@ -21,6 +21,7 @@ from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
 from pipeline.images.transforms import Transform
 
 ROOT = Path(__file__).parent.parent
+BAD_FILES = ["broken.png: the file is empty (zero bytes)"]
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,20 @@ def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) 
     with CodesWriter(path, make_spec(**spec), values.shape[1], columns) as writer:
         writer.write(range(len(labels)), values.astype(np.float32), listing.digests)
         writer.commit(listing.bad)
+
+
+@pytest.fixture
+def scored(run: Callable[..., Outcome], project: Path) -> Callable[..., Outcome]:
+    """Run commands in a project with a dataset of photos and two evaluated classifiers, both with some mistakes."""
+    write_photos(project / "data" / "digits", {"blue": 16, "green": 16, "red": 16})
+    labels = [number // 16 for number in range(48)]
+    classes = ["blue", "green", "red"]
+    paths = [f"{classes[label]}/{number % 16:02}.png" for number, label in enumerate(labels)]
+    values = 0.6 * np.eye(16)[labels] + np.random.default_rng(3).random((48, 16))
+    digests = [f"{number:064x}" for number in range(48)]
+    listing = Listing(paths, labels, ["train", "train", "test", "test"] * 12, digests, classes, BAD_FILES)
+    put_codes(Path("features/digits/tinyvgg/fc7.h5"), values, listing)
+    for model in ("svm", "softmax"):
+        assert run("classify", "--model", model, "--grid", "{l2: {C: [1, 10, 100]}}").code == 0
+        assert run("evaluate", "--model", model).code == 0
+    return run

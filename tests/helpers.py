@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import Outcome, write_codes
+from conftest import BAD_FILES, Listing, Outcome, put_codes, write_codes
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +22,21 @@ if TYPE_CHECKING:
 FC7 = Path("features/photos/tinyvgg/fc7.h5")
 CODES = Path("features/digits/tinyvgg/fc7.h5")
 MODEL = Path("models/digits/tinyvgg/fc7-svm.skops")
+PAGE = Path("reports/index.html")
 GRID = "{l2: {C: [1, 10]}, standard: {C: [0.01, 0.1]}}"
 
 TOLERANCE = 1e-5
+
+NASTY_NAMES = [
+    "<img src=x onerror=alert(1)>.png",
+    "</script><script>alert(1)</script>",
+    "\"quoted\" & 'single' {{ 7 * 7 }}.png",
+    "two\nlines\u2028three.png",
+    "\u202egnp.exe \u05e9\u05dc\u05d5\u05dd.png",
+    "x" * 196 + ".png",
+    "odd bytes \udcff.png",
+]
+"""Names of files and classes that must be shown as text."""
 
 
 def mistake(outcome: Outcome, *words: str) -> None:
@@ -53,6 +67,47 @@ def write_training(path: Path = CODES, per_class: int = 20, **spec: object) -> n
     labels = [c for c in range(3) for _ in range(per_class)]
     splits = ["test" if number % 4 == 0 else "train" for number in range(3 * per_class)]
     return write_codes(path, labels, splits, ["ant", "bee", "fly"], **spec)
+
+
+def write_listed_codes(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    splits: Sequence[str],
+    classes: Sequence[str],
+    values: np.ndarray | None = None,
+) -> None:
+    """Write codes of listed images that need not exist; by default the classes are far apart."""
+    if values is None:
+        noise = 0.5 * np.random.default_rng(1).random((len(labels), 16))
+        values = np.maximum(2 * np.eye(16)[np.array(labels)] + noise, 0)
+    digests = [f"{number:064x}" for number in range(len(paths))]
+    put_codes(CODES, values, Listing(paths, labels, splits, digests, classes, BAD_FILES))
+
+
+def train_and_evaluate(run: Callable[..., Outcome], *models: str, grid: str = "{l2: {C: [1, 10, 100]}}") -> None:
+    """Train and evaluate classifiers on the codes that are there."""
+    for model in models:
+        assert run("classify", "--model", model, "--grid", grid, "--folds", 2).code == 0
+        assert run("evaluate", "--model", model).code == 0
+
+
+def write_nasty_report(run: Callable[..., Outcome]) -> None:
+    """Write the report of a dataset whose files and classes have names that look like code."""
+    n_classes = len(NASTY_NAMES)
+    labels = [number % n_classes for number in range(12 * n_classes)]
+    paths = [f"{number}/{NASTY_NAMES[label]}" for number, label in enumerate(labels)]
+    classes = [name.replace("\udcff", "ÿ") for name in NASTY_NAMES]
+    write_listed_codes(paths, labels, ["train"] * n_classes * 8 + ["test"] * n_classes * 4, classes)
+    train_and_evaluate(run, "svm")
+    assert run("report").code == 0
+
+
+def read_page_data() -> Any:
+    """Return the data that the report's page gives its script."""
+    html = PAGE.read_text(encoding="utf-8")
+    island = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert island
+    return json.loads(island.group(1))
 
 
 def noise_images(count: int, size: int = 224) -> np.ndarray:

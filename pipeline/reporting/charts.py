@@ -1,20 +1,19 @@
-"""Line charts as numbers that a template draws: scales, ticks, points with their intervals."""
+"""Line charts as numbers that a template draws: the places of ticks and of points with their intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 WIDTH, HEIGHT = 340, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 10, 58
-"""Of the drawing and its margins, in SVG's own units."""
+"""Size of the drawing and of its margins, in SVG's user units."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place on a chart, the interval it lies in, what to say of it, and how large it is drawn."""
+    """A point with its interval, in the units of the data or of the drawing; title: text that hovering shows."""
 
     x: float
     y: float
@@ -24,47 +23,94 @@ class Point:
     radius: float = 3.5
 
 
-def chart(
-    series: Mapping[str, Sequence[Point]],
-    x_ticks: Sequence[tuple[float, str]],
-    titles: tuple[str, str, str],
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis, in the units of the data or of the drawing, and its label."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Titles:
+    """The texts of a chart: above it, below its x axis and beside its y axis."""
+
+    chart: str
+    x: str
+    y: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """The points of a line, and its name in the legend."""
+
+    name: str
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart in the units of the drawing; left, top, right, bottom: edges of the area where the lines are.
+
+    diagonal: whether a line from corner to corner is drawn, and the points are not joined.
+    """
+
+    titles: Titles
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+    diagonal: bool
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+    right: int = WIDTH - RIGHT
+    bottom: int = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Maps the interval of the data from first to last to the drawing's from start to end."""
+
+    first: float
+    last: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return the place of a value; the middle, where the interval is a single value."""
+        share = (value - self.first) / (self.last - self.first) if self.last > self.first else 0.5
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+def lay_out(
+    lines: Mapping[str, Sequence[Point]],
+    x_ticks: Sequence[Tick],
+    titles: Titles,
+    *,
     y_range: tuple[float, float] | None = None,
     diagonal: bool = False,
-) -> dict[str, Any]:
-    """Return what a template needs to draw a chart: pixels of ticks and points.
+) -> Chart:
+    """Return a chart of points in the units of the data.
 
-    series: {name: points}; x_ticks: (place, label) each, the first and the last of which span the axis; titles: of
-    the chart, the x axis, the y axis; y_range: by default as far as the intervals reach; diagonal: from corner to
-    corner.
+    lines: {name: points}; x_ticks: the first and the last are the ends of the x axis; y_range: of the y axis, by
+    default from the lowest to the highest end of an interval.
     """
-    points = [point for line in series.values() for point in line]
-    ticks = nice_ticks(*(y_range or (min(point.low for point in points), max(point.high for point in points))))
-    first, last = x_ticks[0][0], x_ticks[-1][0]
+    points = [point for line in lines.values() for point in line]
+    y_ticks = nice_ticks(*(y_range or (min(point.low for point in points), max(point.high for point in points))))
+    across = _Scale(x_ticks[0].place, x_ticks[-1].place, LEFT, WIDTH - RIGHT)
+    down = _Scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
 
-    def across(x: float) -> float:
-        share = (x - first) / (last - first) if last > first else 0.5
-        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+    def place(p: Point) -> Point:
+        return Point(across(p.x), down(p.y), down(p.low), down(p.high), p.title, round(p.radius, 1))
 
-    def down(y: float) -> float:
-        return round(TOP + (ticks[-1] - y) / (ticks[-1] - ticks[0]) * (HEIGHT - TOP - BOTTOM), 1)
-
-    return {
-        "titles": titles,
-        "size": (WIDTH, HEIGHT),
-        "box": (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM),
-        "x_ticks": [(across(x), label) for x, label in x_ticks],
-        "y_ticks": [(down(y), f"{y:.10g}") for y in ticks],
-        "diagonal": diagonal,
-        "series": [
-            {
-                "name": name,
-                "points": [
-                    (across(p.x), down(p.y), down(p.low), down(p.high), p.title, round(p.radius, 1)) for p in line
-                ],
-            }
-            for name, line in series.items()
-        ],
-    }
+    return Chart(
+        titles,
+        [Tick(across(tick.place), tick.label) for tick in x_ticks],
+        [Tick(down(y), f"{y:.10g}") for y in y_ticks],
+        [Line(name, [place(point) for point in line]) for name, line in lines.items()],
+        diagonal,
+    )
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

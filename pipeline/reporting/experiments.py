@@ -1,4 +1,4 @@
-"""One experiment with all that its files know: scores, predictions, classifier, codes; and how sure it was of each."""
+"""Experiments as their files describe them: scores, predictions and their confidence, classifier, codes."""
 
 from __future__ import annotations
 
@@ -6,60 +6,62 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pipeline import errors
-from pipeline.analysis import predictions
+from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.paths import ADDRESS_WORDS, Experiment
+from pipeline.reporting.page_data import ConfidenceKind, Scores
 
 
 @dataclass(frozen=True)
 class ExperimentResult:
     """An experiment.
 
-    facts: the description beside the classifier, {} without one; index: what stands beside its codes; tests: (n,) the
-    codes' rows of the test images; sureness: (n,) float of each prediction, and what it is: "probability" of the
-    predicted class, "lead" of its margin over the runner-up's, or the "margin" alone; note: what is missing, and why.
+    metadata: of the classifier, {} if it cannot be read; index: all that the file of codes holds except the codes,
+    None if they cannot be read; test_rows: (n,) int64 rows of the test images in that file, empty without it;
+    confidence: (n,) float of each prediction, of the kind `confidence_kind`; note: what could not be read, and why.
     """
 
     address: Experiment
-    metrics: Mapping[str, Any]
-    outcomes: predictions.Predictions
-    facts: Mapping[str, Any]
+    scores: Scores
+    predictions: Predictions
+    metadata: Mapping[str, Any]
     index: reader.CodesIndex | None
-    tests: np.ndarray
-    sureness: np.ndarray
-    measure: str
+    test_rows: np.ndarray
+    confidence: np.ndarray
+    confidence_kind: ConfidenceKind
     note: str
 
     @property
     def name(self) -> str:
-        """The four words in one."""
+        """Dataset, backbone, layer and model in one."""
         return f"{self.address.dataset}/{self.address.backbone}/{self.address.layer}-{self.address.model}"
 
 
-def find_experiments(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[dict[str, Any]]:
-    """Return the address and metrics of every experiment under a folder of reports, the best first in each dataset.
+def find_experiments(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[Scores]:
+    """Return the scores of every experiment under a folder of reports, by dataset, the highest top-1 first.
 
-    Those on images of several labels each have no accuracy, and are left out: see `left_out`.
+    Experiments on multi-label images have no top-1 and are left out: see `find_multi_label`. PipelineError is raised if
+    there are no experiments of either kind.
     """
     rows = _read_metrics(folder, dataset, backbone)
     if not rows:
         raise errors.PipelineError(
             f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
         )
-    return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
+    scores = [cast(Scores, row) for row in rows if "top1" in row]
+    return sorted(scores, key=lambda row: (row["dataset"], -row["top1"]))
 
 
 def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[str]:
-    """Return the names of the experiments that `find` leaves out."""
-    return [
-        "/".join(row[w] for w in ADDRESS_WORDS) for row in _read_metrics(folder, dataset, backbone) if "top1" not in row
-    ]
+    """Return the names of the experiments on multi-label images."""
+    rows = _read_metrics(folder, dataset, backbone)
+    return ["/".join(row[word] for word in ADDRESS_WORDS) for row in rows if "top1" not in row]
 
 
 def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[dict[str, Any]]:
@@ -71,37 +73,54 @@ def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> li
     return rows
 
 
-def load_experiment(folder: Path, row: Mapping[str, Any]) -> ExperimentResult:
-    """Read an experiment's files; without its classifier and codes, or with others, it goes on with less."""
-    address = Experiment(*(row[word] for word in ADDRESS_WORDS))
-    found = predictions.read_predictions(folder / address.report.relative_to("reports"))
-    facts: dict[str, Any] = {}
+def address_of(scores: Scores) -> Experiment:
+    """Return the address of the experiment that has these scores."""
+    return Experiment(scores["dataset"], scores["backbone"], scores["layer"], scores["model"])
+
+
+def report_folder(folder: Path, address: Experiment) -> Path:
+    """Return where the scores of an experiment lie in a folder of reports."""
+    return folder / address.report.relative_to("reports")
+
+
+def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
+    """Read an experiment's files from a folder of reports, and its classifier and codes if they fit the predictions."""
+    address = address_of(scores)
+    outcomes = read_predictions(report_folder(folder, address))
+    metadata: dict[str, Any] = {}
     try:
-        facts = persistence.read_metadata(address.classifier)
-        index = reader.read_index(address.codes, facts["spec"].to_dict())
-        tests = np.flatnonzero(np.array(index.splits) == "test")
-        measure, sureness = _confidence(persistence.load(address.classifier), index, tests, found)
+        metadata = persistence.read_metadata(address.classifier)
+        index = reader.read_index(address.codes, metadata["spec"].to_dict())
+        rows = np.flatnonzero(np.array(index.splits) == "test")
+        kind, confidence = _confidence(persistence.load(address.classifier), index, rows, outcomes)
     except errors.PipelineError as error:
-        nothing = np.empty(0, np.int64)
-        return ExperimentResult(address, row, found, facts, None, nothing, found.margins, "margin", str(error))
-    return ExperimentResult(address, row, found, facts, index, tests, sureness, measure, "")
+        no_rows = np.empty(0, np.int64)
+        note = str(error)
+        return ExperimentResult(address, scores, outcomes, metadata, None, no_rows, outcomes.margins, "score", note)
+    return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, "")
 
 
 def _confidence(
-    classifier: persistence.SavedClassifier, index: reader.CodesIndex, tests: np.ndarray, found: predictions.Predictions
-) -> tuple[str, np.ndarray]:
-    """Return how sure the classifier is of each prediction, which must be the one that was written."""
-    best, leads, chances = [np.empty(0)], [np.empty(0)], [np.empty(0)]
-    for _, values in reader.blocks(index.path, tests):
+    classifier: persistence.SavedClassifier, index: reader.CodesIndex, rows: np.ndarray, outcomes: Predictions
+) -> tuple[ConfidenceKind, np.ndarray]:
+    """Return the kind and the (n,) values of the predictions' confidence.
+
+    PipelineError is raised if the classifier and the codes do not give the predictions that `evaluate` wrote.
+    """
+    highest, margins, probabilities = [np.empty(0)], [np.empty(0)], [np.empty(0)]
+    for _, values in reader.blocks(index.path, rows):
         top = np.partition(persistence.margins(classifier, values), -2, axis=1)[:, -2:]
-        best.append(top[:, 1].copy())  # a view would keep the whole block
-        leads.append(top[:, 1] - top[:, 0])
-        probabilities = persistence.probabilities(classifier, values)
-        if probabilities is not None:
-            chances.append(probabilities.max(1))
-    same = tuple(index.paths[row] for row in tests) == found.paths and index.classes == found.classes
-    if not same or not np.allclose(np.concatenate(best), found.margins, rtol=1e-3, atol=1e-4):
+        highest.append(top[:, 1].copy())  # a view would keep the whole block in memory
+        margins.append(top[:, 1] - top[:, 0])
+        block = persistence.probabilities(classifier, values)
+        if block is not None:
+            probabilities.append(block.max(1))
+    same_images = tuple(index.paths[row] for row in rows) == outcomes.paths and index.classes == outcomes.classes
+    if not same_images or not np.allclose(np.concatenate(highest), outcomes.margins, rtol=1e-3, atol=1e-4):
         raise errors.PipelineError(
-            "These scores are not those of the classifier and codes that lie here now. Run pipeline.evaluate again."
+            "These scores were not made with the classifier and the codes that are here now. "
+            "Run pipeline.evaluate again."
         )
-    return ("probability", np.concatenate(chances)) if len(chances) > 1 else ("lead", np.concatenate(leads))
+    if len(probabilities) > 1:
+        return "probability", np.concatenate(probabilities)
+    return "margin", np.concatenate(margins)

@@ -1,209 +1,179 @@
-"""Which images are worth looking at: mistakes, doubts, confusions, leaks, doubtful labels, and a map of them all."""
+"""The images of a dataset that are worth a look: leaks between splits, suspected label errors, outliers; and a map."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 import numpy as np
 
-from pipeline.analysis import neighbors, predictions
-from pipeline.codes import reader
-from pipeline.reporting import thumbnails
-from pipeline.reporting.experiments import ExperimentResult
+from pipeline.analysis import neighbors
+from pipeline.codes.reader import CodesIndex
+from pipeline.reporting.page_data import (
+    CodeMap,
+    DuplicatePair,
+    LabelErrors,
+    MapPoint,
+    Neighbour,
+    Outliers,
+    SplitLeaks,
+)
+from pipeline.reporting.thumbnails import Album, Priority
+
+Value = TypeVar("Value", bound=str | int)
 
 SHOWN = 24
-"""Images in each list."""
+"""Number of images in each list."""
 
 NEAREST = 5
-"""Training images beside each of them."""
+"""Number of nearest training images shown with each of them, and of images of a group of copies."""
 
-MAX_MATRIX_CLASSES = 200
-"""With more classes than these a matrix has no readable cells; its fullest ones are listed instead."""
-
-LISTED_CELLS = 200
-CELL_IMAGES = 12
-MAX_CELL_IMAGES = 4000
 MAP_IMAGES = 2000
-MAX_PAIRS = 200
+"""Number of images on the map."""
 
-FIRST, BESIDE, MAPPED, CONFUSED, CORRECT = range(5)
-"""The order in which thumbnails are given out until the budget is spent."""
+MAX_PAIRS = 200
+"""Number of near-duplicates that are counted."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of a dataset, by their rows in a file of codes, and the page's album that they go into."""
+    """The images of a dataset, by their rows in a file of codes; those that are shown go into the page's album."""
 
-    study: ExperimentResult
-    index: reader.CodesIndex
-    album: thumbnails.Album
+    root: Path
+    index: CodesIndex
+    album: Album
 
-    def add(self, row: int, wish: int) -> int:
+    def add(self, row: int, priority: Priority = Priority.LIST) -> int:
         """Put an image into the album and return its number there."""
         index = self.index
-        root = self.study.address.data
-        return self.album.add(root, index.paths[row], int(index.labels[row]), index.splits[row], wish)
+        return self.album.add(self.root, index.paths[row], int(index.labels[row]), index.splits[row], priority)
 
     def rows(self, *splits: str) -> np.ndarray:
-        """Return the rows of the codes in these splits."""
+        """Return the rows (n,) int64 of the images of these splits."""
         return np.flatnonzero(np.isin(self.index.splits, splits))
 
-    def near(self, rows: np.ndarray) -> list[list[tuple[int, float]]]:
-        """Return for each row its nearest training images: their numbers and distances."""
+    def nearest(self, rows: np.ndarray) -> list[list[Neighbour]]:
+        """Return the nearest training images of each row, the nearest first."""
         train = self.rows("train")
         if not len(rows) or not len(train):
             return [[] for _ in rows]
-        distances, found = neighbors.nearest(self.index.path, rows, train, NEAREST)
+        distances, nearest_rows = neighbors.nearest(self.index.path, rows, train, NEAREST)
         return [
-            [(self.add(row, BESIDE), round(float(d), 5)) for row, d in zip(line, far, strict=True) if d <= 2]
-            for line, far in zip(found.tolist(), distances, strict=True)
+            [
+                Neighbour(self.add(row, Priority.NEIGHBOUR), round(float(distance), 5))
+                for row, distance in zip(*line, strict=True)
+                if distance <= 2
+            ]
+            for line in zip(nearest_rows.tolist(), distances, strict=True)
         ]
 
 
-def prediction_lists(study: ExperimentResult, album: thumbnails.Album) -> dict[str, list[dict[str, Any]]]:
-    """Return the most confident mistakes and the least certain predictions, with their nearest training images."""
-    wrong = np.flatnonzero(~study.outcomes.correct)
-    chosen = {
-        "mistakes": wrong[np.argsort(-study.sureness[wrong], kind="stable")][:SHOWN],
-        "doubts": np.argsort(study.sureness, kind="stable")[:SHOWN],
-    }
-    return {name: _items(study, album, images) for name, images in chosen.items()}
-
-
-def _items(study: ExperimentResult, album: thumbnails.Album, images: np.ndarray) -> list[dict[str, Any]]:
-    near: list[list[tuple[int, float]]] = [[] for _ in images]
-    if study.index is not None:
-        near = Gallery(study, study.index, album).near(study.tests[images])
-    return [
-        {
-            "image": add_test(study, album, image, FIRST),
-            "said": int(study.outcomes.predicted[image]),
-            "sure": round(float(study.sureness[image]), 4),
-            "near": beside,
-        }
-        for image, beside in zip(images.tolist(), near, strict=True)
-    ]
-
-
-def add_test(study: ExperimentResult, album: thumbnails.Album, image: int, wish: int) -> int:
-    """Put a test image into the album and return its number there."""
-    found = study.outcomes
-    return album.add(study.address.data, found.paths[image], int(found.labels[image]), "test", wish)
-
-
-def confusion_cells(study: ExperimentResult, album: thumbnails.Album) -> list[tuple[int, int, int, list[int]]]:
-    """Return (true class, predicted class, images, numbers of some of them) for the cells that are to be shown.
-
-    Behind a mistake are the images that it was surest of, behind the diagonal the least sure.
-    """
-    found = predictions.confusions(study.outcomes)
-    wrong = [cell for cell in found if cell[0] != cell[1]]
-    if len(study.outcomes.classes) > MAX_MATRIX_CLASSES:
-        shown = wrong[:LISTED_CELLS]
-    else:
-        shown = wrong + [cell for cell in found if cell[0] == cell[1]]
-    left, result = MAX_CELL_IMAGES, []
-    for true, predicted, images in shown:
-        order = np.argsort(study.sureness[images] * (1 if true == predicted else -1), kind="stable")
-        few = images[order][: min(CELL_IMAGES, left)].tolist()
-        left -= len(few)
-        wish = CORRECT if true == predicted else CONFUSED
-        result.append((true, predicted, len(images), [add_test(study, album, image, wish) for image in few]))
-    return result
-
-
-def find_leaks_between_splits(gallery: Gallery) -> dict[str, Any]:
-    """Return the images that occur in several splits: the same bytes, and codes that are nearly the same."""
+def find_leaks_between_splits(gallery: Gallery) -> SplitLeaks:
+    """Return the images that occur in several splits: with the same bytes, or with nearly the same codes."""
     index = gallery.index
     groups = same_bytes(index, index.splits)
     copies = {row for group in groups for row in group}
-    found = []
-    for one, others in (("test", ("train", "val")), ("val", ("train",))):
-        ones = np.array([row for row in gallery.rows(one) if row not in copies], dtype=np.int64)
-        if len(ones) and len(gallery.rows(*others)):
-            found.append(neighbors.near_duplicates(index.path, ones, gallery.rows(*others), MAX_PAIRS))
-    pairs = [(pair, far) for some in found for pair, far in zip(some.pairs.tolist(), some.distances, strict=True)]
+    searches = []
+    for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
+        rows = np.array([row for row in gallery.rows(split) if row not in copies], dtype=np.int64)
+        others = gallery.rows(*other_splits)
+        if len(rows) and len(others):
+            searches.append(neighbors.near_duplicates(index.path, rows, others, MAX_PAIRS))
+    pairs = [pair for search in searches for pair in zip(search.pairs.tolist(), search.distances, strict=True)]
     pairs.sort(key=lambda pair: pair[1])
     return {
-        "copies": [[gallery.add(row, FIRST) for row in group[:NEAREST]] for group in groups[:SHOWN]],
+        "copies": _shown_groups(gallery, groups),
         "copies_total": len(groups),
-        "pairs": [
-            (gallery.add(a, FIRST), gallery.add(b, FIRST), round(float(far), 6)) for (a, b), far in pairs[:SHOWN]
+        "near_duplicates": [
+            DuplicatePair(gallery.add(row), gallery.add(other), round(float(distance), 6))
+            for (row, other), distance in pairs[:SHOWN]
         ],
-        "pairs_total": len(pairs),
-        "limit": [round(neighbors.DUPLICATE * some.median_distance, 6) for some in found],
-        "checked": sum(some.checked for some in found),
-        "of": sum(some.total for some in found),
+        "near_duplicates_total": len(pairs),
+        "distance_limits": [round(neighbors.DUPLICATE * search.median_distance, 6) for search in searches],
+        "checked": sum(search.checked for search in searches),
+        "total": sum(search.total for search in searches),
     }
 
 
-def same_bytes(index: reader.CodesIndex, column: Sequence[Any]) -> list[list[int]]:
-    """Return groups of rows whose files have the same bytes and that differ in `column` (n,), one row a value first."""
+def _shown_groups(gallery: Gallery, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[gallery.add(row) for row in group[:NEAREST]] for group in groups[:SHOWN]]
+
+
+def same_bytes(index: CodesIndex, values: Sequence[Value]) -> list[list[int]]:
+    """Return groups of rows whose files have the same bytes and whose `values` (n,) differ.
+
+    Each group begins with one row of each value.
+    """
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(index.digests):
         rows.setdefault(digest, []).append(row)
-    groups = [group for group in rows.values() if len({column[row] for row in group}) > 1]
-    return [_one_of_each(group, column) for group in groups]
+    groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
+    return [_one_of_each_first(group, values) for group in groups]
 
 
-def _one_of_each(group: Iterable[int], column: Sequence[Any]) -> list[int]:
-    first: dict[Any, int] = {}
-    rest = [row for row in group if first.setdefault(column[row], row) != row]
+def _one_of_each_first(group: Iterable[int], values: Sequence[Value]) -> list[int]:
+    first: dict[Value, int] = {}
+    rest = [row for row in group if first.setdefault(values[row], row) != row]
     return [*first.values(), *rest]
 
 
-def suspected_label_errors(gallery: Gallery) -> dict[str, Any]:
-    """Return the training images whose label a classifier trained on all the others contradicts most decidedly."""
+def suspected_label_errors(gallery: Gallery) -> LabelErrors:
+    """Return the labels that exact copies contradict, or a classifier that is trained on all other images.
+
+    Of the latter, those come first whose margin over the label's score is largest.
+    """
     index, train = gallery.index, gallery.rows("train")
-    twins = same_bytes(index, index.labels.tolist())
+    conflicts = same_bytes(index, index.labels.tolist())
     labels = index.labels[train]
-    said, leads = neighbors.leave_one_out_predictions(index.path, train, labels, len(index.classes))
-    wrong = np.flatnonzero(said != labels)
-    order = wrong[np.argsort(-leads[wrong], kind="stable")][:SHOWN]
-    near = gallery.near(train[order])
+    predicted, margins = neighbors.leave_one_out_predictions(index.path, train, labels, len(index.classes))
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(-margins[wrong], kind="stable")][:SHOWN]
     return {
-        "twins": [[gallery.add(row, FIRST) for row in group[:NEAREST]] for group in twins[:SHOWN]],
-        "twins_total": len(twins),
-        "items": [
+        "conflicting_duplicates": _shown_groups(gallery, conflicts),
+        "conflicting_duplicates_total": len(conflicts),
+        "suspected": [
             {
-                "image": gallery.add(int(train[place]), FIRST),
-                "said": int(said[place]),
-                "sure": round(float(leads[place]), 4),
-                "near": beside,
+                "image": gallery.add(int(train[place])),
+                "predicted": int(predicted[place]),
+                "confidence": round(float(margins[place]), 4),
+                "nearest": nearest,
             }
-            for place, beside in zip(order.tolist(), near, strict=True)
+            for place, nearest in zip(order.tolist(), gallery.nearest(train[order]), strict=True)
         ],
-        "total": len(wrong),
-        "of": len(train),
+        "suspected_total": len(wrong),
+        "n_train": len(train),
     }
 
 
-def outliers(gallery: Gallery) -> dict[str, Any]:
+def outliers(gallery: Gallery) -> Outliers:
     """Return the files of rare types, and the images whose nearest training image is farthest away."""
     index, train = gallery.index, gallery.rows("train")
+    total = len(index.labels)
     if len(train) < 2:
-        return {"types": [], "items": [], "checked": 0, "of": len(index.labels)}
-    lonely, checked = neighbors.find_outliers(index.path, np.arange(len(index.labels)), train, 2 * SHOWN)
-    found = sorted(zip(lonely.tolist(), gallery.near(lonely), strict=True), key=lambda item: -item[1][0][1])
-    items = [{"image": gallery.add(row, FIRST), "near": near} for row, near in found[:SHOWN]]
-    rare = [gallery.add(row, FIRST) for row in rare_types(index.paths)]
-    return {"types": rare, "items": items, "checked": checked, "of": len(index.labels)}
+        return {"rare_types": [], "images": [], "checked": 0, "total": total}
+    rows, checked = neighbors.find_outliers(index.path, np.arange(total), train, 2 * SHOWN)
+    by_distance = sorted(zip(rows.tolist(), gallery.nearest(rows), strict=True), key=lambda item: -item[1][0].distance)
+    return {
+        "rare_types": [gallery.add(row) for row in rare_types(index.paths)],
+        "images": [{"image": gallery.add(row), "nearest": nearest} for row, nearest in by_distance[:SHOWN]],
+        "checked": checked,
+        "total": total,
+    }
 
 
 def rare_types(paths: Sequence[str]) -> list[int]:
-    """Return where the files stand whose type (.gif) is that of less than one file in a hundred, the rarest first."""
+    """Return the places of files whose type (.gif) is that of less than one file in a hundred, the rarest first."""
     types = [PurePath(path).suffix.lower() for path in paths]
     counts = Counter(types)
-    rare = [row for row, kind in enumerate(types) if 100 * counts[kind] < len(paths)]
-    return sorted(rare, key=lambda row: counts[types[row]])[:SHOWN]
+    rare = [place for place, kind in enumerate(types) if 100 * counts[kind] < len(paths)]
+    return sorted(rare, key=lambda place: counts[types[place]])[:SHOWN]
 
 
-def code_map(gallery: Gallery) -> dict[str, Any] | None:
-    """Return (x, y, image number) of a sample of all images, x and y in 0…1000; None where there are too few."""
+def code_map(gallery: Gallery) -> CodeMap | None:
+    """Return the codes of a sample of all images in two dimensions; None if there are too few images."""
     index = gallery.index
     rows = np.arange(len(index.labels))
     if len(rows) < 5 or index.width < 2:
@@ -211,16 +181,11 @@ def code_map(gallery: Gallery) -> dict[str, Any] | None:
     if len(rows) > MAP_IMAGES:
         rows = np.sort(np.random.default_rng(0).choice(rows, MAP_IMAGES, replace=False))
     places = np.rint(1000 * neighbors.project_2d(index.path, rows)).astype(int).tolist()
-    points = [(x, y, gallery.add(row, MAPPED)) for (x, y), row in zip(places, rows.tolist(), strict=True)]
-    return {"points": points, "of": len(index.labels), "layer": index.spec.layer, "backbone": index.spec.backbone}
-
-
-def wrong_on_map(study: ExperimentResult, album: thumbnails.Album, flat: dict[str, Any] | None) -> dict[int, int]:
-    """Return {image number: predicted class} of the map's images that a study gets wrong."""
-    shown = {image for _, _, image in flat["points"]} if flat else set()
-    found = {}
-    for image in np.flatnonzero(~study.outcomes.correct).tolist():
-        number = album.number(study.address.data, study.outcomes.paths[image])
-        if number is not None and number in shown:
-            found[number] = int(study.outcomes.predicted[image])
-    return found
+    return {
+        "points": [
+            MapPoint(x, y, gallery.add(row, Priority.MAP)) for (x, y), row in zip(places, rows.tolist(), strict=True)
+        ],
+        "total": len(index.labels),
+        "backbone": index.spec.backbone,
+        "layer": index.spec.layer,
+    }

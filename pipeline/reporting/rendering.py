@@ -1,4 +1,4 @@
-"""A summary becomes one HTML file that needs no network: template, styles, script and data in one."""
+"""Render a summary as one HTML file that needs no network: template, styles, script and data in one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import base64
 import hashlib
 import json
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.reporting.page_data import Summary
+
 FOLDER = Path(__file__).parent / "page"
-DRAWN_BY_TEMPLATE = (
-    *("layers", "shots", "training", "advice", "path", "reliability", "calibration"),
-    *("parameters", "versions", "bad", "facts"),
+
+TEMPLATE_ONLY = (
+    *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
+    *("bad_files", "calibration", "reliability_chart", "path_chart", "facts", "comparison"),
 )
-"""Names, at any depth, of what the script does not need."""
+"""Keys of the summary, of its datasets and of its experiments that the template alone reads, not the script."""
+
+DIRECTIONAL = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of the invisible characters that change the direction of writing."""
 
 
-TURNING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Unicode's characters that only turn the direction of writing."""
-
-
-def render(summary: dict[str, Any]) -> str:
+def render(summary: Summary) -> str:
     """Return the page of a summary as HTML."""
-    summary = legible(summary) | {"parameters": summary["parameters"]}  # whose line breaks are its own
+    shown = cast(Summary, legible(summary))
+    shown["parameters"] = summary["parameters"]  # several lines, which stay lines
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -35,25 +40,29 @@ def render(summary: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    vouched = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = {name: value for name, value in summary.items() if name not in DRAWN_BY_TEMPLATE}
-    data["datasets"] = {name: _for_script(value) for name, value in summary["datasets"].items()}
-    data["experiments"] = [_for_script(value) for value in summary["experiments"]]
     return environment.get_template("page.html.j2").render(
-        summary=summary,
+        summary=shown,
         script=Markup(script),  # noqa: S704 - ours
-        script_hash=vouched,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
-        data=island(data),
+        data=island(script_data(shown)),
     )
 
 
-def _for_script(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in DRAWN_BY_TEMPLATE}
+def script_data(summary: Summary) -> dict[str, object]:
+    """Return the parts of a summary that the script reads."""
+    return _without_template_only(summary) | {
+        "datasets": {name: _without_template_only(dataset) for name, dataset in summary["datasets"].items()},
+        "experiments": [_without_template_only(experiment) for experiment in summary["experiments"]],
+    }
 
 
-def island(data: Any) -> Markup:
-    """Return data as JSON that stays inside a script element, whatever names are in it."""
+def _without_template_only(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in values.items() if name not in TEMPLATE_ONLY}
+
+
+def island(data: object) -> Markup:
+    """Return data as JSON for a script element, which no name in the data can end."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -61,21 +70,24 @@ def island(data: Any) -> Markup:
 
 
 def legible(value: Any) -> Any:
-    """Return data in which all text can be shown as what it is.
+    """Return data, dataclasses as dicts and tuples as lists, in which every text shows all of its characters.
 
-    Control characters, line breaks, what is not Unicode, and what would turn the direction of the letters after it
-    (in gnp.exe, say) become escapes.
+    Control characters, line breaks, bytes that are not Unicode, and characters that change the direction of writing
+    (which make exe.png look like gnp.exe, say) become escapes.
     """
     if isinstance(value, str):
         text = value.encode("utf-8", "backslashreplace").decode("utf-8")
         return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
     if isinstance(value, dict):
         return {legible(name): legible(inner) for name, inner in value.items()}
-    return [legible(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+    return [legible(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _is_hidden(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or unicodedata.bidirectional(character) in TURNING
+    hidden = unicodedata.category(character) in ("Cc", "Zl", "Zp")
+    return hidden or unicodedata.bidirectional(character) in DIRECTIONAL
 
 
 def _escape(character: str) -> str:

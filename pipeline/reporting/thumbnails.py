@@ -1,10 +1,11 @@
-"""Small JPEG copies of images for a page, each embedded once, the most wanted first, up to a budget."""
+"""Thumbnails for a page: small JPEG copies of images, one per image, by priority, up to a budget."""
 
 from __future__ import annotations
 
 import base64
 import io
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from PIL import Image
@@ -12,66 +13,72 @@ from PIL import Image
 from pipeline.images import decoding, parallel
 
 SIDE = 64
-"""Pixels of the longer side."""
+"""Length of the longer side, in pixels."""
 
 QUALITY = 75
+"""JPEG quality."""
+
+
+class Priority(IntEnum):
+    """Where an image is shown; thumbnails are made in this order until the budget is spent."""
+
+    LIST = 0
+    NEIGHBOUR = 1
+    MAP = 2
+    CONFUSION = 3
+    CORRECT = 4
 
 
 @dataclass
 class AlbumImage:
-    """An image that a page refers to by its number in an album.
-
-    root: the dataset's folder, where `path` starts; label: class number; wish: how much it wants to be seen, the
-    smaller the more.
-    """
+    """An image that a page refers to by its number in an album; root: folder of the dataset, where `path` starts."""
 
     root: Path
     path: str
     label: int
     split: str
-    wish: int
+    priority: Priority
 
 
 class Album:
-    """The images of a page, each once."""
+    """The images of a page, each of them once."""
 
     def __init__(self) -> None:
-        self.pictures: list[AlbumImage] = []
+        self.images: list[AlbumImage] = []
         self._numbers: dict[Path, int] = {}
 
-    def add(self, root: Path, path: str, label: int, split: str, wish: int) -> int:
-        """Return the number of an image, which is new or known already; of several wishes the strongest counts."""
+    def add(self, root: Path, path: str, label: int, split: str, priority: Priority) -> int:
+        """Add an image, if it is not in the album yet, and return its number; it keeps its highest priority."""
         file = root / path
-        number = self._numbers.setdefault(file, len(self.pictures))
-        if number == len(self.pictures):
-            self.pictures.append(AlbumImage(root, path, label, split, wish))
-        self.pictures[number].wish = min(wish, self.pictures[number].wish)
+        number = self._numbers.setdefault(file, len(self.images))
+        if number == len(self.images):
+            self.images.append(AlbumImage(root, path, label, split, priority))
+        self.images[number].priority = min(priority, self.images[number].priority)
         return number
 
     def number(self, root: Path, path: str) -> int | None:
-        """Return the number of an image, or None where it is not in the album."""
+        """Return the number of an image, or None if it is not in the album."""
         return self._numbers.get(root / path)
 
     def thumbnails(self, budget: int) -> dict[int, str]:
-        """Return {number: JPEG in base64} of the most wanted images, `budget` characters in all at most."""
-        order = sorted(range(len(self.pictures)), key=lambda number: self.pictures[number].wish)
-        files = [self.pictures[number].root / self.pictures[number].path for number in order]
+        """Return {number: JPEG file in base64} by priority, at most `budget` characters in all."""
+        order = sorted(range(len(self.images)), key=lambda number: self.images[number].priority)
+        files = [self.images[number].root / self.images[number].path for number in order]
         threads = parallel.default_threads()
-        found: dict[int, str] = {}
-        for number, small in zip(
-            order, parallel.ordered_map(make_thumbnail, files, threads, ahead=4 * threads), strict=False
-        ):
-            if isinstance(small, decoding.BadImage):
+        results = parallel.ordered_map(make_thumbnail, files, threads, ahead=4 * threads)
+        thumbnails: dict[int, str] = {}
+        for number, thumbnail in zip(order, results, strict=False):
+            if isinstance(thumbnail, decoding.BadImage):
                 continue
-            budget -= len(small)
+            budget -= len(thumbnail)
             if budget < 0:
                 break
-            found[number] = small
-        return found
+            thumbnails[number] = thumbnail
+        return thumbnails
 
 
 def make_thumbnail(file: Path) -> str:
-    """Return an image file as a JPEG of at most 64 × 64 pixels, in base64; raise `BadImage` if it is none."""
+    """Return an image as a JPEG file of at most 64 × 64 pixels, in base64; raise `BadImage` if it cannot be read."""
     image = decoding.decode(decoding.read_bytes(file), enough=2 * SIDE)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

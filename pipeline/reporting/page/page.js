@@ -1,16 +1,19 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const NUMBERED = 30, CELLS = 200, CHIPS = 24, CARDS = 8;
+/* With more classes than these: no numbers in the matrix, no matrix, a select instead of buttons; cards before "show all". */
+const MAX_NUMBERED = 30, MAX_MATRIX = 200, MAX_CHIPS = 24, SHOWN_CARDS = 8;
 const PALETTE = ["#3b7dd8", "#e0782f", "#2fa36b", "#c64fa8", "#b39a1f", "#22a5b8", "#d34a4a", "#8a6ae0", "#7d8794", "#a0673a"];
-let picked = data.experiments[0];
+let experiment = data.experiments[0];
 
 const $ = (id) => document.getElementById(id);
-const dataset = () => data.datasets[picked.dataset];
+const dataset = () => data.datasets[experiment.dataset];
+const study = () => dataset().study;
 const className = (number) => dataset().classes[number];
 const count = (number) => number.toLocaleString("en");
-const share = (number, of) => (of ? (100 * number / of).toFixed(1) + "%" : "–");
+const support = (label) => experiment.per_class[label][3];
+const percent = (number, of) => (of ? (100 * number / of).toFixed(1) + "%" : "–");
 
-/* All text goes in as text nodes, never as HTML: names of files and classes are anybody's. */
+/* All text goes in as text nodes, never as HTML: names of files and classes can be anything. */
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -33,11 +36,11 @@ function show(frame) {
   if (frame.firstChild) return;
   const image = el("img", { alt: "" });
   image.onload = () => image.classList.toggle("tiny", Math.max(image.naturalWidth, image.naturalHeight) <= 32);
-  image.src = "data:image/jpeg;base64," + data.thumbs[frame.dataset.thumb];
+  image.src = "data:image/jpeg;base64," + data.thumbnails[frame.dataset.thumb];
   frame.append(image);
 }
-function thumb(number, now) {
-  if (!data.thumbs[number]) return el("span", { class: "thumb" }, "no thumbnail");
+function thumbnail(number, now) {
+  if (!data.thumbnails[number]) return el("span", { class: "thumb" }, "no thumbnail");
   const frame = el("span", { class: "thumb", "data-thumb": number });
   if (now) show(frame); else seen.observe(frame);
   return frame;
@@ -46,25 +49,26 @@ const pathOf = (number) => data.images[number][0];
 const labelOf = (number) => data.images[number][1];
 const splitOf = (number) => data.images[number][2];
 
-function neighbours(near, label) {
-  if (!near.length) return null;
-  return el("div", { class: "near" }, el("span", {}, "nearest training images, distance"), near.map(([number, far]) =>
-    el("figure", { title: `${pathOf(number)}\n${className(labelOf(number))}, distance ${far}` }, thumb(number),
-      el("figcaption", { class: labelOf(number) === label ? null : "other" }, name(className(labelOf(number))), el("br"), far.toPrecision(2)))));
+function neighbours(nearest, label) {
+  if (!nearest.length) return null;
+  return el("div", { class: "near" }, el("span", {}, "nearest training images, distance"), nearest.map(([number, distance]) =>
+    el("figure", { title: `${pathOf(number)}\n${className(labelOf(number))}, distance ${distance}` }, thumbnail(number),
+      el("figcaption", { class: labelOf(number) === label ? null : "other" }, name(className(labelOf(number))), el("br"), distance.toPrecision(2)))));
 }
-function card(item, said) {
+/* texts: what stands before the predicted class and before the confidence. */
+function card(item, texts = {}) {
   const label = labelOf(item.image);
-  return el("div", { class: "card" }, thumb(item.image), el("div", { class: "words" },
+  return el("div", { class: "card" }, thumbnail(item.image), el("div", { class: "words" },
     el("div", {}, splitOf(item.image) === "test" ? "label " : `${splitOf(item.image)}, label `, el("b", {}, name(className(label)))),
-    item.said === undefined ? null : el("div", {}, said, " ", el("b", { class: item.said === label ? null : "other" }, name(className(item.said)))),
-    item.sure === undefined ? null : el("div", {}, item.sureness || "", " ", String(item.sure)),
-    name(pathOf(item.image), "path")), neighbours(item.near || [], label));
+    item.predicted === undefined ? null : el("div", {}, texts.predicted, " ", el("b", { class: item.predicted === label ? null : "other" }, name(className(item.predicted)))),
+    item.confidence === undefined ? null : el("div", {}, texts.confidence, " ", String(item.confidence)),
+    name(pathOf(item.image), "path")), neighbours(item.nearest || [], label));
 }
 
-/* Of a long gallery the first cards are shown until all are asked for; on paper all of them are. */
+/* A long gallery shows its first cards and a button that shows all; printing shows all. */
 function gallery(cards) {
-  const box = el("div", { class: cards.length > CARDS ? "gallery short" : "gallery" }, cards);
-  if (cards.length <= CARDS) return [box];
+  const box = el("div", { class: cards.length > SHOWN_CARDS ? "gallery short" : "gallery" }, cards);
+  if (cards.length <= SHOWN_CARDS) return [box];
   const all = el("button", { class: "small-button", onclick: () => { box.classList.remove("short"); all.remove(); } }, `show all ${cards.length}`);
   return [box, all];
 }
@@ -88,55 +92,56 @@ function sortable(heads, rows) {
 }
 const number = (value, text) => el("td", { class: "n", "data-v": value }, text === undefined ? String(value) : text);
 
-/* Confusion: cells with numbers, a picture of many cells, or only the list. */
-function openCell([truth, said, images, shown]) {
-  const dialog = $("behind"), same = truth === said;
-  dialog.querySelector("h3").replaceChildren(name(className(truth)), same ? " predicted right" : " predicted as ", same ? "" : name(className(said)), `: ${count(images)}`);
-  dialog.querySelector("p").textContent = !shown.length ? "None of these images is kept in this page." :
-    shown.length < images ? `Shown are ${shown.length} of ${count(images)}, the ${same ? "least" : "most"} certain first.` : `The ${same ? "least" : "most"} certain first.`;
-  dialog.querySelector(".gallery").replaceChildren(...shown.map((image) => card({ image, said }, "predicted")));
+/* Confusion: a table with numbers, a canvas of many cells, or only the list of the largest cells. */
+function openCell([label, predicted, images, shown]) {
+  const dialog = $("cell"), correct = label === predicted;
+  dialog.querySelector("h3").replaceChildren(name(className(label)), correct ? " predicted correctly" : " predicted as ", correct ? "" : name(className(predicted)), `: ${count(images)}`);
+  const order = `${correct ? "lowest" : "highest"} confidence first`;
+  dialog.querySelector("p").textContent = !shown.length ? "None of these images is in this page." :
+    shown.length < images ? `${shown.length} of ${count(images)} images, the ${order}.` : `The ${order}.`;
+  dialog.querySelector(".gallery").replaceChildren(...shown.map((image) => card({ image, predicted }, { predicted: "predicted" })));
   dialog.showModal();
 }
-function tint(truth, said, part) {
-  return `rgb(var(--${truth === said ? "good" : "bad"}) / ${(0.08 + 0.82 * Math.sqrt(part)).toFixed(3)})`;
+function tint(label, predicted, share) {
+  return `rgb(var(--${label === predicted ? "good" : "bad"}) / ${(0.08 + 0.82 * Math.sqrt(share)).toFixed(3)})`;
 }
-function numbered(classes, cells) {
-  const found = new Map(cells.map((cell) => [cell[0] * classes.length + cell[1], cell]));
+function confusionTable(classes, cells) {
+  const cellAt = new Map(cells.map((cell) => [cell[0] * classes.length + cell[1], cell]));
   const upright = classes.some((text) => [...text].length > 4) && classes.length > 4;
-  const box = (truth, said) => {
-    const cell = found.get(truth * classes.length + said);
+  const box = (label, predicted) => {
+    const cell = cellAt.get(label * classes.length + predicted);
     if (!cell) return el("td", {});
-    const part = cell[2] / picked.per_class[truth][3], td = el("td", {}, el("button", {
-      title: `${className(truth)} → ${className(said)}: ${cell[2]}, ${share(cell[2], picked.per_class[truth][3])} of the class`,
-      "data-cell": `${truth},${said}`, onclick: () => openCell(cell) }, String(cell[2])));
-    td.style.background = tint(truth, said, part);
+    const part = cell[2] / support(label), td = el("td", {}, el("button", {
+      title: `${className(label)} → ${className(predicted)}: ${cell[2]}, ${percent(cell[2], support(label))} of the class`,
+      "data-cell": `${label},${predicted}`, onclick: () => openCell(cell) }, String(cell[2])));
+    td.style.background = tint(label, predicted, part);
     if (part > 0.3) td.style.color = "#fff";
     return td;
   };
   return [el("p", { class: "side" }, "Rows: true class; columns: predicted. Click a number for its images."),
     el("div", { class: "scroll" }, el("table", { class: "matrix" + (upright ? " upright" : "") + (classes.length <= 5 ? " few" : "") },
     el("thead", {}, el("tr", {}, el("th"), classes.map((text) => el("th", { scope: "col" }, name(text))))),
-    el("tbody", {}, classes.map((text, truth) => el("tr", {}, el("th", { scope: "row" }, name(text)), classes.map((_, said) => box(truth, said)))))))];
+    el("tbody", {}, classes.map((text, label) => el("tr", {}, el("th", { scope: "row" }, name(text)), classes.map((_, predicted) => box(label, predicted)))))))];
 }
-function painted(classes, cells) {
+function confusionCanvas(classes, cells) {
   const size = Math.max(3, Math.min(16, Math.floor(Math.min(760, innerWidth - 30, $("confusion").clientWidth || 760) / classes.length)));
-  const canvas = el("canvas", { class: "fields", width: classes.length * size, height: classes.length * size, role: "img", "aria-label": "confusion matrix; its fullest cells are listed below" });
+  const canvas = el("canvas", { class: "fields", width: classes.length * size, height: classes.length * size, role: "img", "aria-label": "confusion matrix; its largest cells are listed below" });
   const style = getComputedStyle(document.documentElement), brush = canvas.getContext("2d");
-  const found = new Map(cells.map((cell) => [cell[0] * classes.length + cell[1], cell]));
+  const cellAt = new Map(cells.map((cell) => [cell[0] * classes.length + cell[1], cell]));
   brush.fillStyle = style.getPropertyValue("--raised");
   brush.fillRect(0, 0, canvas.width, canvas.height);
-  for (const [truth, said, images] of cells) {
-    const alpha = 0.15 + 0.85 * Math.sqrt(images / picked.per_class[truth][3]);
-    brush.fillStyle = `rgb(${style.getPropertyValue(truth === said ? "--good" : "--bad")} / ${alpha})`;
-    brush.fillRect(said * size, truth * size, size, size);
+  for (const [label, predicted, images] of cells) {
+    const alpha = 0.15 + 0.85 * Math.sqrt(images / support(label));
+    brush.fillStyle = `rgb(${style.getPropertyValue(label === predicted ? "--good" : "--bad")} / ${alpha})`;
+    brush.fillRect(predicted * size, label * size, size, size);
   }
-  /* The cell under the pointer; as cells are small, else the nearest one within 8 pixels that holds images. */
+  /* The cell under the pointer, or, as cells are small, the nearest one within 8 pixels that has images. */
   const at = (event) => {
     const row = Math.floor(event.offsetY / size), column = Math.floor(event.offsetX / size), reach = Math.floor(8 / size);
     let best, nearest = Infinity;
-    for (let truth = row - reach; truth <= row + reach; truth++) for (let said = column - reach; said <= column + reach; said++) {
-      const cell = said >= 0 && said < classes.length && found.get(truth * classes.length + said), far = (truth - row) ** 2 + (said - column) ** 2;
-      if (cell && far < nearest) [best, nearest] = [cell, far];
+    for (let label = row - reach; label <= row + reach; label++) for (let predicted = column - reach; predicted <= column + reach; predicted++) {
+      const cell = predicted >= 0 && predicted < classes.length && cellAt.get(label * classes.length + predicted), distance = (label - row) ** 2 + (predicted - column) ** 2;
+      if (cell && distance < nearest) [best, nearest] = [cell, distance];
     }
     return best;
   };
@@ -148,7 +153,7 @@ function painted(classes, cells) {
   canvas.addEventListener("click", (event) => { const cell = at(event); hideTip(); if (cell) openCell(cell); });
   return [el("p", { class: "side" }, "Rows: true class; columns: predicted, both in the order of the table below. Click a cell for its images."), el("div", { class: "scroll" }, canvas)];
 }
-function fullest(classes, cells) {
+function largestConfusions(classes, cells) {
   const wrong = cells.filter((cell) => cell[0] !== cell[1]);
   if (!wrong.length) return [el("p", {}, "No mistakes.")];
   const holder = el("div"), filter = el("input", { type: "search", placeholder: "a class", "aria-label": "show confusions of a class", class: "filter" });
@@ -157,47 +162,47 @@ function fullest(classes, cells) {
     const rows = wrong.filter((cell) => !text || classes[cell[0]].toLowerCase().includes(text) || classes[cell[1]].toLowerCase().includes(text)).slice(0, 200);
     holder.replaceChildren(sortable([["true"], ["predicted"], ["images", 1], ["share", 1], [""]], rows.map((cell) => el("tr", {},
       el("td", {}, name(classes[cell[0]])), el("td", {}, name(classes[cell[1]])), number(cell[2], count(cell[2])),
-      number(cell[2] / picked.per_class[cell[0]][3], share(cell[2], picked.per_class[cell[0]][3])),
+      number(cell[2] / support(cell[0]), percent(cell[2], support(cell[0]))),
       el("td", {}, el("button", { class: "small-button", "data-listed": `${cell[0]},${cell[1]}`, onclick: () => openCell(cell) }, "images"))))));
   };
   filter.addEventListener("input", list);
   list();
-  return [el("h3", {}, "The fullest confusions"), classes.length > 12 ? el("p", { class: "filter" }, filter) : null, holder];
+  return [el("h3", {}, "The largest confusions"), classes.length > 12 ? el("p", { class: "filter" }, filter) : null, holder];
 }
 function confusion() {
-  const classes = dataset().classes, cells = picked.cells;
-  document.querySelector(".columns").classList.toggle("broad", classes.length > 16 && classes.length <= CELLS);
-  const top = classes.length <= NUMBERED ? numbered(classes, cells) : classes.length <= CELLS ? painted(classes, cells) :
-    el("p", { class: "small" }, `${count(classes.length)} classes are too many for a matrix with readable cells: these are the fullest of its cells.`);
-  fill("confusion", top, fullest(classes, cells));
+  const classes = dataset().classes, cells = experiment.confusion_cells;
+  document.querySelector(".columns").classList.toggle("broad", classes.length > 16 && classes.length <= MAX_MATRIX);
+  const top = classes.length <= MAX_NUMBERED ? confusionTable(classes, cells) : classes.length <= MAX_MATRIX ? confusionCanvas(classes, cells) :
+    el("p", { class: "small" }, `${count(classes.length)} classes are too many for a matrix with readable cells; the largest cells are listed.`);
+  fill("confusion", top, largestConfusions(classes, cells));
 }
 function perClass() {
   fill("per-class", sortable([["class"], ["precision", 1], ["recall", 1], ["F1", 1], ["support", 1]], dataset().classes.map((text, place) => {
-    const [precision, recall, f1, support] = picked.per_class[place];
-    return el("tr", {}, el("td", {}, name(text)), [precision, recall, f1].map((value) => number(value, value.toFixed(4))), number(support, count(support)));
+    const [precision, recall, f1, images] = experiment.per_class[place];
+    return el("tr", {}, el("td", {}, name(text)), [precision, recall, f1].map((value) => number(value, value.toFixed(4))), number(images, count(images)));
   })));
 }
 
-/* The map: one canvas; a grid finds the point under the pointer. */
+/* The map: one canvas; the point nearest to the pointer is the one that it shows. */
 const colour = (label) => (dataset().classes.length <= PALETTE.length ? PALETTE[label] : `hsl(${(label * 137.5) % 360} 62% 52%)`);
 function map() {
-  const flat = dataset().map;
-  if (!flat) { fill("map-note"); fill("map-body", el("p", {}, "There are no codes beside these scores, or too few images for a map.")); return; }
-  $("map-note").textContent = `${flat.points.length < flat.of ? `A sample of ${count(flat.points.length)} of the ${count(flat.of)} images` : `All ${count(flat.of)} images`}, ` +
-    `coloured by class: codes of ${flat.backbone}, ${flat.layer}, reduced by PCA to 50 dimensions, then by t-SNE to two. Large dots are test images, small ones training images; a ring marks what ${picked.name} gets wrong. Distances between far groups mean little.`;
+  const codeMap = study()?.code_map;
+  if (!codeMap) { fill("map-note"); fill("map-body", el("p", {}, "There are no codes for these scores, or too few images for a map.")); return; }
+  $("map-note").textContent = `${codeMap.points.length < codeMap.total ? `A sample of ${count(codeMap.points.length)} of the ${count(codeMap.total)} images` : `All ${count(codeMap.total)} images`}, ` +
+    `coloured by class: codes of ${codeMap.backbone}, ${codeMap.layer}, reduced to 50 dimensions by PCA, then to two by t-SNE. Large dots are test images, small dots are other images; a ring marks a mistake of ${experiment.name}. Distances between groups far apart mean little.`;
   const canvas = el("canvas", { "aria-label": "map of the codes" }), plot = el("div", { class: "plot" }, canvas);
   const classes = dataset().classes;
-  let lit = null;
-  const light = (label) => { lit = lit === label ? null : label; for (const chip of chips.querySelectorAll("button")) chip.setAttribute("aria-pressed", String(Number(chip.dataset.class) === lit)); draw(); };
+  let highlighted = null;
+  const highlight = (label) => { highlighted = highlighted === label ? null : label; for (const chip of chips.querySelectorAll("button")) chip.setAttribute("aria-pressed", String(Number(chip.dataset.class) === highlighted)); draw(); };
   const chips = el("div", { class: "chips" });
-  if (classes.length <= CHIPS) chips.append(...classes.map((text, label) => {
+  if (classes.length <= MAX_CHIPS) chips.append(...classes.map((text, label) => {
     const dot = el("i");
     dot.style.background = colour(label);
-    return el("button", { "data-class": label, "aria-pressed": "false", title: text, onclick: () => light(label) }, dot, name(text));
+    return el("button", { "data-class": label, "aria-pressed": "false", title: text, onclick: () => highlight(label) }, dot, name(text));
   }));
   else {
     const select = el("select", { "aria-label": "highlight a class" }, el("option", { value: "" }, "highlight a class"), classes.map((text, label) => el("option", { value: label }, text)));
-    select.addEventListener("change", () => { lit = select.value === "" ? null : Number(select.value); draw(); });
+    select.addEventListener("change", () => { highlighted = select.value === "" ? null : Number(select.value); draw(); });
     chips.append(select);
   }
   const margin = 14;
@@ -209,28 +214,28 @@ function map() {
     canvas.width = canvas.height = side * scale;
     brush.scale(scale, scale);
     const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink");
-    for (const point of flat.points) {
+    for (const point of codeMap.points) {
       const [x, y] = place(point), label = labelOf(point[2]), test = splitOf(point[2]) === "test";
-      brush.globalAlpha = lit !== null && lit !== label ? 0.08 : test ? 0.95 : 0.6;
+      brush.globalAlpha = highlighted !== null && highlighted !== label ? 0.08 : test ? 0.95 : 0.6;
       brush.fillStyle = colour(label);
       brush.beginPath(); brush.arc(x, y, test ? 4 : 2.6, 0, 7); brush.fill();
-      if (picked.wrong[point[2]] !== undefined) { brush.strokeStyle = ink; brush.lineWidth = 1.4; brush.beginPath(); brush.arc(x, y, 6, 0, 7); brush.stroke(); }
+      if (experiment.mistakes_on_map[point[2]] !== undefined) { brush.strokeStyle = ink; brush.lineWidth = 1.4; brush.beginPath(); brush.arc(x, y, 6, 0, 7); brush.stroke(); }
     }
     brush.globalAlpha = 1;
   }
-  function under(event) {
+  function imageUnder(event) {
     let best = null, nearest = 14 ** 2;
-    for (const point of flat.points) {
-      const [x, y] = place(point), far = (x - event.offsetX) ** 2 + (y - event.offsetY) ** 2;
-      if (far < nearest) [best, nearest] = [point[2], far];
+    for (const point of codeMap.points) {
+      const [x, y] = place(point), distance = (x - event.offsetX) ** 2 + (y - event.offsetY) ** 2;
+      if (distance < nearest) [best, nearest] = [point[2], distance];
     }
     return best;
   }
   const hover = (event) => {
-    const image = under(event);
+    const image = imageUnder(event);
     if (image === null) return hideTip();
-    const said = picked.wrong[image];
-    tip(event, thumb(image, true), el("div", {}, el("b", {}, name(className(labelOf(image)))), ", ", splitOf(image), said === undefined ? null : [", predicted ", el("b", { class: "other" }, name(className(said)))]), name(pathOf(image)));
+    const predicted = experiment.mistakes_on_map[image];
+    tip(event, thumbnail(image, true), el("div", {}, el("b", {}, name(className(labelOf(image)))), ", ", splitOf(image), predicted === undefined ? null : [", predicted ", el("b", { class: "other" }, name(className(predicted)))]), name(pathOf(image)));
   };
   canvas.addEventListener("pointermove", hover);
   canvas.addEventListener("pointerdown", hover);
@@ -253,76 +258,79 @@ function tip(event, ...children) {
 }
 function hideTip() { $("tip").hidden = true; }
 
-/* Leakage and labels. */
-function together(numbers, facts) {
+/* Leakage, labels and outliers. */
+function groupCard(numbers, fact) {
   const labels = new Set(numbers.map(labelOf));
-  return el("div", { class: "card" }, el("div", { class: "pair" }, numbers.map((image) => el("figure", {}, thumb(image), el("figcaption", {},
+  return el("div", { class: "card" }, el("div", { class: "pair" }, numbers.map((image) => el("figure", {}, thumbnail(image), el("figcaption", {},
     splitOf(image), ", ", el("b", { class: labels.size > 1 ? "other" : null }, name(className(labelOf(image)))), el("br"), name(pathOf(image), "path"))))),
-    el("div", { class: "pair" }, facts, labels.size > 1 ? el("b", { class: "other" }, "labels differ") : null));
+    el("div", { class: "pair" }, fact, labels.size > 1 ? el("b", { class: "other" }, "labels differ") : null));
 }
-const more = (shown, all) => (shown < all ? `, the first ${shown} of them here` : "");
+const shownOf = (shown, all) => (shown < all ? `, the first ${shown} are shown` : "");
 function leakage() {
-  const leaks = dataset().leaks;
-  if (!leaks) { fill("leakage-body", el("p", {}, "There are no codes beside these scores to compare images by.")); return; }
-  const part = leaks.checked < leaks.of ? `${count(leaks.checked)} of the ${count(leaks.of)} images outside the training split` : `all ${count(leaks.of)} images outside the training split that have no exact copy`;
+  const leaks = study()?.leaks;
+  if (!leaks) { fill("leakage-body", el("p", {}, "There are no codes for these scores to compare the images by.")); return; }
+  const part = leaks.checked < leaks.total ? `${count(leaks.checked)} of the ${count(leaks.total)} images outside the training split` : `all ${count(leaks.total)} images outside the training split that have no exact copy`;
   fill("leakage-body",
-    el("h3", {}, `The same bytes in several splits: ${leaks.copies_total || "none"}`, more(leaks.copies.length, leaks.copies_total)),
-    gallery(leaks.copies.map((group) => together(group, "same SHA-256"))),
-    el("h3", {}, `Nearly the same codes in two splits: ${leaks.pairs_total || "none"}`, more(leaks.pairs.length, leaks.pairs_total)),
-    el("p", { class: "small" }, `Sought for ${part}, by the codes of ${dataset().layer}: pairs at a distance (1 − cosine) of at most ${leaks.limit.join(" or ") || "–"}, a fiftieth of the median between two images.`),
-    gallery(leaks.pairs.map(([one, other, far]) => together([one, other], `distance ${far}`))));
+    el("h3", {}, `The same bytes in several splits: ${leaks.copies_total || "none"}`, shownOf(leaks.copies.length, leaks.copies_total)),
+    gallery(leaks.copies.map((group) => groupCard(group, "same SHA-256"))),
+    el("h3", {}, `Nearly the same codes in two splits: ${leaks.near_duplicates_total || "none"}`, shownOf(leaks.near_duplicates.length, leaks.near_duplicates_total)),
+    el("p", { class: "small" }, `For ${part}, by the codes of ${study().layer}: pairs at a distance (1 − cosine) of at most ${leaks.distance_limits.join(" or ") || "–"}, a fiftieth of the median distance between two images.`),
+    gallery(leaks.near_duplicates.map(([image, other, distance]) => groupCard([image, other], `distance ${distance}`))));
 }
 function labels() {
-  const found = dataset().labels;
-  if (!found) { fill("labels-body", el("p", {}, "There are no codes beside these scores to predict labels from.")); return; }
+  const errors = study()?.label_errors;
+  if (!errors) { fill("labels-body", el("p", {}, "There are no codes for these scores to predict labels from.")); return; }
   fill("labels-body",
-    found.twins_total ? [el("h3", {}, `The same bytes under two labels: ${found.twins_total}`, more(found.twins.length, found.twins_total)),
-      gallery(found.twins.map((group) => together(group, "same SHA-256")))] : null,
-    el("h3", {}, `Training labels that the other images contradict: ${count(found.total)} of ${count(found.of)}`, more(found.items.length, found.total)),
-    el("p", { class: "small" }, `Each training image is predicted by a least-squares classifier trained on all the others (leave-one-out) from the codes of ${dataset().layer}; the most decided contradictions come first. Most are hard images, some are wrong labels.`),
-    gallery(found.items.map((item) => card({ ...item, sureness: "ahead by" }, "the others say"))));
+    errors.conflicting_duplicates_total ? [el("h3", {}, `The same bytes with two labels: ${errors.conflicting_duplicates_total}`, shownOf(errors.conflicting_duplicates.length, errors.conflicting_duplicates_total)),
+      gallery(errors.conflicting_duplicates.map((group) => groupCard(group, "same SHA-256")))] : null,
+    el("h3", {}, `Training labels that the other images contradict: ${count(errors.suspected_total)} of ${count(errors.n_train)}`, shownOf(errors.suspected.length, errors.suspected_total)),
+    el("p", { class: "small" }, `Each training image is predicted by a least-squares classifier trained on all the others (leave-one-out) from the codes of ${study().layer}; the contradictions of largest margin come first. Most are difficult images, some are wrong labels.`),
+    gallery(errors.suspected.map((item) => card(item, { predicted: "predicted", confidence: "margin" }))));
 }
 
-function odd() {
-  const found = dataset().odd;
-  if (!found) { fill("odd-body", el("p", {}, "There are no codes beside these scores to compare images by.")); return; }
-  const part = found.checked < found.of ? `a sample of ${count(found.checked)} of the ${count(found.of)} images` : `all ${count(found.of)} images`;
-  fill("odd-body",
-    found.types.length ? [el("h3", {}, "Files of a rare type"), gallery(found.types.map((image) => card({ image })))] : null,
-    el("h3", {}, "Like no training image"),
-    el("p", { class: "small" }, `Of ${part}, those whose nearest training image is farthest, by the codes of ${dataset().layer}: files that got in by mistake, placeholders, rare views.`),
-    gallery(found.items.map((item) => card(item))));
+function outliers() {
+  const found = study()?.outliers;
+  if (!found) { fill("outliers-body", el("p", {}, "There are no codes for these scores to compare the images by.")); return; }
+  const part = found.checked < found.total ? `a sample of ${count(found.checked)} of the ${count(found.total)} images` : `all ${count(found.total)} images`;
+  fill("outliers-body",
+    found.rare_types.length ? [el("h3", {}, "Files of a rare type"), gallery(found.rare_types.map((image) => card({ image })))] : null,
+    el("h3", {}, "Unlike all training images"),
+    el("p", { class: "small" }, `Of ${part}, those whose nearest training image is farthest away, by the codes of ${study().layer}: files that are there by mistake, placeholders, rare views.`),
+    gallery(found.images.map((item) => card(item))));
 }
 
-const MEASURES = { probability: "probability", lead: "margin ahead of the runner-up", margin: "margin" };
+const CONFIDENCE = { probability: "probability", margin: "margin over the second class", score: "score of the predicted class" };
 function pick(place) {
-  picked = data.experiments[place];
+  experiment = data.experiments[place];
   $("picker").value = place;
   document.querySelectorAll("tr.picked").forEach((row) => row.classList.remove("picked"));
   document.querySelector(`[data-pick="${place}"]`).closest("tr").classList.add("picked");
-  fill("said", `Top-1 ${picked.top1.toFixed(4)} (95% ${picked.top1_low.toFixed(4)}–${picked.top1_high.toFixed(4)}) on ${count(picked.n)} test images of ${count(picked.classes)} classes; ${count(picked.wrong_total)} mistakes.`,
-    picked.note ? el("span", { class: "note" }, name(picked.note)) : null);
+  fill("scores", `Top-1 ${experiment.top1.toFixed(4)} (95% ${experiment.top1_low.toFixed(4)}–${experiment.top1_high.toFixed(4)}) on ${count(experiment.n)} test images of ${count(experiment.classes)} classes; ${count(experiment.mistakes_total)} mistakes.`,
+    experiment.note ? el("span", { class: "note" }, name(experiment.note)) : null);
   confusion();
   perClass();
-  for (const [id, said] of [["mistakes", "The mistakes"], ["doubts", "The predictions"]]) {
-    $(`${id}-note`).textContent = picked[id].length ? `${said} with the ${id === "mistakes" ? "highest" : "lowest"} ${MEASURES[picked.measure]}.` : "None.";
-    fill(id, gallery(picked[id].map((item) => card({ ...item, sureness: picked.measure === "lead" ? "ahead by" : picked.measure }, "predicted"))));
-  }
+  predictions("mistakes", experiment.mistakes, "The mistakes with the highest");
+  predictions("least-certain", experiment.least_certain, "The predictions with the lowest");
   map();
   leakage();
   labels();
-  odd();
+  outliers();
+}
+function predictions(id, items, text) {
+  const texts = { predicted: "predicted", confidence: experiment.confidence_kind };
+  $(`${id}-note`).textContent = items.length ? `${text} ${CONFIDENCE[experiment.confidence_kind]}.` : "None.";
+  fill(id, gallery(items.map((item) => card(item, texts))));
 }
 document.addEventListener("click", (event) => {
   const sorter = event.target.closest(".sortable th button"), picker = event.target.closest("[data-pick]");
   if (sorter) sortBy(sorter);
-  if (picker) { pick(Number(picker.dataset.pick)); $("closer").scrollIntoView(); }
-  if (event.target === $("behind")) $("behind").close();
+  if (picker) { pick(Number(picker.dataset.pick)); $("experiment").scrollIntoView(); }
+  if (event.target === $("cell")) $("cell").close();
 });
 $("picker").addEventListener("change", (event) => pick(Number(event.target.value)));
 addEventListener("beforeprint", () => {
   redraw();
   document.querySelectorAll("[data-thumb]").forEach(show);
-  document.querySelectorAll("details").forEach((one) => { one.open = true; });
+  document.querySelectorAll("details").forEach((details) => { details.open = true; });
 });
 pick(0);

@@ -1,0 +1,80 @@
+"""What `advise` wrote about datasets and backbones: its sentences, and charts of its measures and curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from pipeline.reporting.charts import Chart, Point, Titles, lay_out
+from pipeline.reporting.experiment_charts import layer_ticks
+from pipeline.reporting.page_data import AdviceSummary, Scores
+
+
+class LayerMeasures(TypedDict):
+    """A layer in advice.json: cross-validated accuracy with its 95% interval, and two measures of transferability."""
+
+    layer: str
+    accuracy: float
+    low: float
+    high: float
+    log_me: float
+    h_score: float
+
+
+class CurvePoint(TypedDict):
+    """A point of the curves in advice.json: accuracy of a layer, from `images` training images per class.
+
+    relu: "post" for codes after the layer's ReLU, "pre" for codes before it.
+    """
+
+    layer: str
+    relu: str
+    images: int
+    accuracy: float
+    low: float
+    high: float
+
+
+def read_advice(folder: Path, experiments: Iterable[Scores]) -> list[AdviceSummary]:
+    """Return the advice on each dataset and backbone of these experiments, from a folder of reports."""
+    addresses = dict.fromkeys((scores["dataset"], scores["backbone"]) for scores in experiments)
+    paths = {address: folder.joinpath(*address, "advice", "advice.json") for address in addresses}
+    return [_summarise(", ".join(address), path) for address, path in paths.items() if path.exists()]
+
+
+def _summarise(name: str, path: Path) -> AdviceSummary:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    charts = [measures_chart(content["layers"]), *curve_charts(content["curve"])]
+    return {"name": name, "sentences": content["advice"]["sentences"], "charts": charts}
+
+
+def measures_chart(layers: Sequence[LayerMeasures]) -> Chart:
+    """Return the chart of cross-validated accuracy against layer; the points' titles tell the other measures too."""
+    points = [
+        Point(place, row["accuracy"], row["low"], row["high"], _measures_title(row)) for place, row in enumerate(layers)
+    ]
+    titles = Titles("all images", "layer", "cross-validated accuracy")
+    return lay_out({"all training images": points}, layer_ticks(row["layer"] for row in layers), titles)
+
+
+def _measures_title(row: LayerMeasures) -> str:
+    return f"{row['layer']}: {row['accuracy']:.4f}, LogME {row['log_me']:.4f}, H-score {row['h_score']:.4f}"
+
+
+def curve_charts(points: Sequence[CurvePoint]) -> list[Chart]:
+    """Return the charts of accuracy against layer after and before the ReLU; a line per number of training images."""
+    relus = dict.fromkeys(point["relu"] for point in points)
+    return [_curve_chart(relu, [point for point in points if point["relu"] == relu]) for relu in relus]
+
+
+def _curve_chart(relu: str, points: Sequence[CurvePoint]) -> Chart:
+    layers = list(dict.fromkeys(point["layer"] for point in points))
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        title = f"{point['layer']}, {point['images']} per class: {point['accuracy']:.4f}"
+        place = Point(layers.index(point["layer"]), point["accuracy"], point["low"], point["high"], title)
+        lines.setdefault(f"{point['images']} images per class", []).append(place)
+    where = "after" if relu == "post" else "before"
+    return lay_out(lines, layer_ticks(layers), Titles(f"few images, {where} the ReLU", "layer", "accuracy"))
