@@ -36,7 +36,7 @@ class Comparison:
     def call(self, command: str, *flags: object) -> comparison.Cost:
         """Run one of the pipeline's commands on the dataset and the backbone; return its cost."""
         address = ("--dataset", self.dataset, "--backbone", self.backbone)
-        return run_measured([sys.executable, "-m", f"pipeline.{command}", *map(str, (*address, *flags))])
+        return run_measured(command, *map(str, (*address, *flags)))
 
     def score(self, codes: Path, classifier: Path) -> np.ndarray:
         """Return which test images a classifier of codes classifies correctly, (n,) bool."""
