@@ -88,7 +88,7 @@ def listing(name: str | None) -> str:
     backbone = backbones.get(name)
     lines = [f"{'layer':<28} {'node':<28} {'output':<14} {'avg':>8} {'avg4':>8} {'flatten':>8}"]
     for layer, (node, shape) in backbones.layer_shapes(backbone).items():
-        if len(shape) in (1, 3):
+        if pooling.gives_codes(shape):
             widths = " ".join(f"{pooling.pooled_width(shape, pool):>8}" for pool in ("avg", "avg4", "flatten"))
             lines.append(f"{layer:<28} {node:<28} {'×'.join(map(str, shape)):<14} {widths}")
     return "\n".join(lines)

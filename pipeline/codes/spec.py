@@ -70,7 +70,8 @@ class CodesSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON types; the transform is a dict within it."""
-        return _ADAPTER.dump_python(self, mode="json")
+        data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return data
 
     def to_json(self) -> str:
         """Return the spec as one line of JSON; equal specs give equal text."""

@@ -1,10 +1,12 @@
-"""The frozen network: a backbone cut after its deepest asked layer, pictures in, codes out."""
+"""The graph of a network: cut it after some nodes, fold its batch norms, keep a part of it."""
 
 from __future__ import annotations
 
 import copy
 import operator
 from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 import torch.fx
@@ -14,69 +16,93 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from pipeline import errors
 
-OUT_OF_PLACE = {operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul}
+OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+}
 
 
 def cut_graph(model: nn.Module, nodes: set[str], relu: str = "post") -> torch.fx.GraphModule:
-    """Return the part of a network that the graph nodes need; it maps a batch to {node: output}.
+    """Return the part of a network that some graph nodes need; it maps a batch to {node: output}.
 
-    relu: "post", or "pre" for what goes into each node, which must be a ReLU. No operation works in place: a ReLU that
-    did would change what the node before it returned.
+    relu: "post" for the nodes' outputs, or "pre" for the inputs of the nodes, which must be ReLUs. No operation works
+    in place: an in-place ReLU would change the output of the node before it. Raises PipelineError if relu is "pre" and
+    a node is no ReLU.
     """
-    graph = create_feature_extractor(model.eval(), {node: node for node in nodes}).eval()
+    graph = trace(model.eval(), nodes).eval()
     for module in graph.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]  # torch declares tensors and modules alone
     for node in graph.graph.nodes:
         if "inplace" in node.kwargs:
             node.kwargs = node.kwargs | {"inplace": False}
         node.target = OUT_OF_PLACE.get(node.target, node.target)
     if relu == "pre":
-        _take_relu_inputs(graph)
+        _return_relu_inputs(graph)
     graph.recompile()
     return graph
 
 
-def _take_relu_inputs(module: torch.fx.GraphModule) -> None:
-    """Let a cut network give what goes into its ReLUs, instead of what comes out of them."""
-    output = next(node for node in module.graph.nodes if node.op == "output")
-    for name, node in output.args[0].items():
+def trace(model: nn.Module, nodes: Iterable[str]) -> torch.fx.GraphModule:
+    """Return the part of a network that some graph nodes need, as it was traced; it maps a batch to {node: output}."""
+    graph: torch.fx.GraphModule = create_feature_extractor(model, {node: node for node in nodes})
+    return graph
+
+
+def outputs_of(module: torch.fx.GraphModule) -> dict[str, torch.fx.Node]:
+    """Return the nodes whose outputs a cut network returns, by name."""
+    return cast(dict[str, torch.fx.Node], module.graph.output_node().args[0])
+
+
+def _return_relu_inputs(module: torch.fx.GraphModule) -> None:
+    """Let a cut network return the inputs of its ReLUs instead of their outputs."""
+    relus = outputs_of(module)
+    for name, node in relus.items():
         if not is_relu(module, node):
             raise errors.PipelineError(
                 f"{name} is no ReLU, so there is nothing before it. Leave --relu pre out, or the layer."
             )
-    output.args = ({name: node.args[0] for name, node in output.args[0].items()},)
+    module.graph.output_node().args = ({name: node.args[0] for name, node in relus.items()},)
     module.graph.eliminate_dead_code()
 
 
 def is_relu(module: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+    """Return whether a node of a network is a ReLU or ReLU6, as a module or as a function."""
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), (nn.ReLU, nn.ReLU6))
     return node.target in (torch.relu, nn.functional.relu, "relu")
 
 
 def fold_batch_norms(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """Merge each batch norm into the convolution before it, unless that is wanted or used by anything else as well."""
+    """Merge each batch norm into the convolution before it, in place, and return the network.
+
+    A batch norm stays where another node, or the result, uses the convolution's output, or where one of the two
+    modules is called several times. Subclasses stay too: they may do more, as timm's BatchNormAct2d, which contains
+    the activation.
+    """
     calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
     modules = dict(module.named_modules())
     for node in list(module.graph.nodes):
         before = node.args[0] if node.op == "call_module" else None
         if not isinstance(before, torch.fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
-        (norm, norm_name), (convolution, name) = ((modules[str(it.target)], str(it.target)) for it in (node, before))
-        once = calls[name] == calls[norm_name] == 1
-        if once and isinstance(norm, nn.BatchNorm2d) and isinstance(convolution, nn.Conv2d):
+        name, norm_name = str(before.target), str(node.target)
+        convolution, norm = modules[name], modules[norm_name]
+        called_once = calls[name] == calls[norm_name] == 1
+        if called_once and type(norm) is nn.BatchNorm2d and isinstance(convolution, nn.Conv2d):
             module.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
             module.set_submodule(norm_name, nn.Identity())
     return module
 
 
 def keep_nodes(module: torch.fx.GraphModule, nodes: set[str]) -> torch.fx.GraphModule:
-    """Return a copy of a cut network that gives some of its nodes and computes no more than they need."""
-    graph = copy.deepcopy(module.graph)
-    output = next(node for node in graph.nodes if node.op == "output")
-    output.args = ({node: value for node, value in output.args[0].items() if node in nodes},)
-    kept = torch.fx.GraphModule(module, graph)
+    """Return a copy of a cut network that returns some of its nodes and computes no more than they need.
+
+    The weights are shared with the network.
+    """
+    kept = torch.fx.GraphModule(module, copy.deepcopy(module.graph))
+    kept.graph.output_node().args = ({name: node for name, node in outputs_of(kept).items() if name in nodes},)
     kept.graph.eliminate_dead_code()
     kept.recompile()
     kept.delete_all_unused_submodules()

@@ -1,4 +1,4 @@
-"""The embedded backbone: a small VGG for 64×64 images, trained on Tiny-ImageNet (see weights/tinyvgg.md)."""
+"""The embedded backbone: a small VGG for 64×64 images, trained on Tiny-ImageNet (see pretrained/tinyvgg.md)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from torch import nn
 
 WEIGHTS = Path(__file__).parent / "pretrained" / "tinyvgg.safetensors"
 SOURCE_STATISTICS = WEIGHTS.with_name("tinyvgg.source.npz")
-"""Mean and covariance of the codes of its source's validation images: layer, pool, n, mean, cov."""
+"""Mean and covariance of the codes of Tiny-ImageNet's validation images; keys: layer, pool, n, mean, cov."""
 SHA256 = "7e1a7cb4cfc7e1608e3fa1163e9e48d1e86b1a0a6ae86b0cd39049b7d6bb96dc"
 SIZE = 64
+"""Side of the images in pixels."""
 MAX_POOL = 0
 CONVOLUTIONS = (32, MAX_POOL, 64, MAX_POOL, 128, 128, MAX_POOL, 256, 256, MAX_POOL, 512)
+"""Numbers of channels of the convolutions, with the max pools between them."""
 
 LAYERS = {
     "conv1": "features.2",
@@ -30,11 +32,11 @@ LAYERS = {
     "fc6": "classifier.1",
     "fc7": "classifier.4",
 }
-"""Friendly names and their graph nodes, each after its ReLU."""
+"""{friendly name: graph node}; each node of a convolution or linear layer is its ReLU."""
 
 
 class TinyVGG(nn.Module):
-    """Seven 3×3 convolutions with batch norm, four max pools, two hidden layers; named as torchvision's VGG is."""
+    """Seven 3×3 convolutions with batch norm, four max pools, two hidden layers; named as in torchvision's VGG."""
 
     def __init__(self, num_classes: int = 200) -> None:
         super().__init__()
@@ -57,4 +59,5 @@ class TinyVGG(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return (n, num_classes) scores of (n, 3, 64, 64) normalised images."""
         maps = self.avgpool(self.features(images))
-        return self.classifier(torch.flatten(maps, 1))
+        scores: torch.Tensor = self.classifier(torch.flatten(maps, 1))
+        return scores

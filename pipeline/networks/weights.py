@@ -1,14 +1,14 @@
-"""Weights files: fetch, check their hash, and read a state dict without running anything in it."""
+"""Weights files: download them, check their hash, and read a state dict without running any code in it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -16,12 +16,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import errors
+from pipeline import errors, files
 from pipeline.codes.spec import CodesSpec
+
+logger = logging.getLogger(__name__)
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
-    """Read a state dict, never running anything in the file, whose SHA-256 must start with `sha256`."""
+    """Read a state dict without running any code in the file.
+
+    sha256: start of the file's SHA-256, in hex; "" does not check it. Raises PipelineError for a file that is missing,
+    damaged, or holds anything but a state dict.
+    """
     if not path.exists():
         raise errors.PipelineError(f"No weights file at {path}. Check the path given to --weights.")
     if not sha256_of(path).startswith(sha256):
@@ -29,8 +35,8 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
             f"{path} is damaged: its SHA-256 does not start with {sha256}. Delete it, then run again."
         )
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file may fail in many ways; all mean the same to the user
+        state: object = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile file may fail in many ways, which all mean the same to the user
         raise errors.PipelineError(
             f"{path} is no file of weights that can be read safely ({errors.first_line(error)})."
         ) from error
@@ -43,11 +49,10 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
 
 
 def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
-    """Write a state dict as safetensors, with `facts` in its metadata, beside `path`, and move it in."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, dict(facts))
-    partial.replace(path)
+    """Write a state dict as safetensors with `facts` in its metadata, complete or not at all."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with files.replacing(path) as partial:
+        save_file(tensors, partial, dict(facts))
 
 
 def read_spec(origin: str) -> CodesSpec | None:
@@ -70,23 +75,26 @@ def sha256_of(path: Path) -> str:
 
 
 def hub_path(url: str) -> Path:
-    """Return where torch.hub keeps the file of that address."""
+    """Return where torch.hub stores the file of that URL."""
     return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
 
 
 def hash_in_name(url: str) -> str:
-    """Return the start of the SHA-256 that torchvision writes into its files' names (resnet18-f37072fd.pth)."""
-    found = re.search(r"-([0-9a-f]{8,64})\.", url)
-    return found.group(1) if found else ""
+    """Return the start of the SHA-256 in the name of torchvision's file, "f37072fd" of resnet18-f37072fd.pth, or ""."""
+    match = re.search(r"-([0-9a-f]{8,64})\.", url)
+    return match.group(1) if match else ""
 
 
 def fetch(url: str) -> Path:
-    """Return torch.hub's copy of a file, downloaded if need be; its hash is checked before it gets its name."""
+    """Return torch.hub's copy of a file, after downloading it if it is not there.
+
+    The hash is checked before the file gets its name. Raises PipelineError if the download fails.
+    """
     path = hub_path(url)
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"Downloading {url} to {path}", file=sys.stderr)
+    logger.info("Downloading %s to %s", url, path)
     try:
         torch.hub.download_url_to_file(url, str(path), hash_in_name(url) or None, progress=sys.stderr.isatty())
     except (URLError, TimeoutError, ConnectionError) as error:

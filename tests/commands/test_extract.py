@@ -237,8 +237,9 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from pipeline import extract, network
-from pipeline.engine import Engine
+from pipeline import extract
+from pipeline.extraction.engine import Engine
+from pipeline.networks import frozen
 
 kills, kinds, longest = int(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
 launch, log = Engine.launch, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

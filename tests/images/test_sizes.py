@@ -19,6 +19,7 @@ from pipeline.codes import reader
 from pipeline.images import transforms
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network, relu_layers
+from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import cut_graph
 
 Run = Callable[..., Outcome]
@@ -81,12 +82,16 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 # Fully connected layers as convolutions
 
 
+def side_of(size: int | tuple[int, int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
 @pytest.mark.parametrize("name", ["vgg16", "alexnet"])
 def test_at_the_native_size_the_convolutions_equal_the_linear_layers(name: str) -> None:
     x = noise_images(2)
     ordinary = frozen(name, "fc7") if name == "alexnet" else frozen(name, "fc6", "fc7", "pool5")
     model, _ = backbones.load(backbones.get(name), "random")
-    graph = cut_graph(backbones.FullyConvolutional(model, 224), {ordinary.nodes["fc7"]})
+    graph = cut_graph(FullyConvolutional(model, 224), {ordinary.nodes["fc7"]})
     with torch.no_grad():
         maps = graph(tensor(x))[ordinary.nodes["fc7"]]
     assert maps.shape == (2, 4096, 1, 1)
@@ -112,12 +117,12 @@ def test_each_cell_is_the_ordinary_head_on_its_window_of_the_maps(name: str) -> 
     backbone = backbones.get(name)
     model: Any = backbones.load(backbone, "random")[0]
     native = backbones.native_transform(backbone).crop
-    convolved = backbones.FullyConvolutional(model, native)
+    convolved = FullyConvolutional(model, native)
     x = torch.rand(1, 3, native + 64, native + 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = convolved.avgpool(model.features(x))
         found = convolved(x)
-        side = backbones._side(model.avgpool.output_size)
+        side = side_of(model.avgpool.output_size)
         assert found.shape[2:] == (3, 2)
         for row, column in np.ndindex(3, 2):
             window = features[:, :, row : row + side, column : column + side]
@@ -130,11 +135,11 @@ def without_padding(name: str) -> tuple[Any, int]:
     for module in model.features:
         if isinstance(module, nn.Conv2d):
             module.padding = (0, 0)
-    cells = backbones._side(model.avgpool.output_size)
+    cells = side_of(model.avgpool.output_size)
     stages = [module for module in model.features if isinstance(module, (nn.Conv2d, nn.MaxPool2d))]
     side = cells
     for stage in reversed(stages):
-        kernel, stride = backbones._side(stage.kernel_size), backbones._side(stage.stride)
+        kernel, stride = side_of(stage.kernel_size), side_of(stage.stride)
         side = (side - 1) * stride + kernel
     return model, side
 
@@ -147,7 +152,7 @@ def test_each_cell_is_the_code_of_its_window_where_nothing_is_padded(name: str) 
     with each layer. Without padding, all cells are.
     """
     model, side = without_padding(name)
-    convolved = backbones.FullyConvolutional(model, side)
+    convolved = FullyConvolutional(model, side)
     x = torch.rand(1, 3, side + 32, side + 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = convolved(x)
@@ -160,9 +165,7 @@ def test_each_cell_is_the_code_of_its_window_where_nothing_is_padded(name: str) 
 def test_with_padding_the_cells_differ_from_their_windows() -> None:
     x = noise_images(1, 320)
     ordinary = frozen("alexnet", "fc7")
-    graph = cut_graph(
-        backbones.FullyConvolutional(backbones.load(backbones.get("alexnet"), "random")[0], 224), {"classifier.5"}
-    )
+    graph = cut_graph(FullyConvolutional(backbones.load(backbones.get("alexnet"), "random")[0], 224), {"classifier.5"})
     with torch.no_grad():
         corner = graph(tensor(x))["classifier.5"][:, :, 0, 0].numpy()
     window = ordinary.codes(x[:, :, :224, :224])["fc7"]

@@ -1,4 +1,4 @@
-"""The backbones: names of layers, weights from every source, and what is said when they do not fit."""
+"""The backbones: names of layers, weights from every source, and the errors when they do not fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import http.server
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torchvision.models import ResNet18_Weights, VGG16_Weights
+from torchvision.models import ResNet18_Weights, VGG16_Weights, Weights, WeightsEnum
 
 from pipeline import errors
 from pipeline.networks import backbones, weights
@@ -97,6 +98,36 @@ def test_a_local_state_dict_with_other_classes_loads(state: dict, wrap: object, 
     assert (transform.resize, transform.crop) == (256, 224)
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("resnet18", "fc"),
+        ("vgg11", "classifier.6"),
+        ("tinyvgg", "classifier.6"),
+        ("squeezenet1_1", "classifier.1"),
+        ("densenet121", "classifier"),
+        ("googlenet", "fc"),
+        ("vit_b_16", "heads.head"),
+        ("swin_t", "head"),
+        ("maxvit_t", "classifier.5"),
+    ],
+)
+def test_the_head_is_the_last_module_with_a_score_for_each_class(name: str, head: str) -> None:
+    assert backbones.head_module(backbones.get(name)) == head
+
+
+def test_a_network_without_a_head_is_refused() -> None:
+    headless = replace(backbones.get("resnet18"), name="headless", build=lambda num_classes=0: torch.nn.Conv2d(3, 8, 3))
+    with pytest.raises(errors.PipelineError, match="headless has no classifier"):
+        backbones.head_module(headless)
+
+
+def test_a_head_that_is_a_convolution_may_have_other_classes(tmp_path: Path) -> None:
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), tmp_path / "net.pth")
+    model, _ = backbones.load(backbones.get("squeezenet1_1"), str(tmp_path / "net.pth"))
+    assert model.get_submodule("classifier.1").out_channels == 3
+
+
 def test_the_same_weights_have_the_same_hash_in_any_file(state: dict, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "net.pth")
     save_file(state, tmp_path / "net.safetensors")
@@ -163,13 +194,15 @@ def test_damaged_embedded_weights_are_found(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["IMAGENET1K_V1", "VGG16_Weights.IMAGENET1K_V1", "IMAGENET1K_FEATURES", "default"])
 def test_torchvisions_names_of_weights_bring_their_transform(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(weights, "fetch", lambda url: asked.append(url) or Path("nowhere"))
-    monkeypatch.setattr(weights, "read_state", lambda path, sha256: asked.append(sha256) or {})
-    monkeypatch.setattr(backbones, "_with_state", lambda backbone, state, origin: None)
-    _, transform = backbones.load(backbones.get("vgg16"), name)
+    requested = []
+    backbone = backbones.get("vgg16")
+    monkeypatch.setattr(weights, "fetch", lambda url: requested.append(url) or Path("nowhere"))
+    with torch.device("meta"):  # no memory for two networks of half a gigabyte
+        state = backbone.build().state_dict()
+        monkeypatch.setattr(weights, "read_state", lambda path, sha256: requested.append(sha256) or state)
+        _, transform = backbones.load(backbone, name)
     member = VGG16_Weights.IMAGENET1K_FEATURES if "FEATURES" in name else VGG16_Weights.IMAGENET1K_V1
-    assert asked == [member.url, member.url.rsplit("-", 1)[1].split(".")[0]]
+    assert requested == [member.url, member.url.rsplit("-", 1)[1].split(".")[0]]
     assert transform.mean == tuple(member.transforms().mean)
 
 
@@ -194,38 +227,36 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch" / "hub" / "checkpoints"
 
 
-def serve(state: dict, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, digest: str = "") -> str:
-    """Put a state dict on the server under the name torchvision would give it; let resnet18's weights point there."""
+def serve(state: dict, server: SimpleNamespace, digest: str = "") -> tuple[str, backbones.Backbone]:
+    """Put a state dict on the server under torchvision's name for it; return the name, and a resnet18 with it."""
     torch.save(state, server.folder / "net.pth")
     digest = digest or hashlib.sha256((server.folder / "net.pth").read_bytes()).hexdigest()
     name = f"resnet18-{digest[:8]}.pth"
     (server.folder / "net.pth").rename(server.folder / name)
-    member = SimpleNamespace(url=f"{server.url}/{name}", transforms=ResNet18_Weights.DEFAULT.transforms)
-    monkeypatch.setattr(backbones, "_enum_member", lambda backbone, origin: member)
-    return name
+    served = Weights(f"{server.url}/{name}", ResNet18_Weights.DEFAULT.transforms, {})
+    choices = WeightsEnum("Served", {"IMAGENET1K_V1": served, "DEFAULT": served})
+    return name, replace(backbones.get("resnet18"), weights=choices)
 
 
-def test_weights_are_downloaded_once_and_checked_each_time(
-    state: dict, server: SimpleNamespace, hub: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = serve(state, server, monkeypatch)
-    model, _ = backbones.load(backbones.get("resnet18"), "default")
+def test_weights_are_downloaded_once_and_checked_each_time(state: dict, server: SimpleNamespace, hub: Path) -> None:
+    name, backbone = serve(state, server)
+    model, _ = backbones.load(backbone, "default")
     torch.testing.assert_close(model.state_dict()["fc.weight"], state["fc.weight"])
     (server.folder / name).unlink()
-    backbones.load(backbones.get("resnet18"), "default")
+    backbones.load(backbone, "default")
     data = bytearray((hub / name).read_bytes())
     data[-1] ^= 1
     (hub / name).write_bytes(data)
     with pytest.raises(errors.PipelineError, match="damaged"):
-        backbones.load(backbones.get("resnet18"), "default")
+        backbones.load(backbone, "default")
 
 
 def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(
-    state: dict, server: SimpleNamespace, hub: Path, monkeypatch: pytest.MonkeyPatch
+    state: dict, server: SimpleNamespace, hub: Path
 ) -> None:
-    serve(state, server, monkeypatch, digest="00000000")
+    _, backbone = serve(state, server, digest="00000000")
     with pytest.raises(errors.PipelineError, match=r"The download of .* is damaged"):
-        backbones.load(backbones.get("resnet18"), "default")
+        backbones.load(backbone, "default")
     assert not list(hub.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The frozen network: codes equal a hand-written forward pass, whatever is asked together and in what batches."""
+"""The frozen network: codes equal a hand-written forward pass, for any layers together and any batch size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.fx
 from helpers import assert_close, frozen, noise_images, normalised
 from torch import nn
 from torch.nn import functional
 
 from pipeline import errors
-from pipeline.networks import backbones, pooling
-from pipeline.networks.frozen import FrozenNetwork
+from pipeline.networks import backbones
+from pipeline.networks.frozen import FrozenNetwork, rebuild_network
+from pipeline.networks.graph import fold_batch_norms
 
 
 def vgg_by_hand(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -111,13 +113,36 @@ def test_what_follows_the_layer_is_not_computed() -> None:
     assert names == {"conv1", "layer1", "layer2"}  # bn1 is folded into conv1
 
 
-def test_batch_norms_are_folded_unless_something_else_needs_what_they_take() -> None:
+def test_batch_norms_are_folded_unless_something_else_needs_their_input() -> None:
     def norms(*nodes: str) -> int:
         return sum(isinstance(module, nn.BatchNorm2d) for module in frozen("resnet18", *nodes).graph.modules())
 
     assert norms("layer2") == 0
     assert norms("conv1", "layer2") == 1
     assert norms("bn1", "layer2") == 0
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """A batch norm as timm has them, which contains the ReLU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(super().forward(x))
+
+
+class LeafTracer(torch.fx.Tracer):
+    """Traces no module inside."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def test_subclasses_of_batch_norm_are_not_folded() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), NormWithActivation(4), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    folded = fold_batch_norms(torch.fx.GraphModule(model, LeafTracer().trace(model)))
+    kinds = [type(module) for module in folded.children()]
+    assert kinds == [nn.Conv2d, NormWithActivation, nn.Conv2d, nn.Identity]
+    assert_close(folded(x).detach().numpy(), model(x).detach().numpy())
 
 
 def test_two_names_of_one_node_give_the_same_codes() -> None:
@@ -128,17 +153,19 @@ def test_two_names_of_one_node_give_the_same_codes() -> None:
 @pytest.mark.parametrize(
     ("pool", "width"), [("avg", 128), ("max", 128), ("avg4", 2048), ("max2", 512), ("flatten", 8192), ("avg9", 8192)]
 )
-def test_pooling(pool: str, width: int) -> None:
+def test_a_pooling_applies_to_maps_alone(pool: str, width: int) -> None:
     frozen_network = FrozenNetwork("tinyvgg", ["pool3", "fc7"], "default", pool)
     codes = frozen_network.codes(noise_images(2, 64))
     assert codes["pool3"].shape == (2, width) and frozen_network.widths == {"pool3": width, "fc7": 1024}
     assert frozen_network.specs["fc7"].pool == "none" and frozen_network.specs["pool3"].pool == pool
 
 
-def test_pooling_by_cells_is_the_mean_of_each_cell() -> None:
-    maps = torch.arange(2 * 3 * 4 * 4.0).reshape(2, 3, 4, 4)
-    cells = maps.reshape(2, 3, 2, 2, 2, 2).mean((3, 5)).flatten(1)
-    torch.testing.assert_close(pooling.pool_maps(maps, "avg2"), cells)
+@pytest.mark.parametrize(("name", "layer", "pool"), [("tinyvgg", "pool3", "avg4"), ("resnet18", "layer3", "avg")])
+def test_the_default_pooling_is_the_backbones_own_and_stands_in_the_spec(name: str, layer: str, pool: str) -> None:
+    network = FrozenNetwork(name, [layer], "random")
+    assert network.specs[layer].pool == pool
+    assert network.widths == FrozenNetwork(name, [layer], "random", pool).widths
+    assert rebuild_network(network.specs[layer]).specs == network.specs
 
 
 def test_the_spec_tells_weights_apart_by_their_values() -> None:
@@ -161,7 +188,7 @@ def test_tinyvgg_equals_its_model_cards_description() -> None:
 
 @pytest.mark.parametrize("pool", ["mean", "avg0", "flatten2", "avg 2", ""])
 def test_an_unknown_pooling_lists_the_choices(pool: str) -> None:
-    with pytest.raises(errors.PipelineError, match=r"Choose from: avg, max, flatten"):
+    with pytest.raises(errors.PipelineError, match=r"Choose from: avg, max, flatten, .* auto"):
         FrozenNetwork("tinyvgg", ["fc7"], "default", pool)
 
 
