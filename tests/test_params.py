@@ -159,3 +159,34 @@ def test_the_projects_own_file_is_valid_and_holds_the_programs_grids() -> None:
     assert {name: content[name] for name in GRIDS} == GRIDS
     assert set(params.names_of(Project)) <= set(content)
     assert "pool" not in content["extract"] and Extract().pool == "auto"
+
+
+def test_quiet_silences_notes_and_verbose_adds_details(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    import logging
+
+    from pipeline.command_line import set_up_logging
+
+    for flags, level in (({}, logging.INFO), ({"quiet": True}, logging.ERROR), ({"verbose": True}, logging.DEBUG)):
+        set_up_logging(**flags)
+        assert logging.getLogger("pipeline").level == level
+
+
+def test_every_word_of_the_surface_can_be_imported() -> None:
+    import pipeline
+
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name) is not None
+    assert dir(pipeline) == sorted(pipeline.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = pipeline.nothing
+
+
+def test_the_console_script_lists_the_commands_and_runs_one(capsys: pytest.CaptureFixture[str], project: Path) -> None:
+    from pipeline.__main__ import main
+
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for command in COMMANDS:
+        assert any(line.split()[:1] == [command] and len(line.split()) > 3 for line in listed.splitlines())
+    assert main(["nope"]) == 2 and "Unknown command 'nope'" in capsys.readouterr().err
+    assert main(["cache"]) == 0 and "0 files" in capsys.readouterr().out
