@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 from pipeline import command_line, errors, files, params
 from pipeline.analysis import recommendation
-from pipeline.classifiers import search
+from pipeline.classifiers import cv_table, search
 from pipeline.codes import reader
 from pipeline.codes.writer import claim_folder
 from pipeline.config import Advise
@@ -116,7 +116,7 @@ class Method:
     of the cross-validation; large: number of images in the smallest class from which a dataset counts as large.
     """
 
-    grids: Mapping[str, search.Grid]
+    grids: Mapping[str, cv_table.Grid]
     folds: int
     seed: int
     large: int

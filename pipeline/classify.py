@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from pipeline import command_line, errors, params
-from pipeline.classifiers import few_shot, persistence, search
+from pipeline.classifiers import cv_table, few_shot, persistence, search
+from pipeline.classifiers.cv_table import Grid
+from pipeline.classifiers.few_shot import FewShotRow
+from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier
+from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
 from pipeline.codes import reader
+from pipeline.codes.spec import Rows
 from pipeline.config import Classify
 from pipeline.data.manifest import MANIFEST, read_manifest
-from pipeline.data.splits import find_units, make_folds, validate_folds, validate_trainable
+from pipeline.data.splits import find_units, validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
 
@@ -28,123 +32,126 @@ EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: 
 
 def run(settings: Classify) -> None:
     """Train what the settings name."""
-    grid = settings.grid or params.grid_of(settings.model)
+    grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
     search.validate_grid(settings.model, grid)
+    plan = SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     asked = {"backbone": settings.backbone, "layer": settings.layer, "weights": settings.weights, "pool": settings.pool}
     expected = {name: value for name, value in asked.items() if value}
     half = parse_bytes(settings.memory) // 2 if settings.memory else None
-    with reader.open_codes(settings.codes or address.codes, expected, "train", half) as training:
-        validate_combination(settings, grid, training)
-        groups = training_units(training, address.data, settings.group_by)
-        validate_trainable(training.labels, training.classes, settings.folds, groups)
-        lesson = TrainingData(*flatten_training(training, groups), grid, half if in_blocks(training) else None)
-        path = settings.out or address.classifier
-        print((draw_shots if settings.shots else train_classifier)(path, lesson, training, settings))
+    path, shots = settings.out or address.classifier, settings.shots
+    with reader.open_codes(settings.codes or address.codes, expected, "train", half) as codes:
+        validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
+        units = training_units(codes, address.data, settings.group_by)
+        validate_trainable(codes.labels, codes.classes, settings.folds, units)
+        data = training_data(codes, units)
+        if shots:
+            few_shot.validate_shots(codes.labels, codes.classes, shots, settings.draws)
+            path = path.with_name(f"{path.stem}-shots.csv")
+            rows = few_shot_rows(data, plan, shots, settings.draws)
+            curves.write_few_shot_curve(path, rows)
+            print(few_shot_summary(path, rows))
+            return
+        validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
+        memory = half if in_blocks(codes) else None
+        trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
+        facts = {"dataset": address.name, "n_train": len(codes.labels), "group_by": settings.group_by, **facts}
+        curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
+        persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
+        print(summary(path, trained, facts, data.X.shape[1]))
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """What is learnt from: codes (n, d), their labels and groups, the grid, and bytes for the state of the search."""
+def train_classifier(
+    data: TrainingData, plan: SearchPlan, calibrate: bool = False, nested: bool = False, memory: int | None = None
+) -> tuple[SearchResult, ClassifierFacts]:
+    """Search and train; return the result, and what the classifier's metadata says of it.
 
-    X: Any
-    y: np.ndarray
-    groups: np.ndarray
-    grid: Any
-    space: int | None
+    calibrate: give an SVM probabilities; nested: also estimate the accuracy with the choice of the setting inside;
+    memory: bytes for the state of the search.
+    """
+    trained = search.train(data, plan, memory)
+    facts = training_facts(data, plan, trained)
+    if calibrate:
+        facts["temperature"] = search.calibrate(trained, data, plan, memory)
+    if nested:
+        facts["nested"] = search.nested_cv(data, plan)
+    return trained, facts
 
 
-def train_classifier(path: Path, lesson: TrainingData, training: reader.Codes, options: Classify) -> str:
-    """Write the classifier, its CV table and the curve of it; say what was chosen."""
-    X, y = lesson.X, lesson.y
-    folds: dict[str, Any] = {"folds": options.folds, "seed": options.seed, "groups": lesson.groups}
-    splits = make_folds(y, **folds)
-    validate_folds(splits, y, training.classes)
-    choice: dict[str, Any] = {"rule": options.rule, "widen": options.extend_grid}
-    trained = search.train(X, y, options.model, lesson.grid, splits, **choice, memory=lesson.space)
-    facts: dict[str, Any] = {
-        "dataset": Experiment(options.dataset, options.backbone).name,
-        "model": options.model,
+def training_facts(data: TrainingData, plan: SearchPlan, trained: SearchResult) -> ClassifierFacts:
+    """Return what the metadata says of a search."""
+    return {
+        "model": plan.model,
         "chosen": trained.chosen,
         "converged": trained.converged,
-        "n_train": len(training.labels),
-        "folds": options.folds,
-        "seed": options.seed,
-        "rule": options.rule,
-        "group_by": options.group_by,
-        "measure": "accuracy" if y.ndim == 1 else "mean average precision",
-        "constant": constant_columns(X),
-        "widened": trained.widened,
+        "folds": plan.folds,
+        "seed": plan.seed,
+        "rule": plan.rule,
+        "measure": "accuracy" if data.y.ndim == 1 else "mean average precision",
+        "constant_features": count_constant_features(data.X),
+        "extended_grid": trained.extended_grid,
         "cv": trained.table,
     }
-    if options.calibrate:
-        facts["temperature"] = search.calibrate(trained, X, y, splits, memory=lesson.space)
-    if options.nested:
-        facts["nested"] = search.nested_cv(X, y, options.model, lesson.grid, **folds, **choice)
-    curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
-    persistence.save(path, persistence.SavedClassifier(trained.pipeline, training.spec, training.classes), facts)
-    return summary(trained, training, path, facts)
 
 
-def draw_shots(path: Path, lesson: TrainingData, training: reader.Codes, options: Classify) -> str:
-    """Write the curve of few images beside the classifier's place, and say what it shows."""
-    counts = sorted(set(options.shots))
-    few_shot.validate_shots(training.labels, training.classes, counts, options.draws)
-    scheme: dict[str, Any] = {
-        "draws": options.draws,
-        "folds": options.folds,
-        "seed": options.seed,
-        "groups": lesson.groups,
-    }
-    rows = few_shot.summarise(few_shot.learning_curve(lesson.X, lesson.y, options.model, lesson.grid, counts, **scheme))
-    path = path.with_name(f"{path.stem}-shots.csv")
-    curves.write_shots(path, rows)
-    lines = [f"{path}: accuracy on {rows[0]['n_scored']} training images held out, over {rows[0]['draws']} draws"]
-    lines += [f"{row['shots']:4} a class: {row['accuracy']:.4f} ± {row['deviation']:.4f}" for row in rows]
+def few_shot_rows(data: TrainingData, plan: SearchPlan, shots: Sequence[int], draws: int) -> list[FewShotRow]:
+    """Return the few-shot curve, over draws that hold out a quarter of the training images each."""
+    splits = few_shot.hold_out_quarters(data, draws, plan.seed)
+    return few_shot.summarise(few_shot.learning_curve(data, plan, sorted(set(shots)), splits))
+
+
+def few_shot_summary(path: Path, rows: Sequence[FewShotRow]) -> str:
+    """Return the few-shot curve as text."""
+    lines = [f"{path}: accuracy on {rows[0]['n_scored']} held-out training images, over {rows[0]['draws']} draws"]
+    lines += [
+        f"{row['shots']:4} per class: {row['accuracy']:.4f} ± {row['standard_deviation']:.4f} (standard deviation)"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
-def in_blocks(training: reader.Codes) -> bool:
-    """Whether the codes stay on disk."""
-    return isinstance(training.values, reader.StoredRows)
+def in_blocks(codes: reader.Codes) -> bool:
+    """Whether the codes stay on disk and are read in blocks."""
+    return isinstance(codes.values, reader.StoredRows)
 
 
-def validate_combination(options: Classify, grid: Any, training: reader.Codes) -> None:
-    """Refuse what does not go together."""
-    several, along = training.labels.ndim == 2, all(search.uses_path_solver(options.model, v) for v in grid.values())
-    if options.model != "svm" and (several or options.calibrate):
-        why = "These images have several labels each" if several else "--calibrate is for margins"
-        raise errors.PipelineError(f"{why}: that takes --model svm, not {options.model}.")
-    if several and (options.calibrate or options.nested or options.shots):
-        raise errors.PipelineError("--calibrate, --nested and --shots are for one label an image. Leave them out.")
-    if (several or options.calibrate) and not along:
+def validate_combination(
+    plan: SearchPlan, codes: reader.Codes, *, calibrate: bool, nested: bool, shots: Sequence[int] | None
+) -> None:
+    """Refuse options that do not go together, or not with these codes."""
+    multi_label = codes.labels.ndim == 2
+    along_path = all(search.uses_path_solver(plan.model, values) for values in plan.grid.values())
+    if plan.model != "svm" and (multi_label or calibrate):
+        why = "These images have several labels each" if multi_label else "--calibrate is for margins"
+        raise errors.PipelineError(f"{why}: that takes --model svm, not {plan.model}.")
+    if multi_label and (calibrate or nested or shots):
+        raise errors.PipelineError("--calibrate, --nested and --shots are for one label per image. Leave them out.")
+    if (multi_label or calibrate) and not along_path:
         raise errors.PipelineError("The grid must be of C alone for that. Take its other parameters out.")
-    if in_blocks(training) and (not along or options.nested or options.shots or training.spec.n_views > 1):
+    if in_blocks(codes) and (not along_path or nested or shots or codes.spec.n_views > 1):
         raise errors.PipelineError(
-            f"The codes do not fit into --memory {options.memory}. Only an svm or softmax over values of C, without "
-            "--nested or --shots, of one view an image, learns from disk: allow more memory, or leave those out."
+            "The codes do not fit into --memory. Only an svm or softmax over values of C, without --nested or --shots, "
+            "of one view per image, learns from disk: allow more memory, or leave those out."
         )
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes that `2GB` or the like stands for."""
-    found = re.fullmatch(r"([0-9.]+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    try:
-        assert found
-        size = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
-    except (AssertionError, ValueError):
-        raise errors.PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.") from None
-    if size < MIN_MEMORY:
+    """Return the number of bytes of a size like 2GB."""
+    size = re.fullmatch(r"(\d+\.?\d*|\.\d+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    if size is None:
+        raise errors.PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.")
+    count = int(float(size[1]) * 1000 ** " KMGT".index(size[2].upper() or " "))
+    if count < MIN_MEMORY:
         raise errors.PipelineError(f"--memory {text} is too little to work in. Allow {MIN_MEMORY // 10**6}MB or more.")
-    return size
+    return count
 
 
-def training_units(training: reader.Codes, folder: Path, group_by: str) -> np.ndarray:
-    """Return the unit (n,) of each training image: copies, and images of one group, must stay together.
+def training_units(codes: reader.Codes, folder: Path, group_by: str) -> np.ndarray:
+    """Return the unit (n,) int64 of each training image: copies, and images of one group, must stay together.
 
     folder: the prepared dataset; group_by: one of its metadata columns, or "".
     """
-    return find_units(training.digests, *([read_groups(folder, group_by, training.paths)] if group_by else []))
+    return find_units(codes.digests, *([read_groups(folder, group_by, codes.paths)] if group_by else []))
 
 
 def read_groups(folder: Path, column: str, paths: Sequence[str]) -> list[str]:
@@ -158,15 +165,15 @@ def read_groups(folder: Path, column: str, paths: Sequence[str]) -> list[str]:
     return list(manifest.take(np.array([rows[path] for path in paths], np.int64)).groups(column))
 
 
-def flatten_training(training: reader.Codes, groups: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Return codes, labels and units of all views; the views of an image are in the unit of the image."""
-    if in_blocks(training):
-        return training.values, training.labels, groups
-    X, y, images = reader.flatten_views(training)
-    return X, y, groups if images is None else groups[images]
+def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
+    """Return the codes with a row per view of an image; units: (n,) int64 of the images."""
+    if in_blocks(codes):
+        return TrainingData(codes.values, codes.labels, units)
+    X, y, images = reader.flatten_views(codes)
+    return TrainingData(X, y, units if images is None else units[images], images)
 
 
-def constant_columns(X: Any) -> int:
+def count_constant_features(X: Rows) -> int:
     """Return how many columns of codes (n, d) have one value in all rows."""
     low = high = X[:1].min(0)
     for start in range(0, X.shape[0], BLOCK):
@@ -175,32 +182,43 @@ def constant_columns(X: Any) -> int:
     return int((low == high).sum())
 
 
-def summary(trained: search.SearchResult, training: reader.Codes, path: Path, facts: Mapping[str, Any]) -> str:
-    """Say what was chosen from what, and what to be wary of."""
-    chosen, folds = trained.chosen, len(trained.chosen["folds"])
+def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: int) -> str:
+    """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
+    chosen = trained.chosen
     setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
     lines = [
-        f"{path}: {chosen['normalise']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
-        f"± {chosen['deviation']:.4f} over {folds} folds, {len(training.labels)} images"
+        f"{path}: {chosen['normalisation']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
+        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, {facts['n_train']} images"
     ]
     if nested := facts.get("nested"):
         lines.append(
             f"Nested, with the choice inside: {nested['accuracy']:.4f} (95% {nested['low']:.4f}–{nested['high']:.4f}), "
             f"n = {nested['n']}"
         )
-    if facts["constant"]:
-        lines.append(
-            f"{facts['constant']} of {training.values.shape[1]} columns of codes are constant: they tell nothing"
-        )
+    if constant := facts["constant_features"]:
+        lines.append(f"{constant} of {width} features of the codes are constant: they carry no information")
+    return "\n".join([*lines, *_convergence_warnings(trained), *_edge_warnings(trained)])
+
+
+def _convergence_warnings(trained: SearchResult) -> list[str]:
+    """Return a line for each kind of fit that did not converge."""
+    lines = []
     if not trained.converged:
         lines.append("The classifier stopped before it converged: take a smaller C, or another normalisation")
-    if late := sum(folds - row["converged"] for row in trained.table):
-        lines.append(f"{late} of {folds * len(trained.table)} fits of the search stopped before they converged")
-    if trained.widened:
-        added = ", ".join(json.dumps(further) for further in trained.widened)
-        lines.append(f"The best setting lay at the edge of its grid, which was widened: {added}")
-    lines += [f"The best {name} lies at the edge of its grid: widen it" for name in search.at_edge(trained.table)]
-    return "\n".join(lines)
+    fits = sum(len(row["folds"]) for row in trained.table)
+    if unconverged := fits - sum(row["converged"] for row in trained.table):
+        lines.append(f"{unconverged} of {fits} fits of the search stopped before they converged")
+    return lines
+
+
+def _edge_warnings(trained: SearchResult) -> list[str]:
+    """Return lines that say where the best setting lay at an edge of the grid, and where it still does."""
+    lines = []
+    if trained.extended_grid:
+        added = ", ".join(json.dumps(extension) for extension in trained.extended_grid)
+        lines.append(f"The best setting lay at the edge of its grid, which was extended by {added}")
+    edges = cv_table.at_edge(trained.table)
+    return lines + [f"The best {name} lies at the edge of its grid: extend the grid" for name in edges]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -61,7 +61,7 @@ class Comparison:
             flags = ("--layer", layer, "--model", model, "--seed", seed, "--codes", codes, "--out", path)
             costs.append(extraction + self.call("classify", *flags))
             correct.append(self.score(codes, path))
-            accuracies.append(persistence.read_metadata(path)["chosen"]["accuracy"])
+            accuracies.append(persistence.read_metadata(path).facts["chosen"]["accuracy"])
         return comparison.Contender(layer, model, np.stack(correct), float(np.mean(accuracies)), costs)
 
     def tuned(self, start: comparison.Contender, flags: Sequence[str]) -> comparison.Contender:
@@ -72,7 +72,7 @@ class Comparison:
             classifier = weights.with_suffix(".skops")
             costs.append(before + self._fine_tune(start, seed, weights, codes, flags))
             correct.append(self.score(codes / f"{start.layer}.h5", classifier))
-            accuracies.append(persistence.read_metadata(classifier)["best"]["val_accuracy"])
+            accuracies.append(persistence.read_metadata(classifier).facts["best"]["val_accuracy"])
             print(f"seed {seed}: top-1 {correct[-1].mean():.4f} after {costs[-1].seconds:.0f} s", flush=True)
         return comparison.Contender(start.layer, "finetuned", np.stack(correct), float(np.mean(accuracies)), costs)
 

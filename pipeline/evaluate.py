@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +16,19 @@ from pipeline.config import Evaluate
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
 MAX_NUMBERED = 30
+"""Number of classes up to which the cells of a confusion matrix are numbered."""
+
 LONGEST_NAME = 24
+"""Letters of a class's name beyond which it is cut in the figure."""
 
 
 def evaluate(classifier: persistence.SavedClassifier, test: reader.Codes) -> tuple[scoring.Scores, np.ndarray]:
-    """Return the scores on the test codes, and the (n, classes) margins they come from."""
+    """Return the scores on the test codes, and the (n, classes) margins from which they were computed."""
     if not len(test.labels):
         raise errors.PipelineError("The dataset has no test images. Prepare it with a test split (--test 0.25).")
     if test.classes != classifier.classes:
@@ -31,75 +37,81 @@ def evaluate(classifier: persistence.SavedClassifier, test: reader.Codes) -> tup
             f"({', '.join(classifier.classes[:3])}, …), the codes have {len(test.classes)} "
             f"({', '.join(test.classes[:3])}, …). Train on these codes first."
         )
-    found = persistence.margins(classifier, test.values)
+    margins = persistence.margins(classifier, test.values)
     score = scoring.score if test.labels.ndim == 1 else scoring.score_multi_label
-    return score(test.labels, found, test.classes), found
+    return score(test.labels, margins, test.classes), margins
 
 
-def write(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
-    """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json."""
-    (write_single_label if test.labels.ndim == 1 else write_multi_label)(folder, result, found, test)
-    (folder / "metrics.json").write_text(json.dumps(result.metrics, indent=1) + "\n", encoding="utf-8")
+def write(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+    """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json.
+
+    margins: (n, classes) of the test images.
+    """
+    (write_single_label if test.labels.ndim == 1 else write_multi_label)(folder, scores, margins, test)
+    files.write_csv(
+        folder / "per_class.csv", list(scores.per_class[0]), [list(row.values()) for row in scores.per_class]
+    )
+    files.write_json(folder / "metrics.json", scores.metrics)
 
 
-def write_multi_label(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
-    """Write the tables and the picture of images with several labels each."""
+def write_multi_label(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+    """Write the predictions and the confusion of multi-label images."""
     names = np.array(test.classes)
     predictions = [
         (path, ";".join(names[label > 0]), ";".join(names[row > 0]), round(float(row.max()), 6))
-        for path, label, row in zip(test.paths, test.labels, found, strict=True)
+        for path, label, row in zip(test.paths, test.labels, margins, strict=True)
     ]
     files.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin"), predictions)
-    columns = ("class", "ap", "ap_voc07", "precision", "recall", "f1", "support")
-    files.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
-    counts = [[name, *table.ravel()] for name, table in zip(names, result.confusion, strict=True)]
+    counts = [[name, *table.ravel()] for name, table in zip(names, scores.confusion, strict=True)]
     header = ("class", "neither", "wrongly predicted", "missed", "both")
     files.write_csv(folder / "confusion.csv", header, counts)
-    draw_precisions(folder / "confusion.png", result)
+    draw_precisions(folder / "confusion.png", scores)
 
 
-def draw_precisions(path: Path, result: scoring.Scores) -> None:
+def draw_precisions(path: Path, scores: scoring.Scores) -> None:
     """Draw the average precision of each label, the best first."""
-    rows = sorted(result.per_class, key=lambda row: row["ap"])
+    rows = sorted(scores.per_class, key=lambda row: row["ap"])
     with figures.new_figure(path, 7, min(1.5 + 0.3 * len(rows), 40)) as figure:
         axes = figure.add_subplot()
         axes.barh([row["class"] for row in rows], [row["ap"] for row in rows])
-        axes.set(xlim=(0, 1), xlabel="average precision", title=scoring.sentence(result.metrics))
+        axes.set(xlim=(0, 1), xlabel="average precision", title=scoring.sentence(scores.metrics))
 
 
-def write_single_label(folder: Path, result: scoring.Scores, found: np.ndarray, test: reader.Codes) -> None:
-    """Write the tables and the picture of images with one label each."""
+def write_single_label(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+    """Write the predictions and the confusion of images with one label each."""
     names = test.classes
     predictions = [
         (path, names[label], names[row.argmax()], round(float(row.max()), 6))
-        for path, label, row in zip(test.paths, test.labels, found, strict=True)
+        for path, label, row in zip(test.paths, test.labels, margins, strict=True)
     ]
     files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), predictions)
-    columns = ("class", "precision", "recall", "f1", "support")
-    files.write_csv(folder / "per_class.csv", columns, [[row[name] for name in columns] for row in result.per_class])
-    rows = [[name, *counts] for name, counts in zip(names, result.confusion.tolist(), strict=True)]
+    rows = [[name, *counts] for name, counts in zip(names, scores.confusion.tolist(), strict=True)]
     files.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
-    draw_confusion(folder / "confusion.png", result, names)
+    draw_confusion(folder / "confusion.png", scores, names)
 
 
-def draw_confusion(path: Path, result: scoring.Scores, names: Sequence[str]) -> None:
+def draw_confusion(path: Path, scores: scoring.Scores, names: Sequence[str]) -> None:
     """Draw the confusion matrix as shares of each true class, with the counts where there is room for them."""
     side = min(4 + 0.35 * len(names), 20)
-    shares = result.confusion / np.maximum(result.confusion.sum(1, keepdims=True), 1)
+    shares = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
+    title = f"top-1 {scores.metrics['top1']:.3f}, n = {scores.metrics['n']}"
     with figures.new_figure(path, side + 1, side) as figure:
         axes = figure.add_subplot()
         figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
-        axes.set(
-            xlabel="predicted", ylabel="true", title=f"top-1 {result.metrics['top1']:.3f}, n = {result.metrics['n']}"
-        )
+        axes.set(xlabel="predicted", ylabel="true", title=title)
         if len(names) <= MAX_NUMBERED:
-            short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
-            axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
-            axes.set_yticks(range(len(names)), short, parse_math=False)
-            for (row, column), count in np.ndenumerate(result.confusion):
-                if count:
-                    colour = "white" if shares[row, column] > 0.5 else "black"
-                    axes.text(column, row, str(count), ha="center", va="center", color=colour)
+            label_cells(axes, scores.confusion, shares, names)
+
+
+def label_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: Sequence[str]) -> None:
+    """Write the names of the classes beside a confusion matrix, and its counts into the cells."""
+    short = [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), short, parse_math=False)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
 def run(settings: Evaluate) -> None:
@@ -107,10 +119,10 @@ def run(settings: Evaluate) -> None:
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     classifier = persistence.load(settings.classifier or address.classifier)
     test = reader.read_layers(settings.codes or address.codes, classifier.spec.to_dict(), "test")
-    result, found = evaluate(classifier, test)
+    scores, margins = evaluate(classifier, test)
     folder = settings.out or address.report
-    write(folder, result, found, test)
-    print(f"{folder}: {scoring.sentence(result.metrics)}")
+    write(folder, scores, margins, test)
+    print(f"{folder}: {scoring.sentence(scores.metrics)}")
 
 
 def main(argv: list[str] | None = None) -> int:

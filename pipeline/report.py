@@ -25,7 +25,7 @@ def table(rows: Sequence[Scores]) -> str:
             row["model"],
             f"{row['top1']:.4f}",
             f"{row['top1_low']:.4f}–{row['top1_high']:.4f}",
-            f"{row['balanced']:.4f}",
+            f"{row['balanced_accuracy']:.4f}",
             str(row["n"]),
         )
         for row in rows

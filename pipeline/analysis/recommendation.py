@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import entropy
 
 from pipeline.analysis import transferability
-from pipeline.classifiers import scoring, search
+from pipeline.classifiers import cv_table, few_shot, scoring, search
+from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.codes import reader
-from pipeline.data.splits import draw_distinct, find_units, make_folds
-from pipeline.errors import PipelineError
+from pipeline.data.splits import find_units, make_folds
 
 FAR_FROM_SOURCE = 1.0
 """Distance to the source from which images count as different from it."""
@@ -52,7 +51,7 @@ class LayerMeasures:
     high: float
     log_me: float
     h_score: float
-    setting: Mapping[str, Any]
+    setting: cv_table.Setting
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Advice:
     sentences: tuple[str, ...]
 
 
-def measure_layer(codes: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int) -> LayerMeasures:
+def measure_layer(codes: reader.Codes, model: str, grid: cv_table.Grid, folds: int, seed: int) -> LayerMeasures:
     """Measure the codes of one layer."""
     X, y = codes.values, codes.labels
     setting, accuracy, low, high = cross_validate(codes, model, grid, folds, seed)
@@ -99,17 +98,17 @@ def measure_layer(codes: reader.Codes, model: str, grid: search.Grid, folds: int
 
 
 def cross_validate(
-    codes: reader.Codes, model: str, grid: search.Grid, folds: int, seed: int
-) -> tuple[dict[str, Any], float, float, float]:
+    codes: reader.Codes, model: str, grid: cv_table.Grid, folds: int, seed: int
+) -> tuple[cv_table.Setting, float, float, float]:
     """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
     y = codes.labels
     splits = make_folds(y, folds, seed, find_units(codes.digests))
-    table = search.cv_table(search.cross_validate(codes.values, y, model, grid, splits))
-    chosen = max(table, key=lambda row: row["accuracy"])
+    table = cv_table.tabulate(search.cross_validate(codes.values, y, model, grid, splits))
+    chosen = cv_table.best_row(table)
     held_out = [len(rows) for _, rows in splits]
     correct = round(float(np.dot(chosen["folds"], held_out)))
     low, high = scoring.wilson_interval(correct, len(y))
-    return {name: chosen[name] for name in ("normalise", "parameters")}, correct / len(y), low, high
+    return cv_table.setting_of(chosen), correct / len(y), low, high
 
 
 def describe_dataset(y: np.ndarray, logits: np.ndarray | None, source_distance: float | None) -> DatasetFacts:
@@ -261,28 +260,13 @@ class CurvePoint:
 
 
 def curve(
-    found: reader.Codes, setting: Mapping[str, Any], model: str, counts: Sequence[int], seed: int
+    found: reader.Codes, setting: cv_table.Setting, model: str, counts: Sequence[int], seed: int
 ) -> list[CurvePoint]:
-    """Learn from `counts` images a class, and score on the training images that none of the counts takes, nor copies.
-
-    As in "How transferable are features in deep neural networks?" (Yosinski et al., NIPS 2014), but for frozen layers
-    and by the number of images.
-    """
-    rng, units = np.random.default_rng(seed), find_units(found.digests)
-    order = [draw_distinct(np.flatnonzero(found.labels == label), units, rng) for label in np.unique(found.labels)]
-    drawn = np.concatenate([rows[: max(counts)] for rows in order])
-    held = np.concatenate([rows[~np.isin(units[rows], units[drawn])] for rows in order])
-    if not len(held):
-        raise PipelineError(
-            f"--curve {max(counts)}: all training images are among those drawn, or copies of them, so none is left to "
-            "score on. Take smaller numbers."
-        )
-    points = []
-    for count in counts:
-        rows = np.sort(np.concatenate([some[:count] for some in order]))
-        X, y = found.values[rows], found.labels[rows]
-        fitted, _ = search.refit(X, y, model, setting["normalise"], setting["parameters"])
-        right = int((fitted.predict(found.values[held]) == found.labels[held]).sum())
-        low, high = scoring.wilson_interval(right, len(held))
-        points.append(CurvePoint(found.spec.layer, found.spec.relu, count, right / len(held), low, high))
-    return points
+    """Return the few-shot curve of a layer with one setting, scored on all training images that it never takes."""
+    data = TrainingData(found.values, found.labels, find_units(found.digests))
+    grid = {setting["normalisation"]: {name: [value] for name, value in setting["parameters"].items()}}
+    draws = few_shot.hold_out_rest(data, max(counts), seed)
+    return [
+        CurvePoint(found.spec.layer, found.spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
+        for draw in few_shot.learning_curve(data, SearchPlan(model, grid, 1, seed), counts, draws)
+    ]

@@ -1,130 +1,168 @@
-"""Few images a class: how accurate a classifier is that learns from 1, 2, 4, … of them, over several draws."""
+"""Few-shot curves: how accurate a classifier is that learns from 1, 2, 4, … images per class, over several draws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import Pipeline
 
 from pipeline import errors
-from pipeline.classifiers import search
-from pipeline.data.splits import draw_distinct, make_folds
+from pipeline.classifiers import cv_table, scoring, search
+from pipeline.classifiers.cv_table import Grid, Setting
+from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.data.splits import Folds, draw_distinct
 
 HOLD_OUT_PARTS = 4
-"""Of this many parts of the training images one is held out in each draw, to be scored on."""
+"""`hold_out_quarters` holds out one of this many parts of the training images in each draw."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What was learnt from `shots` images of each class.
+    """What a classifier reached that learned from `shots` images of each class.
 
-    accuracy: share right of the n_scored images held out; balanced: mean of the classes' shares; normalise,
-    parameters: the setting chosen.
+    draw: number of the draw; n_scored: number of images held out; accuracy: share of them that is predicted correctly,
+    with its 95% interval low…high; balanced_accuracy: mean accuracy of the classes; setting: the one that was chosen.
     """
 
     shots: int
     draw: int
     n_scored: int
     accuracy: float
-    balanced: float
-    normalise: str
-    parameters: dict[str, Any]
+    low: float
+    high: float
+    balanced_accuracy: float
+    setting: Setting
 
 
-def learning_curve(
-    X: np.ndarray,
-    y: np.ndarray,
-    model: str,
-    grid: search.Grid,
-    shots: Sequence[int],
-    draws: int,
-    folds: int,
-    seed: int,
-    groups: np.ndarray,
-) -> list[Draw]:
-    """Draw images of each class and learn from them alone, again and again.
+class FewShotRow(TypedDict):
+    """Means and standard deviations over draws of `shots` images per class, as in `Draw`."""
 
-    All of it happens within the training split, whose labels y (n,) are: each draw holds out a quarter (groups stay
-    whole) and takes the first of the rest in a random order, so that fewer images are among the more, and all numbers
-    of them are scored on the same. The setting is cross-validated on the images drawn; where these are of one group in
-    some class, and nothing can be held out, it is the middle of the grid.
+    shots: int
+    accuracy: float
+    standard_deviation: float
+    balanced_accuracy: float
+    balanced_accuracy_standard_deviation: float
+    draws: int
+    n_scored: int
 
-    groups: (n,) the units of `find_units`; one image of each is drawn before the second of any.
+
+def learning_curve(data: TrainingData, plan: SearchPlan, shots: Sequence[int], draws: Folds) -> list[Draw]:
+    """Learn from `shots` images of each class alone, for every draw.
+
+    All of it happens within the training split. draws: for each draw the rows to take images from, and the rows held
+    out to score on, as `hold_out_quarters` or `hold_out_rest` return them. The images are taken in a random order, one
+    of each unit before the second of any, so that fewer images are a subset of more images, and all counts are scored
+    on the same images. A grid of several settings is cross-validated on the images taken; where some class has one unit
+    among them, and nothing can be held out, the setting is the middle of the grid.
     """
-    found = []
-    for draw in range(draws):
-        rest, held = make_folds(y, HOLD_OUT_PARTS, seed + draw, groups)[0]
-        order = draw_distinct(rest, groups, np.random.default_rng([seed, draw]))
+    curve = []
+    for draw, (available, held) in enumerate(draws):
         for count in shots:
-            by_class = [order[y[order] == label][:count] for label in np.unique(y)]
-            _validate_drawn(by_class, count)
-            rows = np.concatenate(by_class)
-            trained = train_on_few(X[rows], y[rows], model, grid, folds, seed, groups[rows])
-            predicted = trained.pipeline.predict(X[held])
-            accuracy, balanced = (predicted == y[held]).mean(), balanced_accuracy_score(y[held], predicted)
-            setting = trained.chosen["normalise"], trained.chosen["parameters"]
-            found.append(Draw(count, draw, len(held), float(accuracy), float(balanced), *setting))
-    return found
+            taken = _take(data, available, count, [plan.seed, draw])
+            setting, pipeline = _train(data.subset(taken), plan)
+            curve.append(_score(data.subset(held), pipeline, setting, count, draw))
+    return curve
 
 
-def train_on_few(
-    X: np.ndarray, y: np.ndarray, model: str, grid: search.Grid, folds: int, seed: int, groups: np.ndarray
-) -> search.SearchResult:
-    """Train on the few images drawn; where no fold can be held out, with the middle setting of the grid."""
-    folds = min(folds, *(len(np.unique(groups[y == label])) for label in np.unique(y)))
-    if folds > 1:
-        return search.train(X, y, model, grid, make_folds(y, folds, seed, groups))
-    ((normalise, values),) = middle_setting(grid).items()
-    parameters = {name: value for name, (value,) in values.items()}
-    pipeline, converged = search.refit(X, y, model, normalise, parameters)
-    return search.SearchResult(pipeline, converged, {"normalise": normalise, "parameters": parameters}, [], [])
+def hold_out_quarters(data: TrainingData, draws: int, seed: int) -> Folds:
+    """Return a quarter of the rows to hold out for each draw, stratified, units whole."""
+    return [data.folds(HOLD_OUT_PARTS, seed + draw)[0] for draw in range(draws)]
 
 
-def middle_setting(grid: search.Grid) -> dict[str, dict[str, list[Any]]]:
-    """Return the grid of the first normalisation's middle values alone."""
-    normalise, values = next(iter(grid.items()))
-    return {normalise: {name: [each[len(each) // 2]] for name, each in values.items()}}
+def hold_out_rest(data: TrainingData, most: int, seed: int) -> Folds:
+    """Return one draw: `most` images of each class to take images from, and the images of all other units to score on.
+
+    As in "How transferable are features in deep neural networks?" (Yosinski et al., NIPS 2014).
+    """
+    available = _take(data, np.arange(len(data.y)), most, [seed])
+    held = np.flatnonzero(~np.isin(data.units, data.units[available]))
+    if not len(held):
+        raise errors.PipelineError(
+            f"With {most} images per class, all training images are among those drawn, or copies of them, so none is "
+            "left to score on. Take smaller numbers."
+        )
+    return [(available, held)]
+
+
+def _take(data: TrainingData, available: np.ndarray, count: int, seed: Sequence[int]) -> np.ndarray:
+    """Return all rows of the first `count` images of each class, in a random order of the images available."""
+    images = np.arange(len(data.y)) if data.images is None else data.images
+    _, first = np.unique(images[available], return_index=True)
+    order = draw_distinct(available[first], data.units, np.random.default_rng(seed))
+    by_class = [order[data.y[order] == label][:count] for label in np.unique(data.y)]
+    if (fewest := min(map(len, by_class))) < count:
+        raise errors.PipelineError(
+            f"A class has {fewest} training images that are not held out, fewer than {count}. Take fewer images per "
+            "class."
+        )
+    return np.concatenate([np.flatnonzero(images == images[row]) for row in np.concatenate(by_class)])
+
+
+def _train(data: TrainingData, plan: SearchPlan) -> tuple[Setting, Pipeline]:
+    """Return the chosen setting, and a pipeline trained with it."""
+    folds = min(plan.folds, *(len(np.unique(data.units[data.y == label])) for label in np.unique(data.y)))
+    grid = plan.grid if folds > 1 else middle_setting(plan.grid)
+    if setting := only_setting(grid):
+        return setting, search.refit(data.X, data.y, plan.model, **setting)[0]
+    trained = search.train(data, SearchPlan(plan.model, grid, folds, plan.seed))
+    return cv_table.setting_of(trained.chosen), trained.pipeline
+
+
+def _score(held: TrainingData, pipeline: Pipeline, setting: Setting, shots: int, draw: int) -> Draw:
+    """Return what a pipeline reaches on the images held out; of several views of an image it is the mean."""
+    predicted = pipeline.predict(held.X)
+    accuracy, balanced = float((predicted == held.y).mean()), float(balanced_accuracy_score(held.y, predicted))
+    n = len(held.y) if held.images is None else len(np.unique(held.images))
+    low, high = scoring.wilson_interval(round(accuracy * n), n)
+    return Draw(shots, draw, n, accuracy, low, high, balanced, setting)
+
+
+def middle_setting(grid: Grid) -> Grid:
+    """Return a grid of the first normalisation and the middle value of each parameter."""
+    normalisation, values = next(iter(grid.items()))
+    return {normalisation: {name: [column[len(column) // 2]] for name, column in values.items()}}
+
+
+def only_setting(grid: Grid) -> Setting | None:
+    """Return the setting of a grid that has just one, else None."""
+    (normalisation, values), *others = grid.items()
+    if others or any(len(column) > 1 for column in values.values()):
+        return None
+    return {"normalisation": normalisation, "parameters": {name: column[0] for name, column in values.items()}}
 
 
 def validate_shots(y: np.ndarray, classes: Sequence[str], shots: Sequence[int], draws: int) -> None:
-    """Refuse numbers of images that some class does not have beside those held out."""
+    """Refuse more images than some class has after a quarter is held out, and too few draws."""
     if min(shots) < 1 or draws < 2:
-        raise errors.PipelineError("--shots must be 1 or more each, and --draws 2 or more, for a deviation.")
+        raise errors.PipelineError("--shots must be 1 or more each, and --draws 2 or more, for a standard deviation.")
     counts = np.bincount(y, minlength=len(classes))
-    scarce = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
-    if (left := counts[scarce] - -(-counts[scarce] // HOLD_OUT_PARTS)) < max(shots):
+    smallest = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+    left = counts[smallest] - -(-counts[smallest] // HOLD_OUT_PARTS)
+    if left < max(shots):
         raise errors.PipelineError(
-            f"The class {classes[scarce]!r} has {counts[scarce]} training images; with a quarter held out {left} are "
-            f"left, fewer than --shots {max(shots)}. Take fewer."
+            f"The class {classes[smallest]!r} has {counts[smallest]} training images; with a quarter held out {left} "
+            f"are left, fewer than --shots {max(shots)}. Take fewer."
         )
 
 
-def _validate_drawn(by_class: Sequence[np.ndarray], count: int) -> None:
-    """Refuse a draw that leaves a class fewer than `count` rows, as groups of different sizes may do."""
-    if (left := min(len(rows) for rows in by_class)) < count:
-        raise errors.PipelineError(
-            f"A class has {left} training images outside the groups held out, fewer than --shots {count}. Take fewer."
-        )
+def summarise(curve: Sequence[Draw]) -> list[FewShotRow]:
+    """Return a row per number of images: means and standard deviations over its draws."""
+    return [_row([draw for draw in curve if draw.shots == shots]) for shots in sorted({draw.shots for draw in curve})]
 
 
-def summarise(found: Sequence[Draw]) -> list[dict[str, Any]]:
-    """Return a row for each number of images: mean and deviation of its draws' accuracies, plain and balanced."""
-    rows = []
-    for shots in sorted({each.shots for each in found}):
-        draws = [each for each in found if each.shots == shots]
-        plain, balanced = ([getattr(each, name) for each in draws] for name in ("accuracy", "balanced"))
-        rows.append(
-            {
-                "shots": shots,
-                "accuracy": float(np.mean(plain)),
-                "deviation": float(np.std(plain, ddof=1)),
-                "balanced": float(np.mean(balanced)),
-                "balanced_deviation": float(np.std(balanced, ddof=1)),
-                "draws": len(draws),
-                "n_scored": draws[0].n_scored,
-            }
-        )
-    return rows
+def _row(draws: Sequence[Draw]) -> FewShotRow:
+    """Return the row of draws of the same number of images."""
+    accuracies, balanced = [draw.accuracy for draw in draws], [draw.balanced_accuracy for draw in draws]
+    return {
+        "shots": draws[0].shots,
+        "accuracy": float(np.mean(accuracies)),
+        "standard_deviation": float(np.std(accuracies, ddof=1)),
+        "balanced_accuracy": float(np.mean(balanced)),
+        "balanced_accuracy_standard_deviation": float(np.std(balanced, ddof=1)),
+        "draws": len(draws),
+        "n_scored": draws[0].n_scored,
+    }

@@ -1,4 +1,4 @@
-"""A saved classifier: the skops file, and the description beside it that vouches for it."""
+"""Saved classifiers: the skops file, and the metadata file that says what it is and must fit it."""
 
 from __future__ import annotations
 
@@ -6,71 +6,123 @@ import hashlib
 import json
 import platform
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from pipeline import errors
+from pipeline import errors, files
 from pipeline.classifiers import solvers
+from pipeline.classifiers.cv_table import CVRow, Grid, NestedResult
 from pipeline.classifiers.preprocessing import SignedRoot
 from pipeline.codes.spec import CodesSpec
 
+FORMAT = "cnn-codes-classifier 2"
+"""Name and version of the two files; the skops file names our classes by their modules, so a move raises it."""
+
 TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (solvers.LinearSVM, solvers.Softmax, SignedRoot)]
-"""Types beyond scikit-learn's, SciPy's and NumPy's own that a classifier's file may hold."""
+"""Types beyond those of scikit-learn, SciPy and NumPy that a classifier's file may hold."""
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "skops")
+"""Packages whose versions the metadata records."""
 
 
 @dataclass(frozen=True)
 class SavedClassifier:
-    """A classifier as it was trained: from codes of `spec` to indices into `classes`."""
+    """A trained classifier: from codes of `spec` to indices into `classes`."""
 
     pipeline: Pipeline
     spec: CodesSpec
     classes: tuple[str, ...]
 
 
+class ClassifierFacts(TypedDict, total=False):
+    """How `classify` trained a classifier; `finetune` records other facts, of which only `best` is listed here.
+
+    dataset, model: names; n_train: number of training images; seed, folds: of the cross-validation; rule: how the
+    setting was chosen; extended_grid: the grids that were added because the best setting lay at an edge; group_by:
+    column of the manifest whose groups stayed together, "" for none; measure: what the accuracies of the table are;
+    constant_features: number of features with one value in all rows; chosen: a row of cv; converged: whether the final
+    fit did; temperature: of the probabilities, if calibrated; nested: estimate of the accuracy, if asked for; best:
+    figures of the epoch after which a fine-tuned network was best.
+    """
+
+    dataset: str
+    model: str
+    n_train: int
+    seed: int
+    folds: int
+    rule: str
+    group_by: str
+    measure: str
+    constant_features: int
+    extended_grid: Sequence[Grid]
+    chosen: CVRow
+    converged: bool
+    cv: list[CVRow]
+    temperature: float
+    nested: NestedResult
+    best: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ClassifierMetadata:
+    """The metadata of a saved classifier.
+
+    sha256: digest of the skops file, in hex; spec: the codes it was trained on; versions: {package: version} at
+    training.
+    """
+
+    sha256: str
+    spec: CodesSpec
+    classes: tuple[str, ...]
+    facts: ClassifierFacts
+    versions: Mapping[str, str]
+
+
 def metadata_path(path: Path) -> Path:
-    """Return where the description of a classifier's file lies."""
+    """Return the path of the metadata of a classifier's file."""
     return path.with_suffix(".json")
 
 
-def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, Any]) -> None:
-    """Write the classifier, and beside it the description: spec, classes, versions, the `facts`, the file's SHA-256."""
-    import skops.io  # two seconds to import, and not needed for --help
+def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, object]) -> None:
+    """Write the classifier, then its metadata: format, SHA-256, spec, classes, `facts`, versions of packages."""
+    import skops.io  # takes two seconds to import, and --help does not need it
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = skops.io.dumps(classifier.pipeline)
-    description = {
+    metadata = {
+        "format": FORMAT,
         "sha256": hashlib.sha256(data).hexdigest(),
         "spec": classifier.spec.to_dict(),
         "classes": classifier.classes,
         **facts,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-    for target, content in ((path, data), (metadata_path(path), json.dumps(description, indent=1).encode())):
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(target)
+    files.write_bytes(path, data)
+    files.write_json(metadata_path(path), metadata)
 
 
 def load(path: Path) -> SavedClassifier:
-    """Read a classifier, and refuse a file that is not what was saved, or that holds types of others.
+    """Read a classifier; raise PipelineError for a file that was changed, or that holds types of others.
 
     Nothing in the file runs before both have been checked.
     """
     if not path.exists():
         raise errors.PipelineError(f"There is no classifier at {path}. Train it: python -m pipeline.classify.")
-    description, data = read_metadata(path), path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != description["sha256"]:
+    metadata, data = read_metadata(path), path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != metadata.sha256:
         raise errors.PipelineError(
-            f"{path} is not the file that its description vouches for: it was changed. Train it again."
+            f"{path} is not the file that {metadata_path(path).name} describes: it was changed. Train it again."
         )
+    return SavedClassifier(_load_pipeline(path, data), metadata.spec, metadata.classes)
+
+
+def _load_pipeline(path: Path, data: bytes) -> Pipeline:
+    """Return the pipeline in a skops file, after its types have been checked."""
     import skops.io
 
     try:
@@ -84,54 +136,66 @@ def load(path: Path) -> SavedClassifier:
         raise errors.PipelineError(f"{path} is damaged, or no classifier of ours ({error}). Train it again.") from error
     if not isinstance(pipeline, Pipeline):
         raise errors.PipelineError(f"{path} holds a {type(pipeline).__name__}, no classifier of ours. Train it again.")
-    return SavedClassifier(pipeline, description["spec"], description["classes"])
+    return pipeline
+
+
+def read_metadata(path: Path) -> ClassifierMetadata:
+    """Read the metadata of a classifier's file; raise PipelineError if it is missing, damaged or of another format."""
+    source = metadata_path(path)
+    try:
+        content = dict(json.loads(source.read_text(encoding="utf-8")))
+        _validate_format(path, content.pop("format", None))
+        spec = CodesSpec.from_dict(content.pop("spec"))
+        sha256, classes, versions = (content.pop(name) for name in ("sha256", "classes", "versions"))
+        facts = cast(ClassifierFacts, content)  # the SHA-256 above guards the classifier; these are for display
+        return ClassifierMetadata(sha256, spec, tuple(classes), facts, versions)
+    except FileNotFoundError:
+        raise errors.PipelineError(
+            f"{path} has no metadata file {source.name} beside it, so it is not trusted. Train it again."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.PipelineError(f"{source} is no metadata of a classifier ({error}). Train it again.") from error
+
+
+def _validate_format(path: Path, found: object) -> None:
+    """Refuse the files of other releases."""
+    if found != FORMAT:
+        raise errors.PipelineError(
+            f"{path} was saved by an earlier release. Train it again: python -m pipeline.classify."
+        )
 
 
 def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
-    """Return (n, classes) float margins of (n, d) codes; classes that were not trained get minus infinity.
+    """Return (n, classes) float64 margins of (n, d) codes; classes without training images get minus infinity.
 
-    Of several views of an image, which stand side by side, it is the mean margin.
+    Where the codes of several views of an image lie side by side, (n, n_views × d), it is the mean over the views.
     """
     pipeline = classifier.pipeline
-    scored = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict_proba
-    raw = np.asarray(scored(_each_view(classifier, values)), dtype=np.float64)
+    margins_of = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict_proba
+    raw = np.asarray(margins_of(_row_per_view(classifier, values)), dtype=np.float64)
     if raw.ndim == 1:
         raw = np.stack([-raw, raw], 1)
     return _for_all_classes(classifier, _mean_of_views(raw, len(values)), -np.inf)
 
 
 def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray | None:
-    """Return (n, classes) probabilities of (n, d) codes, or None where the model gives none; of views the mean."""
+    """Return (n, classes) float64 probabilities of (n, d) codes, the mean over views; None if the model gives none."""
     if not hasattr(classifier.pipeline, "predict_proba"):
         return None
-    raw = np.asarray(classifier.pipeline.predict_proba(_each_view(classifier, values)), dtype=np.float64)
+    raw = np.asarray(classifier.pipeline.predict_proba(_row_per_view(classifier, values)), dtype=np.float64)
     return _for_all_classes(classifier, _mean_of_views(raw, len(values)), 0.0)
 
 
-def _each_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
+def _row_per_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values) * classifier.spec.n_views, -1) if len(values) else values
 
 
-def _mean_of_views(scored: np.ndarray, n_images: int) -> np.ndarray:
-    return scored.reshape(n_images, -1, scored.shape[1]).mean(1) if n_images else scored
+def _mean_of_views(outputs: np.ndarray, n_images: int) -> np.ndarray:
+    return outputs.reshape(n_images, -1, outputs.shape[1]).mean(1) if n_images else outputs
 
 
-def _for_all_classes(classifier: SavedClassifier, known: np.ndarray, otherwise: float) -> np.ndarray:
-    every = np.full((len(known), len(classifier.classes)), otherwise)
-    every[:, classifier.pipeline.classes_] = known
-    return every
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what stands beside a classifier's file: its SHA-256, spec, classes, versions, and how it was trained."""
-    beside = metadata_path(path)
-    try:
-        description = json.loads(beside.read_text(encoding="utf-8"))
-        spec = CodesSpec.from_dict(description["spec"])
-        return {**description, "spec": spec, "classes": tuple(description["classes"])}
-    except FileNotFoundError:
-        raise errors.PipelineError(
-            f"{path} has no description {beside.name} beside it, so it is not trusted. Train it again."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise errors.PipelineError(f"{beside} is no description of a classifier ({error}). Train it again.") from error
+def _for_all_classes(classifier: SavedClassifier, trained: np.ndarray, otherwise: float) -> np.ndarray:
+    """Return outputs (n, classes) from those of the trained classes; the other classes get `otherwise`."""
+    outputs = np.full((len(trained), len(classifier.classes)), otherwise)
+    outputs[:, classifier.pipeline.classes_] = trained
+    return outputs

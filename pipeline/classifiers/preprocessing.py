@@ -1,4 +1,4 @@
-"""What is done to codes before a classifier, beyond scikit-learn's own."""
+"""Normalisations of codes that scikit-learn does not have."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from typing import Any
 import numpy as np
 from sklearn.preprocessing import Normalizer
 
+from pipeline.codes.spec import Rows
+
 
 def signed_root(X: np.ndarray) -> np.ndarray:
-    """Return sign(x) √|x| of each number: bursts of one feature count less."""
+    """Return sign(x) √|x| of each number, so that large values of one feature count less."""
     return np.sign(X) * np.sqrt(np.abs(X))
 
 
 class SignedRootRows:
-    """Rows that lie on disk, whose signed roots are taken when a slice of them is asked for."""
+    """Rows on disk whose signed roots are taken when a slice of them is read."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows, self.shape, self.dtype = rows, rows.shape, rows.dtype
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
 
-    def __getitem__(self, part: slice) -> np.ndarray:
-        return signed_root(self.rows[part])
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, d)."""
+        return self.rows.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.rows.dtype
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Return the signed roots of a slice of the rows."""
+        return signed_root(self.rows[rows])
 
 
-def signed_root_rows(X: Any) -> Any:
-    """Return the signed root of codes: of an array at once, of rows on disk when they are read."""
+def signed_root_rows(X: Rows) -> Rows:
+    """Return the signed root of codes: of an array immediately, of rows on disk when they are read."""
     return signed_root(X) if isinstance(X, np.ndarray) else SignedRootRows(X)
 
 
 class SignedRoot(Normalizer):
-    """Take the signed square root of each number, then bring each row to length 1.
+    """Take the signed square root of each number, then scale each row to length 1.
 
     The power transform of Razavian et al., "CNN features off-the-shelf" (2014).
     """

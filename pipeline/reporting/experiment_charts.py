@@ -108,7 +108,7 @@ def _few_shot_points(path: Path) -> list[Point]:
 
 
 def _few_shot_point(row: Mapping[str, str]) -> Point:
-    count, mean, deviation = int(row["shots"]), float(row["accuracy"]), float(row["deviation"])
+    count, mean, deviation = int(row["shots"]), float(row["accuracy"]), float(row["standard_deviation"])
     title = f"{count} per class: {mean:.4f} ± {deviation:.4f} over {row['draws']} draws, n = {row['n_scored']}"
     return Point(math.log2(count), mean, mean - deviation, mean + deviation, title)
 
@@ -131,7 +131,7 @@ def path_chart(table: Sequence[Mapping[str, Any]], measure: str) -> Chart | None
     lines: dict[str, list[Point]] = {}
     for row in rows:
         others = [f"{name}={value}" for name, value in row["parameters"].items() if name != "C"]
-        lines.setdefault(", ".join([row["normalise"], *others]), []).append(_path_point(row))
+        lines.setdefault(", ".join([row["normalisation"], *others]), []).append(_path_point(row))
     first, last = math.floor(math.log10(values[0])), math.ceil(math.log10(values[-1]))
     ticks = [Tick(power, f"1e{power}") for power in range(first, last + 1)]
     return lay_out(lines, ticks, Titles("", "C", f"cross-validated {measure}"))
@@ -143,7 +143,7 @@ def _has_positive_c(row: Mapping[str, Any]) -> bool:
 
 
 def _path_point(row: Mapping[str, Any]) -> Point:
-    mean, deviation, C = row["accuracy"], row["deviation"], row["parameters"]["C"]
+    mean, deviation, C = row["accuracy"], row["standard_deviation"], row["parameters"]["C"]
     title = f"C={C:g}: {mean:.4f} ± {deviation:.4f}"
     return Point(math.log10(C), mean, mean - deviation, mean + deviation, title)
 

@@ -89,8 +89,9 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
     outcomes = read_predictions(report_folder(folder, address))
     metadata: dict[str, Any] = {}
     try:
-        metadata = persistence.read_metadata(address.classifier)
-        index = reader.read_index(address.codes, metadata["spec"].to_dict())
+        saved = persistence.read_metadata(address.classifier)
+        metadata = {**saved.facts, "sha256": saved.sha256, "spec": saved.spec, "versions": saved.versions}
+        index = reader.read_index(address.codes, saved.spec.to_dict())
         rows = np.flatnonzero(np.array(index.splits) == "test")
         kind, confidence = _confidence(persistence.load(address.classifier), index, rows, outcomes)
     except errors.PipelineError as error:

@@ -28,7 +28,7 @@ class Scores(TypedDict):
     top1_low: float
     top1_high: float
     top5: NotRequired[float]
-    balanced: float
+    balanced_accuracy: float
     n: int
     classes: int
 

@@ -21,10 +21,10 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from pipeline import classify, errors
-from pipeline.classifiers import few_shot, persistence, search, solvers
+from pipeline.classifiers import cv_table, few_shot, persistence, search, solvers
+from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
-from pipeline.data.splits import make_folds
 
 Run = Callable[..., Outcome]
 
@@ -46,7 +46,7 @@ def test_the_search_equals_scikit_learns(run: Run) -> None:
     y = rng.integers(0, 3, 90)
     X = np.maximum(rng.normal(size=(90, 10)) + 0.7 * np.eye(3, 10)[y], 0).astype(np.float32)
     grid = {"l2": {"C": [0.1, 1.0]}, "standard": {"C": [0.01, 0.1]}}
-    trained = search.train(X, y, "svm", grid, make_folds(y, 4, 3))
+    trained = search.train(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 4, 3))
     theirs = GridSearchCV(
         Pipeline([("normalise", Normalizer()), ("classify", LinearSVC(max_iter=10_000, random_state=0))]),
         [
@@ -75,28 +75,28 @@ def test_test_images_have_no_say(run: Run) -> None:
 def test_a_grid_grows_where_its_edge_is_best_and_says_so(run: Run) -> None:
     write_training()
     outcome = run("classify", "--grid", "{l2: {C: [1.0e-9, 1.0e-8]}}", "--extend-grid", "0")
-    assert "edge of its grid: widen it" in outcome.out and "was widened" not in outcome.out
+    assert "edge of its grid: extend the grid" in outcome.out and "was extended" not in outcome.out
     outcome = run("classify", "--grid", "{l2: {C: [1.0e-7, 1.0e-6]}, standard: {C: [1.0e-9]}}", "--extend-grid", "2")
     facts = json.loads(MODEL.with_suffix(".json").read_text())
-    grown = [row["parameters"]["C"] for row in facts["cv"] if row["normalise"] == facts["chosen"]["normalise"]]
-    assert "which was widened" in outcome.out and len(facts["widened"]) == 2 == len(grown) - 2
+    grown = [row["parameters"]["C"] for row in facts["cv"] if row["normalisation"] == facts["chosen"]["normalisation"]]
+    assert "which was extended by" in outcome.out and len(facts["extended_grid"]) == 2 == len(grown) - 2
     assert sorted(grown)[:2] == [1e-9, 1e-8] or sorted(grown)[-2:] == [1e-5, 1e-4]
 
 
 def test_one_standard_error_chooses_the_most_regularised_of_the_good() -> None:
-    def row(normalise: str, C: float, accuracy: float) -> dict[str, object]:
+    def row(normalisation: str, C: float, accuracy: float) -> dict[str, object]:
         return {
-            "normalise": normalise,
+            "normalisation": normalisation,
             "parameters": {"C": C},
             "accuracy": accuracy,
-            "deviation": 0.04,
+            "standard_deviation": 0.04,
             "folds": [0] * 4,
         }
 
     table = [row("l2", 0.1, 0.87), row("l2", 1, 0.89), row("l2", 10, 0.9), row("standard", 0.01, 0.895)]
-    assert search.RULES["best"](table) is table[2]
-    assert search.RULES["one-standard-error"](table) is table[1]
-    assert search.RULES["one-standard-error"](table[:1]) is table[0]
+    assert cv_table.RULES["best"](table) is table[2]
+    assert cv_table.RULES["one-standard-error"](table) is table[1]
+    assert cv_table.RULES["one-standard-error"](table[:1]) is table[0]
 
 
 def test_the_table_of_the_search_is_saved_and_drawn(run: Run) -> None:
@@ -116,7 +116,7 @@ def test_a_nested_estimate_never_sees_what_it_scores(run: Run) -> None:
     rng = np.random.default_rng(0)
     X, y = rng.random((60, 30), np.float32), np.arange(60) % 2
     grid = {"l2": {"C": [0.01, 0.1, 1, 10, 100]}, "standard": {"C": [1e-4, 1e-3, 1e-2, 0.1]}}
-    found = search.nested_cv(X, y, "svm", grid, 5, 0)
+    found = search.nested_cv(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 5, 0))
     assert found["n"] == 60 and found["low"] < 0.5 < found["high"] and len(found["settings"]) == 5
     write_training()
     outcome = run("classify", "--grid", GRID, "--nested")
@@ -129,17 +129,17 @@ def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> Non
     rng = np.random.default_rng(0)
     y = rng.integers(0, n_classes, 600)
     X = np.maximum(rng.normal(size=(600, 40)) + 1.2 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
-    grid, splits = {"l2": {"C": [1.0]}}, make_folds(y[:400], 4, 0)
-    trained = search.train(X[:400], y[:400], "svm", grid, splits)
+    data, plan = TrainingData(X[:400], y[:400], np.arange(400)), SearchPlan("svm", {"l2": {"C": [1.0]}}, 4, 0)
+    trained = search.train(data, plan)
     assert not hasattr(trained.pipeline, "predict_proba")
-    temperature = search.calibrate(trained, X[:400], y[:400], splits)
-    chances = trained.pipeline.predict_proba(X[400:])
-    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(trained.pipeline.predict(X[400:]), chances.argmax(1))
-    surprise = log_loss(y[400:], chances)
+    temperature = search.calibrate(trained, data, plan)
+    probabilities = trained.pipeline.predict_proba(X[400:])
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(trained.pipeline.predict(X[400:]), probabilities.argmax(1))
+    negative_log_likelihood = log_loss(y[400:], probabilities)
     for factor in (0.4, 2.5):
         trained.pipeline[-1].temperature_ = factor * temperature
-        assert surprise < log_loss(y[400:], trained.pipeline.predict_proba(X[400:]))
+        assert negative_log_likelihood < log_loss(y[400:], trained.pipeline.predict_proba(X[400:]))
 
 
 def test_a_calibrated_classifier_is_saved_with_its_probabilities(run: Run) -> None:
@@ -149,8 +149,8 @@ def test_a_calibrated_classifier_is_saved_with_its_probabilities(run: Run) -> No
     run("classify", "--grid", GRID, "--calibrate")
     loaded = persistence.load(MODEL)
     assert json.loads(MODEL.with_suffix(".json").read_text())["temperature"] == loaded.pipeline[-1].temperature_
-    chances = persistence.probabilities(loaded, np.random.default_rng(0).random((9, 16)).astype(np.float32))
-    np.testing.assert_allclose(chances.sum(1), 1, rtol=1e-6)
+    probabilities = persistence.probabilities(loaded, np.random.default_rng(0).random((9, 16)).astype(np.float32))
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
 
 
 def test_codes_beyond_the_memory_are_read_in_blocks_to_the_same_classifier(
@@ -225,16 +225,16 @@ def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
         labels, splits = [0, 1] * 40 + [others] * 20, ["train"] * 80 + ["test"] * 20
         write_codes(CODES, labels, splits, ["ant", "bee"])
         outcome = run("classify", "--shots", "4", "1", "2", "--draws", "3", "--grid", GRID)
-        assert outcome.code == 0 and "20 training images held out" in outcome.out, outcome.err
+        assert outcome.code == 0 and "20 held-out training images" in outcome.out, outcome.err
         curves.append(MODEL.with_name("fc7-svm-shots.csv").read_text())
     with MODEL.with_name("fc7-svm-shots.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["shots"]) for row in rows] == [1, 2, 4]
-    assert all(0.4 < float(row["accuracy"]) <= 1 and float(row["deviation"]) >= 0 for row in rows)
+    assert all(0.4 < float(row["accuracy"]) <= 1 and float(row["standard_deviation"]) >= 0 for row in rows)
     assert MODEL.with_name("fc7-svm-shots.png").exists() and not MODEL.exists()
     X, y = np.random.default_rng(0).random((80, 5), np.float32), np.arange(80) % 2
-    scheme = {"draws": 2, "folds": 5, "seed": 0, "groups": np.arange(80)}
-    draws = few_shot.learning_curve(X, y, "svm", {"l2": {"C": [1]}}, [1, 4], **scheme)
+    data, plan = TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", {"l2": {"C": [1]}}, 5, 0)
+    draws = few_shot.learning_curve(data, plan, [1, 4], few_shot.hold_out_quarters(data, 2, 0))
     assert [(each.shots, each.draw, each.n_scored) for each in draws] == [
         (1, 0, 20),
         (4, 0, 20),
@@ -250,7 +250,7 @@ def test_columns_that_are_constant_are_counted(run: Run) -> None:
     put_codes(
         CODES, values, Listing(names, np.arange(60) % 2, ["train"] * 60, [f"{r:064x}" for r in range(60)], ["a", "b"])
     )
-    assert "2 of 5 columns of codes are constant" in run("classify", "--grid", GRID).out
+    assert "2 of 5 features of the codes are constant" in run("classify", "--grid", GRID).out
 
 
 def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_scores_equal_scikit_learns() -> None:
     found = scoring.score(labels, margins, [f"class {number}" for number in range(8)])
     assert found.metrics["top1"] == accuracy_score(labels, margins.argmax(1))
     assert found.metrics["top5"] == top_k_accuracy_score(labels, margins, k=5)
-    assert found.metrics["balanced"] == pytest.approx(balanced_accuracy_score(labels, margins.argmax(1)))
+    assert found.metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, margins.argmax(1)))
     assert found.metrics["n"] == found.confusion.sum() == sum(row["support"] for row in found.per_class) == 200
 
 
@@ -57,7 +57,7 @@ def test_evaluate_writes_metrics_tables_and_a_picture(trained: Run) -> None:
     outcome = trained("evaluate")
     assert outcome.code == 0 and "n = 15" in outcome.out
     metrics = json.loads((REPORT / "metrics.json").read_text())
-    assert {"top1", "top1_low", "top1_high", "balanced", "n"} <= metrics.keys()
+    assert {"top1", "top1_low", "top1_high", "balanced_accuracy", "n"} <= metrics.keys()
     assert metrics["top1_low"] <= metrics["top1"] <= metrics["top1_high"] and metrics["n"] == 15
     predictions = list(csv.DictReader((REPORT / "predictions.csv").open()))
     assert np.mean([row["label"] == row["predicted"] for row in predictions]) == metrics["top1"]
@@ -141,15 +141,25 @@ def test_a_tampered_classifier_is_refused(trained: Run) -> None:
         mistake(trained("evaluate"), "was changed")
 
 
-def test_a_classifier_without_its_description_is_refused(trained: Run) -> None:
+def test_a_classifier_without_its_metadata_is_refused(trained: Run) -> None:
     MODEL.with_suffix(".json").unlink()
-    mistake(trained("evaluate"), "no description")
+    mistake(trained("evaluate"), "no metadata file")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": "", "spec": {}, "classes": []}'])
-def test_a_description_that_is_none_is_refused(trained: Run, text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "[1]", json.dumps({"format": persistence.FORMAT, "sha256": "", "spec": {}, "classes": []})]
+)
+def test_metadata_that_is_none_is_refused(trained: Run, text: str) -> None:
     MODEL.with_suffix(".json").write_text(text)
-    mistake(trained("evaluate"), "no description of a classifier")
+    mistake(trained("evaluate"), "no metadata of a classifier")
+
+
+@pytest.mark.parametrize("changes", [{}, {"format": "cnn-codes-classifier 1"}])
+def test_a_classifier_of_another_format_is_refused(trained: Run, changes: dict[str, str]) -> None:
+    metadata = json.loads(MODEL.with_suffix(".json").read_text())
+    del metadata["format"]
+    MODEL.with_suffix(".json").write_text(json.dumps(metadata | changes))
+    mistake(trained("evaluate"), "was saved by an earlier release. Train it again: python -m pipeline.classify")
 
 
 class Evil(LinearSVC):
@@ -162,8 +172,8 @@ class Evil(LinearSVC):
         os.mkdir("owned")  # noqa: PTH102
 
 
-def vouch_for(path: Path, data: bytes) -> None:
-    """Put a file in the classifier's place, with a description that vouches for it, as an attacker would."""
+def replace_classifier(path: Path, data: bytes) -> None:
+    """Put a file in the classifier's place, with metadata that fit it, as an attacker would."""
     import hashlib
 
     path.write_bytes(data)
@@ -176,9 +186,9 @@ def test_a_foreign_classifier_is_refused_and_nothing_of_it_runs(trained: Run) ->
     import pickle
 
     evil = Pipeline([("normalise", FunctionTransformer(os.mkdir)), ("classify", Evil())])
-    vouch_for(MODEL, skops.io.dumps(evil))
+    replace_classifier(MODEL, skops.io.dumps(evil))
     mistake(trained("evaluate"), "not trusted")
-    vouch_for(MODEL, pickle.dumps(Evil()))
+    replace_classifier(MODEL, pickle.dumps(Evil()))
     mistake(trained("evaluate"), "damaged, or no classifier of ours")
     assert not Path("owned").exists()
 
@@ -186,9 +196,9 @@ def test_a_foreign_classifier_is_refused_and_nothing_of_it_runs(trained: Run) ->
 def test_files_that_are_no_classifier_are_refused(trained: Run, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("hello.txt", "hello")
-    vouch_for(MODEL, (tmp_path / "other.zip").read_bytes())
+    replace_classifier(MODEL, (tmp_path / "other.zip").read_bytes())
     mistake(trained("evaluate"), "damaged, or no classifier of ours")
-    vouch_for(MODEL, skops.io.dumps(LinearSVC()))
+    replace_classifier(MODEL, skops.io.dumps(LinearSVC()))
     mistake(trained("evaluate"), "holds a LinearSVC")
     assert all(
         name.startswith(("pipeline.classifiers.solvers.", "pipeline.classifiers.preprocessing."))

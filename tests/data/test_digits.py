@@ -12,8 +12,8 @@ from PIL import Image
 
 from pipeline import config
 from pipeline.classifiers import scoring, search
+from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.data.manifest import read_manifest
-from pipeline.data.splits import make_folds
 
 Run = Callable[..., Outcome]
 
@@ -30,7 +30,7 @@ def test_the_early_layer_beats_the_late_one_and_raw_pixels(run: Run) -> None:
     pixels = np.stack([np.asarray(Image.open(path), np.float32).ravel() for path in manifest.files()])
     trained_on = np.array([split == "train" for split in manifest.splits])
     X, y, grid = pixels[trained_on], manifest.labels[trained_on], config.section("svm")
-    trained = search.train(X, y, "svm", grid, make_folds(y, 5, 0))
+    trained = search.train(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 5, 0))
     margins = trained.pipeline.decision_function(pixels[~trained_on])
     raw = scoring.score(manifest.labels[~trained_on], margins, manifest.classes).metrics["top1"]
     assert top1["pool3"] >= 0.985

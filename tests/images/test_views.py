@@ -17,6 +17,7 @@ from torchvision.transforms import functional
 
 from pipeline import errors
 from pipeline.classifiers import persistence, search
+from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.codes import reader
 from pipeline.data.splits import make_folds
 from pipeline.images import decoding, transforms, views
@@ -118,9 +119,9 @@ def test_views_in_several_folds_would_flatter() -> None:
     rng = np.random.default_rng(0)
     y = np.repeat(rng.permutation(np.arange(40) % 2), 6)
     X = (np.repeat(rng.normal(size=(40, 30)), 6, 0) + 0.1 * rng.normal(size=(240, 30))).astype(np.float32)
-    groups, grid = np.repeat(np.arange(40), 6), {"l2": {"C": [10.0]}}
-    grouped = search.train(X, y, "svm", grid, make_folds(y, 4, 0, groups)).chosen["accuracy"]
-    assert search.train(X, y, "svm", grid, make_folds(y, 4, 0)).chosen["accuracy"] > 0.95 and grouped < 0.75
+    groups, plan = np.repeat(np.arange(40), 6), SearchPlan("svm", {"l2": {"C": [10.0]}}, 4, 0)
+    grouped = search.train(TrainingData(X, y, groups), plan).chosen["accuracy"]
+    assert search.train(TrainingData(X, y, np.arange(240)), plan).chosen["accuracy"] > 0.95 and grouped < 0.75
 
 
 # The commands
@@ -162,8 +163,8 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     assert run("classify", *address, "--folds", 3, "--grid", grid).code == 0
     classifier = persistence.load(Path("models/photos/tinyvgg/fc7-svm.skops"))
     assert classifier.spec.transform.views == "ten"
-    each = np.stack([persistence._each_view(classifier, found.values)[number::10] for number in range(10)])
-    summed = sum(classifier.pipeline.decision_function(view) for view in each)
+    by_view = found.values.reshape(36, 10, 1024).swapaxes(0, 1)
+    summed = sum(classifier.pipeline.decision_function(codes) for codes in by_view)
     np.testing.assert_allclose(persistence.margins(classifier, found.values), summed / 10, rtol=1e-4, atol=1e-5)
     assert run("evaluate", *address).code == 0
     metrics = json.loads(Path("reports/photos/tinyvgg/fc7-svm/metrics.json").read_text())
