@@ -1,1 +1,1 @@
-"""Measurements that a reader can repeat; none of them is a test."""
+"""Benchmarks that a reader can repeat; none of them is a test."""

@@ -1,4 +1,4 @@
-"""Whether advice is good and cheap: its layer beside the best by test accuracy, all layers' cost, what views bring."""
+"""Check the advice against test accuracy, and measure the cost of all layers and the gain from several views."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ VIEWS = (("one", ()), ("ten", ("--resize", "73")), ("cnnaug", ()))
 
 
 def call(stage: object, *arguments: str) -> None:
-    """Run a command in this process, without what it prints."""
+    """Run a command in this process and drop its output."""
     with redirect_stdout(StringIO()):
         if stage.main(list(arguments)):  # type: ignore[attr-defined]
             raise SystemExit(f"{arguments} failed.")
 
 
 def test_score(dataset: str, backbone: str, layer: str, grid: str = GRID) -> dict[str, float]:
-    """Train and score an SVM on a layer that was extracted."""
+    """Train an SVM on the codes of an extracted layer and return its test metrics."""
     address = ("--dataset", dataset, "--backbone", backbone, "--layer", layer, "--model", "svm")
     call(classify, *address, "--folds", "3", "--grid", grid)
     call(evaluate, *address)
@@ -38,25 +38,25 @@ def test_score(dataset: str, backbone: str, layer: str, grid: str = GRID) -> dic
 
 
 def compare_layers(dataset: str, backbone: str, weights: str, pool: str) -> None:
-    """Print the layer that advise names, and the test accuracy of every layer."""
+    """Print the layer that advise recommends, and the test accuracy of every layer."""
     shared = ("--dataset", dataset, "--backbone", backbone, "--weights", weights, "--pool", pool)
     call(advise, *shared, "--images", "2000", "--folds", "3")
-    told = json.loads(Path("reports", dataset, backbone, "advice", "advice.json").read_text())
-    layers = [layer["layer"] for layer in told["layers"]]
+    advice = json.loads(Path("reports", dataset, backbone, "advice", "advice.json").read_text())
+    layers = [layer["layer"] for layer in advice["layers"]]
     call(extract, *shared, "--layer", *layers)
-    found = {layer: test_score(dataset, backbone, layer) for layer in layers}
-    best = max(found, key=lambda layer: found[layer]["top1"])
-    named = told["advice"]["layer"]
+    scores = {layer: test_score(dataset, backbone, layer) for layer in layers}
+    best = max(scores, key=lambda layer: scores[layer]["top1"])
+    recommended = advice["advice"]["layer"]
     for layer in layers:
-        m = found[layer]
+        m = scores[layer]
         print(f"  {layer:<8} {m['top1']:.4f} ({m['top1_low']:.4f}–{m['top1_high']:.4f}), n = {m['n']}")
-    inside = found[named]["top1"] >= found[best]["top1_low"]
-    print(f"{dataset}, {backbone} ({weights}): names {named}, best is {best}; within its interval: {inside}")
-    print("  " + "\n  ".join(told["advice"]["sentences"]), flush=True)
+    inside = scores[recommended]["top1"] >= scores[best]["top1_low"]
+    print(f"{dataset}, {backbone} ({weights}): recommends {recommended}, best is {best}; within its interval: {inside}")
+    print("  " + "\n  ".join(advice["advice"]["sentences"]), flush=True)
 
 
 def compare_views(dataset: str, layer: str) -> None:
-    """Print the test accuracy with one, ten and sixteen views of each image, L2-normalised and with square roots."""
+    """Print the test accuracy with one, ten and sixteen views per image, for two normalisations of the codes."""
     for views, flags in VIEWS:
         call(extract, "--dataset", dataset, "--layer", layer, "--views", views, *flags)
         for grid in (GRID, GRID.replace("l2", "sqrt")):
@@ -68,7 +68,7 @@ def compare_views(dataset: str, layer: str) -> None:
 
 
 def time_extraction(dataset: str, network: FrozenNetwork) -> float:
-    """Return the seconds that the codes of all of a network's layers take, from files to files."""
+    """Return the seconds from image files to the files of codes of all layers of a network."""
     manifest = read_manifest(Path("data", dataset))
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
         start = time.perf_counter()
@@ -77,35 +77,35 @@ def time_extraction(dataset: str, network: FrozenNetwork) -> float:
 
 
 def compare_costs(dataset: str, backbone: str, weights: str, rounds: int) -> None:
-    """Print what all layers cost beside the deepest alone, in turns."""
+    """Print the time for all layers and for the deepest alone; the two alternate."""
     layers = backbones.friendly_layers(backbones.get(backbone))
-    networks = [FrozenNetwork(backbone, some, weights, "avg") for some in (layers, layers[-1:])]
+    networks = [FrozenNetwork(backbone, names, weights, "avg") for names in (layers, layers[-1:])]
     seconds = [[time_extraction(dataset, network) for network in networks] for _ in range(rounds)]
-    every, deepest = (min(column) for column in zip(*seconds, strict=True))
+    all_layers, deepest = (min(column) for column in zip(*seconds, strict=True))
     print(
-        f"{dataset}, {backbone}: all {len(layers)} layers {every:.2f} s, {layers[-1]} alone {deepest:.2f} s, ratio "
-        f"{every / deepest:.3f} (the best of {rounds}, in turns)",
+        f"{dataset}, {backbone}: all {len(layers)} layers {all_layers:.2f} s, {layers[-1]} alone {deepest:.2f} s, "
+        f"ratio {all_layers / deepest:.3f} (the best of {rounds} rounds)",
         flush=True,
     )
 
 
 def main() -> None:
-    """Run what is asked for in a folder of its own."""
+    """Run one of the measurements in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("layers", "costs", "views"))
+    parser.add_argument("measurement", choices=("layers", "costs", "views"))
     parser.add_argument("--photos", type=Path, required=True, help="a folder of images, split into train and test")
-    parser.add_argument("--rounds", type=int, default=4, help="of the costs")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of the costs (default: 4)")
     options = parser.parse_args()
     photos = options.photos.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         call(prepare, "--dataset", str(photos))
         call(prepare, "--dataset", "digits")
-        if options.what == "layers":
+        if options.measurement == "layers":
             for dataset in (photos.name, "digits"):
                 compare_layers(dataset, "tinyvgg", "default", "avg4")
                 compare_layers(dataset, "resnet18", "random", "avg")
-        elif options.what == "views":
+        elif options.measurement == "views":
             compare_views(photos.name, "fc7")
             compare_views("digits", "fc7")
         else:

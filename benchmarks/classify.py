@@ -1,4 +1,4 @@
-"""Time the cross-validated search of our solvers against scikit-learn's GridSearchCV, each in a process of its own."""
+"""Time the cross-validated search of our solvers against scikit-learn's GridSearchCV, each in a separate process."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ LATENT = 128
 def codes(n: int, d: int, n_classes: int, density: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Make codes (n, d) float32 >= 0, rows of length 1, and labels (n,).
 
-    Each class is a Gaussian in 128 latent directions whose strengths fall as 1 / sqrt(rank); a random projection to
-    d, as much noise and half again, less 0.8 ("sparse": some 30% are positive, as in fc7) or plus 2 ("dense": nearly
-    all are, as in avgpool), and a ReLU. Classes overlap, so that accuracy is neither 0 nor 1.
+    Each class is a Gaussian in 128 latent dimensions whose scales fall as 1 / sqrt(rank). The latent vectors are
+    projected to d dimensions at random; noise of 1.5 times their standard deviation is added; 0.8 is subtracted
+    ("sparse": about 30% are positive, as in fc7) or 2 is added ("dense": nearly all are, as in avgpool); a ReLU
+    follows. Classes overlap, so that accuracy is neither 0 nor 1.
     """
     rng = np.random.default_rng(seed)
-    strengths = (1 + np.arange(LATENT)) ** -0.5
+    scales = (1 + np.arange(LATENT)) ** -0.5
     y = rng.integers(n_classes, size=n)
     latent = (0.4 * rng.normal(size=(n_classes, LATENT)))[y] + rng.normal(size=(n, LATENT))
-    projection = rng.standard_normal((LATENT, d), np.float32) / np.sqrt((strengths**2).sum(), dtype=np.float32)
-    X = (latent * strengths).astype(np.float32) @ projection
+    projection = rng.standard_normal((LATENT, d), np.float32) / np.sqrt((scales**2).sum(), dtype=np.float32)
+    X = (latent * scales).astype(np.float32) @ projection
     for rows in np.array_split(np.arange(n), max(1, n // 1024)):
         X[rows] += 1.5 * rng.standard_normal((len(rows), d), np.float32) + (2 if density == "dense" else -0.8)
     np.maximum(X, 0, out=X)
@@ -48,7 +49,7 @@ def codes(n: int, d: int, n_classes: int, density: str, seed: int = 0) -> tuple[
 
 
 def ours(model: str) -> Callable[..., Any]:
-    """Return a search by our path and a refit by our estimator."""
+    """Return a search with our path solver and a refit with our estimator."""
 
     def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
         accuracies = solvers.search_path(X, y, folds, Cs, model).accuracy.mean(1)
@@ -59,11 +60,11 @@ def ours(model: str) -> Callable[..., Any]:
 
 
 def theirs(estimator: Any) -> Callable[..., Any]:
-    """Return a search by GridSearchCV over all cores, with its refit."""
+    """Return a search with GridSearchCV on all cores, which refits as well."""
 
     def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
-        found = GridSearchCV(estimator, {"C": Cs}, cv=folds, n_jobs=os.cpu_count()).fit(X, y)
-        return found.cv_results_["mean_test_score"], found.best_params_["C"], found.best_estimator_
+        search = GridSearchCV(estimator, {"C": Cs}, cv=folds, n_jobs=os.cpu_count()).fit(X, y)
+        return search.cv_results_["mean_test_score"], search.best_params_["C"], search.best_estimator_
 
     return run
 
@@ -78,7 +79,7 @@ CONTENDERS: dict[str, Callable[..., Any]] = {
 
 
 def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
-    """Return the objective, in float64, of the SVM (summed over classes) or of softmax."""
+    """Return the objective of an SVM, summed over its classes, or of a softmax, in float64."""
     coefficients, loss = model.coef_.astype(float), 0.0
     penalty = (coefficients**2).sum() / 2
     for rows in np.array_split(np.arange(len(y)), max(1, len(y) // 1024)):
@@ -94,37 +95,38 @@ def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
     return float(penalty + model.C * loss)
 
 
-def family() -> list[Path]:
+def process_tree() -> list[Path]:
     """Return the entries in /proc of this process and of its descendants."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [os.getpid()]
-    for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
-    return [Path("/proc") / str(process) for process in found]
+    tree = [os.getpid()]
+    for parent in tree:
+        tree += [child for child, its_parent in parents.items() if its_parent == parent]
+    return [Path("/proc") / str(process) for process in tree]
 
 
 def memory(process: Path, field: str) -> int:
-    """Return a field of the status of a process (VmRSS, VmHWM), in bytes."""
+    """Return a field of the status of a process, such as VmRSS or VmHWM, in bytes."""
     text = (process / "status").read_text()
     return 1024 * int(text.partition(f"{field}:")[2].split()[0])
 
 
-def cpu(process: Path) -> float:
-    """Return the processor seconds a process has taken."""
+def cpu_seconds(process: Path) -> float:
+    """Return the CPU time of a process so far, in seconds."""
     ticks = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(folder: Path, name: str, n_test: int, n_folds: int, Cs: list[float]) -> dict[str, Any]:
-    """Run a contender in this process, whose memory before loading the codes is taken off its peak.
+    """Run a contender in this process and return its accuracies, time and memory.
 
-    The peaks of its workers are added whole, the codes they share counted in each: an upper bound.
+    The peak memory is that of this process, less its memory before the codes were loaded, plus the whole peaks of its
+    workers. It is an upper bound, as the codes that the workers share count in each.
     """
-    Path("/proc/self/clear_refs").write_text("5")  # the peak else counts the process this one was forked from
-    before, spent = memory(Path("/proc/self"), "VmRSS"), cpu(Path("/proc/self"))
+    Path("/proc/self/clear_refs").write_text("5")  # otherwise the peak includes that of the parent process
+    memory_before, cpu_before = memory(Path("/proc/self"), "VmRSS"), cpu_seconds(Path("/proc/self"))
     X, y = np.load(folder / "X.npy"), np.load(folder / "y.npy")
     size, X, test, labels = X.nbytes, X[:-n_test], X[-n_test:], y[:-n_test]
     folds = list(StratifiedKFold(n_folds, shuffle=True, random_state=0).split(X, labels))
@@ -133,12 +135,12 @@ def measure(folder: Path, name: str, n_test: int, n_folds: int, Cs: list[float])
         warnings.simplefilter("ignore", ConvergenceWarning)
         accuracies, best, model = CONTENDERS[name](X, labels, folds, Cs)
     seconds = time.perf_counter() - start
-    processes = family()
+    processes = process_tree()
     return {
         "name": name,
         "seconds": round(seconds, 2),
-        "cpu": round(sum(map(cpu, processes)) - spent, 1),
-        "peak": round((sum(memory(process, "VmHWM") for process in processes) - before) / size, 2),
+        "cpu": round(sum(map(cpu_seconds, processes)) - cpu_before, 1),
+        "peak": round((sum(memory(process, "VmHWM") for process in processes) - memory_before) / size, 2),
         "best_C": best,
         "cv": [round(float(accuracy), 5) for accuracy in accuracies],
         "test": round(float(model.score(test, y[-n_test:])), 4),
@@ -147,7 +149,7 @@ def measure(folder: Path, name: str, n_test: int, n_folds: int, Cs: list[float])
 
 
 def excess(folder: Path, name: str, n_test: int, tol: float) -> list[dict[str, Any]]:
-    """Return how far our objective is above scikit-learn's converged one, for each C on all training rows."""
+    """Return by which share our objective exceeds the converged one of scikit-learn, for each C."""
     X, y = np.load(folder / "X.npy")[:-n_test], np.load(folder / "y.npy")[:-n_test]
     rows = []
     for C in CS:
@@ -159,11 +161,12 @@ def excess(folder: Path, name: str, n_test: int, tol: float) -> list[dict[str, A
         start = time.perf_counter()
         reference = objective(exact.fit(X.astype(float), y), X, y)
         middle = time.perf_counter()
-        mine = objective({"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[name](C=C).fit(X, y), X, y)
+        reached = objective({"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[name](C=C).fit(X, y), X, y)
         seconds = [round(middle - start, 1), round(time.perf_counter() - middle, 1)]
-        rows.append({"C": C, "excess": mine / reference - 1, "seconds": seconds})
+        rows.append({"C": C, "excess": reached / reference - 1, "seconds": seconds})
         print(
-            f"{name} C {C:g}: objective {mine / reference - 1:+.1e} beside the converged one, {seconds} s", flush=True
+            f"{name} C {C:g}: objective {reached / reference - 1:+.1e} relative to the converged one, {seconds} s",
+            flush=True,
         )
     return rows
 
@@ -172,14 +175,27 @@ def main() -> None:
     """Measure all contenders; print a table, and JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=3000, help="training rows (default: 3000)")
-    parser.add_argument("--d", type=int, default=1024, help="columns (default: 1024)")
-    parser.add_argument("--classes", type=int, default=20, help="(default: 20)")
-    parser.add_argument("--folds", type=int, default=5, help="(default: 5)")
-    parser.add_argument("--Cs", type=float, nargs="+", default=CS, metavar="C", help="ascending (default: 1e-3 … 1e3)")
-    parser.add_argument("--density", choices=["sparse", "dense"], default="sparse", help="fc7-like or avgpool-like")
+    parser.add_argument("--d", type=int, default=1024, help="width of the codes (default: 1024)")
+    parser.add_argument("--classes", type=int, default=20, help="number of classes (default: 20)")
+    parser.add_argument("--folds", type=int, default=5, help="number of folds (default: 5)")
+    parser.add_argument(
+        "--Cs", type=float, nargs="+", default=CS, metavar="C", help="values of C, ascending (default: 1e-3 … 1e3)"
+    )
+    parser.add_argument(
+        "--density",
+        choices=["sparse", "dense"],
+        default="sparse",
+        help="codes like those of fc7 (sparse, the default) or of avgpool (dense)",
+    )
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
-    parser.add_argument("--repeat", type=int, default=1, help="rounds, in which the contenders take turns")
-    parser.add_argument("--converged", nargs="*", default=[], choices=["svm", "softmax"], help="compare objectives too")
+    parser.add_argument("--repeat", type=int, default=1, help="number of rounds; the contenders alternate (default: 1)")
+    parser.add_argument(
+        "--converged",
+        nargs="*",
+        default=[],
+        choices=["svm", "softmax"],
+        help="models whose objective is compared with the converged one as well",
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     n_test = max(200, options.n // 5)
@@ -191,7 +207,7 @@ def main() -> None:
 
 
 def compare(folder: Path, options: argparse.Namespace, n_test: int) -> dict[str, Any]:
-    """Return what was measured, printing it as it comes."""
+    """Measure each contender in a process, print its results as they come, and return all of them."""
     X, y = codes(options.n + n_test, options.d, options.classes, options.density)
     np.save(folder / "X.npy", X)
     np.save(folder / "y.npy", y)

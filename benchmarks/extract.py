@@ -33,19 +33,19 @@ from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, choose_device
 
 SIDE = 2048
-"""Of the square matrices whose product is the roof."""
+"""Size of the square matrices whose product gives the peak rate of arithmetic."""
 
-AS_MANY = 128
-"""Images that are passed forward for the network's rate, some at a time."""
+FORWARD_IMAGES = 128
+"""Number of images for which the forward pass is timed, in batches."""
 
 
 def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
-    """Copy JPEG photos, over and over, each with a tail of its own: the same bytes would be computed but once."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not found:
+    """Copy JPEG photos until there are `count`; each gets a different tail, as equal files are computed once."""
+    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
+    if not photos:
         raise SystemExit(f"There are no JPEG files below {folder}.")
     names = [f"{number:06}.jpg" for number in range(count)]
-    for number, (name, path) in enumerate(zip(names, islice(cycle(found), count), strict=True)):
+    for number, (name, path) in enumerate(zip(names, islice(cycle(photos), count), strict=True)):
         (into / name).write_bytes(path.read_bytes() + number.to_bytes(4, "little"))
     digests = tuple(decoding.read_digest(into / name) for name in names)
     return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",), digests)
@@ -59,7 +59,7 @@ def gemm(device: torch.device, kind: torch.dtype) -> float:
 
 
 def gflop(network: FrozenNetwork) -> float:
-    """Return what one image costs, a multiplication and an addition counted as two."""
+    """Return the GFLOP of one image; a multiplication and an addition count as two operations."""
     network = network.at(precision="fp32")
     size = network.transform.crop
     with FlopCounterMode(display=False) as counter:
@@ -68,7 +68,7 @@ def gflop(network: FrozenNetwork) -> float:
 
 
 def decoding_rate(manifest: Manifest, engine: Engine) -> float:
-    """Return the images a second of decoding alone, by the engine's decoder."""
+    """Return the images per second of decoding alone, with the engine's decoder."""
     start = time.perf_counter()
     count = sum(1 for _ in engine.pictures(manifest.files(), parallel.default_threads()))
     if engine.copying:
@@ -76,21 +76,21 @@ def decoding_rate(manifest: Manifest, engine: Engine) -> float:
     return count / (time.perf_counter() - start)
 
 
-@torch.inference_mode()  # for the batch as well: else the compiled network would be compiled once more
+@torch.inference_mode()  # for the batch as well, or the compiled network would be compiled again
 def forward(engine: Engine) -> float:
-    """Return the images a second of the network alone, on a batch that is there."""
+    """Return the images per second of the network alone, on a batch in the device's memory."""
     size = engine.network.transform.crop
     batch = torch.randint(256, (engine.batch_size, 3, size, size), dtype=torch.uint8, device=engine.device)
-    passes = max(1, AS_MANY // len(batch))
+    batches = max(1, FORWARD_IMAGES // len(batch))
     start = time.perf_counter()
-    for _ in range(passes):
+    for _ in range(batches):
         outputs = engine.run(batch)
     synchronize(outputs)
-    return passes * len(batch) / (time.perf_counter() - start)
+    return batches * len(batch) / (time.perf_counter() - start)
 
 
 def end_to_end(manifest: Manifest, engine: Engine, folder: Path) -> float:
-    """Return the images a second from files to a closed HDF5 file; the network is loaded, and compiled if it is."""
+    """Return the images per second from image files to a closed HDF5 file, with a network that is ready."""
     start = time.perf_counter()
     extraction = runner.Extraction(manifest, 0, parallel.default_threads())
     ((layer, spec),) = engine.network.specs.items()
@@ -103,7 +103,7 @@ def end_to_end(manifest: Manifest, engine: Engine, folder: Path) -> float:
 
 
 class Photos(Dataset[torch.Tensor]):
-    """What a plain loop reads: photos opened with Pillow, transformed with torchvision."""
+    """Photos for the plain loops, opened with Pillow and transformed with torchvision."""
 
     def __init__(self, paths: Sequence[Path], transform: transforms.Transform) -> None:
         self.paths = paths
@@ -125,38 +125,43 @@ class Photos(Dataset[torch.Tensor]):
 
 
 class Hooked:
-    """A whole network in float32 whose hook keeps one module's output in memory, as plain extractors have it."""
+    """A whole network in float32 with a hook that keeps the output of one module in memory, as plain extractors do."""
 
     def __init__(self, name: str, node: str, device: torch.device) -> None:
         self.model, self.device = backbones.load(backbones.get(name), "random")[0].to(device), device
-        self.kept: list[np.ndarray] = []
+        self.outputs: list[np.ndarray] = []
         module = self.model.get_submodule("avgpool" if node == "flatten" else node)
-        module.register_forward_hook(lambda module, taken, given: self.kept.append(given.flatten(1).cpu().numpy()))
+        module.register_forward_hook(
+            lambda module, inputs, output: self.outputs.append(output.flatten(1).cpu().numpy())
+        )
 
     @torch.no_grad()
     def rate(self, batches: Iterable[torch.Tensor]) -> float:
-        """Return the images a second."""
+        """Return the images per second."""
         start, count = time.perf_counter(), 0
         for batch in batches:
             self.model(batch.to(self.device))
             count += len(batch)
-        self.kept.clear()
+        self.outputs.clear()
         return count / (time.perf_counter() - start)
 
 
 @lru_cache(1)
 def hooked(name: str, node: str, device: torch.device) -> Hooked:
-    """Return the plain extractors' network, the same in each round."""
+    """Return the network of the plain loops, the same in each round."""
     return Hooked(name, node, device)
 
 
 def serial(photos: Photos, *network: Any) -> float:
-    """Return the images a second of a loop over images, one by one."""
+    """Return the images per second of a loop with one image per forward pass."""
     return hooked(*network).rate(photo[None] for photo in photos)
 
 
 def dataloader(photos: Photos, start: str, *network: Any) -> float:
-    """Return the images a second of a loop over a DataLoader, with a worker a core, which start as is usual."""
+    """Return the images per second of a loop over a DataLoader with one worker per core.
+
+    start: the method by which the workers start, "fork" for instance.
+    """
     loader: Any = DataLoader(photos, batch_size=32, num_workers=os.cpu_count() or 1, multiprocessing_context=start)
     return hooked(*network).rate(loader)
 
@@ -169,23 +174,36 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: python -m benchmarks.extract --images photos --backbone vgg16 --layer fc7",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--images", type=Path, required=True, help="a folder with JPEG photos below it")
-    parser.add_argument("--backbone", default="resnet50", help="with random weights")
-    parser.add_argument("--layer", default="avgpool", help="what is written, and what the plain loops hook")
-    parser.add_argument("--early", default="", help="a layer at which stopping is timed as well, against its FLOPs")
-    parser.add_argument("--count", type=int, default=256, help="photos of an end-to-end run")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured, in turn; medians count")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="of ours")
-    parser.add_argument("--decoder", choices=("auto", *decoding.DECODERS), default="auto", help="of ours, for JPEGs")
-    parser.add_argument("--compile", choices=("yes", "no"), default="yes", help="ours, before the clock starts")
-    parser.add_argument("--device", default="auto", help="of all")
+    parser.add_argument("--images", type=Path, required=True, help="folder with JPEG photos, in subfolders or not")
+    parser.add_argument("--backbone", default="resnet50", help="network, with random weights")
+    parser.add_argument("--layer", default="avgpool", help="layer whose codes are extracted")
+    parser.add_argument("--early", default="", help="earlier layer whose time is compared with its FLOPs")
+    parser.add_argument("--count", type=int, default=256, help="number of photos of an end-to-end run")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds, of which the medians are reported")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="precision of our extraction"
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=("auto", *decoding.DECODERS),
+        default="auto",
+        help="decoder of our extraction for JPEG files",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("yes", "no"),
+        default="yes",
+        help="whether our network is compiled, before anything is timed",
+    )
+    parser.add_argument("--device", default="auto", help="device of all loops")
     return parser
 
 
 class Contest:
-    """All that is measured, on one device, with one set of photos in a folder of its own.
+    """All measurements, on one device, with one set of photos in a temporary folder.
 
-    The plain loops run in a process of their own, in turn with the rest: ours sets how memory is kept for all of its.
+    The plain loops run in another process: ours changes how the allocator keeps memory for all of its process. All of
+    the measurements alternate.
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
@@ -195,30 +213,30 @@ class Contest:
         self.manifest = copy_photos(options.images, options.count, folder / "photos")
         self.transform = backbones.native_transform(backbones.get(options.backbone))
         self.trial = [transforms.read_image(path, self.transform)[0] for path in self.manifest.files()[:16]]
-        self.why = "as asked"
+        self.why = "set by a flag"
         start = time.perf_counter()
         self.engine = self.ready(options.layer, options.precision, options.decoder)
         self.prepared = time.perf_counter() - start
-        found = self.engine.network
-        self.early = self.ready(options.early, found.precision, found.transform.decoder) if options.early else None
+        chosen = self.engine.network
+        self.early = self.ready(options.early, chosen.precision, chosen.transform.decoder) if options.early else None
 
     def ready(self, layer: str, precision: str, decoder: str) -> Engine:
-        """Return an engine that has decided all that it decides."""
+        """Return an engine whose precision, decoder and batch size are chosen, and whose network is compiled."""
         network = FrozenNetwork(self.options.backbone, [layer], "random", "avg").to(self.device)
         chosen = autotune.choose_precision(network, self.trial)[0] if precision == "auto" else precision
         network = network.at(precision=chosen)
         if decoder == "auto":
-            many = list(islice(cycle(self.manifest.files()), autotune.MIN_IMAGES_FOR_DECODER))
-            decoder, self.why = autotune.choose_decoder(network, many, parallel.default_threads())
+            files = list(islice(cycle(self.manifest.files()), autotune.MIN_IMAGES_FOR_DECODER))
+            decoder, self.why = autotune.choose_decoder(network, files, parallel.default_threads())
         engine = Engine(network.at(decoder=decoder), compiling=self.options.compile)
         engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
         engine.compiling = "no"
         return engine
 
     def measures(self) -> dict[str, Callable[[], float]]:
-        """Return what is measured in turn, by its key in the JSON."""
-        few = Photos(self.manifest.files()[: max(32, self.options.count // 4)], self.transform)
-        start = multiprocessing.get_start_method()  # the usual way here, not that of the plain loops' process
+        """Return the measurements of a round, by their keys in the JSON."""
+        photos = Photos(self.manifest.files()[: max(32, self.options.count // 4)], self.transform)
+        start = multiprocessing.get_start_method()  # this process's, as that of the plain loops was spawned
         network = self.options.backbone, self.engine.network.nodes[self.options.layer], self.engine.device
         early = {"early_ips": partial(forward, self.early)} if self.early else {}
         return {
@@ -227,41 +245,41 @@ class Contest:
             "decode_ips": lambda: decoding_rate(self.manifest, self.engine),
             "forward_ips": lambda: forward(self.engine),
             "end_to_end_ips": lambda: end_to_end(self.manifest, self.engine, Path(tempfile.mkdtemp(dir=self.folder))),
-            "serial_ips": lambda: self.plain.submit(serial, few, *network).result(),
-            "dataloader_ips": lambda: self.plain.submit(dataloader, few, start, *network).result(),
+            "serial_ips": lambda: self.plain.submit(serial, photos, *network).result(),
+            "dataloader_ips": lambda: self.plain.submit(dataloader, photos, start, *network).result(),
             **early,
         }
 
     def result(self) -> dict[str, Any]:
-        """Return the medians over the rounds, of rates and of their ratios within a round."""
+        """Return the medians over the rounds of the rates, and of their ratios within each round."""
         measures = self.measures()
         rounds = [{name: rate() for name, rate in measures.items()} for _ in range(self.options.rounds)]
         cost, precision = gflop(self.engine.network), self.engine.network.precision
-        roof = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
+        peak = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
         ratios: dict[str, Callable[[dict[str, float]], float]] = {
             **{name: itemgetter(name) for name in measures},
             "end_to_end_over_forward": lambda once: once["end_to_end_ips"] / once["forward_ips"],
             "end_to_end_over_serial": lambda once: once["end_to_end_ips"] / once["serial_ips"],
             "end_to_end_over_dataloader": lambda once: once["end_to_end_ips"] / once["dataloader_ips"],
             "end_to_end_over_roof": lambda once: once["end_to_end_ips"] / min(once["forward_ips"], once["decode_ips"]),
-            "forward_over_gemm": lambda once: once["forward_ips"] * cost / once[roof],
+            "forward_over_gemm": lambda once: once["forward_ips"] * cost / once[peak],
         }
         if self.early:
             ratios["early_share_of_time"] = lambda once: once["forward_ips"] / once["early_ips"]
-        found = {name: statistics.median(map(ratio, rounds)) for name, ratio in ratios.items()}
+        medians = {name: statistics.median(map(ratio, rounds)) for name, ratio in ratios.items()}
         if self.early:
-            found["early_share_of_flop"] = gflop(self.early.network) / cost
-        return {name: float(f"{value:.4g}") for name, value in found.items()} | self.facts(cost)
+            medians["early_share_of_flop"] = gflop(self.early.network) / cost
+        return {name: float(f"{value:.4g}") for name, value in medians.items()} | self.facts(cost)
 
     def facts(self, cost: float) -> dict[str, Any]:
-        """Return what the figures are of."""
-        kept = {name: getattr(self.options, name) for name in ("backbone", "layer", "early", "count", "rounds")}
-        return kept | {
+        """Return the circumstances of the measurements."""
+        settings = {name: getattr(self.options, name) for name in ("backbone", "layer", "early", "count", "rounds")}
+        return settings | {
             "precision": self.engine.network.precision,
             "decoder": self.engine.network.transform.decoder,
             "why_decoder": self.why,
             "notes": self.engine.notes,
-            "gflop_an_image": round(cost, 3),
+            "gflop_per_image": round(cost, 3),
             "seconds_to_prepare": round(self.prepared, 1),
             "device": self.device,
             "cores": os.cpu_count(),
@@ -270,7 +288,7 @@ class Contest:
 
 
 def main() -> None:
-    """Measure, print a table, and the same as a line of JSON."""
+    """Measure; print a table, and JSON on the last line."""
     with tempfile.TemporaryDirectory() as folder:
         contest = Contest(build_parser().parse_args(), Path(folder))
         result = contest.result()

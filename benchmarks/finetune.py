@@ -1,4 +1,4 @@
-"""Time our training loop against the plain loop of PyTorch's tutorial, by turns in one run, from JPEG files on."""
+"""Time our training loop against the plain loop of PyTorch's tutorial, from JPEG files; the loops alternate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLASSES = 2
 
 
 def write_photos(folder: Path, count: int) -> Path:
-    """Write made-up JPEG files of 500 × 375 pixels, smooth with some noise, as photographs compress."""
+    """Write synthetic JPEG files of 500 × 375 pixels, smooth with some noise: they compress like photographs."""
     rng = np.random.default_rng(0)
     for number in range(count):
         path = folder / f"class{number % CLASSES}" / f"{number}.jpg"
@@ -43,7 +43,7 @@ def write_photos(folder: Path, count: int) -> Path:
 
 
 def tutorial(folder: Path, backbone: str, batch: int, device: str, workers: int) -> Callable[[], Iterator[int]]:
-    """Return an epoch of the tutorial: torchvision's transforms in a DataLoader, float32, NCHW, SGD with momentum."""
+    """Return the tutorial's epoch: torchvision's transforms in a DataLoader, float32, NCHW, SGD with momentum."""
     steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     normalise = transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     dataset = ImageFolder(str(folder), transforms.Compose([*steps, normalise]))
@@ -66,7 +66,7 @@ def tutorial(folder: Path, backbone: str, batch: int, device: str, workers: int)
 
 
 def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name: str) -> Callable[[], Iterator[int]]:
-    """Return an epoch of our loop with a recipe: the same images, batches, augmentation and steps, all layers."""
+    """Return our epoch with a recipe: the same images, batch size, augmentation and steps; all layers train."""
     listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
     with tempfile.TemporaryDirectory() as made:
         write_manifest(Path(made), sources.add_digests(listed))
@@ -88,14 +88,18 @@ def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name:
 
 
 def main() -> None:
-    """Time the loops by turns; print a table, and JSON on the last line."""
+    """Time the loops; print a table, and JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, help="a folder of classes (default: made-up photographs)")
-    parser.add_argument("--count", type=int, default=96, help="made-up photographs")
+    parser.add_argument(
+        "--images", type=Path, help="folder with a subfolder per class (default: synthetic photographs)"
+    )
+    parser.add_argument("--count", type=int, default=96, help="number of synthetic photographs")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--layer", default="avgpool")
-    parser.add_argument("--batch", type=int, nargs="+", default=[4, 32], help="images a step; the tutorial's is 4")
-    parser.add_argument("--workers", type=int, default=4, help="of the tutorial's DataLoader, which has 4")
+    parser.add_argument("--batch", type=int, nargs="+", default=[4, 32], help="images per step; 4 in the tutorial")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="workers of the tutorial's DataLoader; 4 in the tutorial"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -104,7 +108,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Return images a second of each loop, the median over rounds, and the ratios."""
+    """Return the images per second of each loop, the median over rounds, and their ratios."""
     loops = {
         f"tutorial, batch {n}": tutorial(folder, options.backbone, n, options.device, options.workers)
         for n in options.batch
@@ -113,27 +117,28 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         for n in options.batch:
             loops[f"ours ({name}), batch {n}"] = ours(folder, options.backbone, options.layer, n, options.device, name)
     speeds: dict[str, list[float]] = {name: [] for name in loops}
-    for turn in range(options.rounds + 1):
+    for number in range(options.rounds + 1):
         for name, epoch in loops.items():
             start = time.perf_counter()
-            seen = sum(epoch())
-            speed = seen / (time.perf_counter() - start)
-            print(f"round {turn}: {name:28}{speed:8.2f} images/s", flush=True)
-            speeds[name] += [speed] * bool(turn)  # the first one warms up
-    found = {name: round(median(some), 2) for name, some in speeds.items()}
-    for name, speed in found.items():
+            images = sum(epoch())
+            speed = images / (time.perf_counter() - start)
+            print(f"round {number}: {name:28}{speed:8.2f} images/s", flush=True)
+            if number > 0:  # the first round warms up
+                speeds[name].append(speed)
+    medians = {name: round(median(rounds), 2) for name, rounds in speeds.items()}
+    for name, speed in medians.items():
         print(f"{name:28}{speed:8.2f} images/s, {min(speeds[name]):.2f}–{max(speeds[name]):.2f}", flush=True)
-    plain = {n: found[f"tutorial, batch {n}"] for n in options.batch}
+    plain = {n: medians[f"tutorial, batch {n}"] for n in options.batch}
     ratios = {
-        f"{name}_{n}": round(found[f"ours ({name}), batch {n}"] / plain[n], 3)
+        f"{name}_{n}": round(medians[f"ours ({name}), batch {n}"] / plain[n], 3)
         for name in ("tutorial", "modern")
         for n in options.batch
     }
-    best = max(value for name, value in found.items() if name.startswith("ours"))
+    best = max(value for name, value in medians.items() if name.startswith("ours"))
     return {
         "device": options.device,
         "cores": os.cpu_count(),
-        "images_per_second": found,
+        "images_per_second": medians,
         "ratio_at_the_same_batch": ratios,
         "modern_over_the_tutorials_batch": round(best / plain[options.batch[0]], 3),
     }

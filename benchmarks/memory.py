@@ -1,4 +1,4 @@
-"""Measure the peak memory of an extraction at several numbers of images, each in a process of its own."""
+"""Measure the peak memory of an extraction at several numbers of images, each in a separate process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from PIL import Image
 
 
 def write_photos(folder: Path, count: int) -> None:
-    """Write noise, 96 × 72 pixels a JPEG file, in two classes."""
+    """Write JPEG files of noise, 96 × 72 pixels each, in two classes."""
     rng = np.random.default_rng(0)
     for name in ("one", "other"):
         (folder / name).mkdir(parents=True)
     for number in range(count):
-        picture = Image.fromarray(rng.integers(0, 256, (72, 96, 3), dtype=np.uint8))
-        picture.save(folder / ("one", "other")[number % 2] / f"{number}.jpg")
+        image = Image.fromarray(rng.integers(0, 256, (72, 96, 3), dtype=np.uint8))
+        image.save(folder / ("one", "other")[number % 2] / f"{number}.jpg")
 
 
 def peak(stage: str, *flags: str, cwd: Path) -> int:
@@ -38,8 +38,10 @@ def peak(stage: str, *flags: str, cwd: Path) -> int:
 def main() -> None:
     """Measure, and print the figures as a line of JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="+", default=[2000, 20000], help="images (default: 2000 20000)")
-    parser.add_argument("--layer", default="pool3", help="of tinyvgg (default: pool3)")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[2000, 20000], help="numbers of images (default: 2000 20000)"
+    )
+    parser.add_argument("--layer", default="pool3", help="layer of tinyvgg (default: pool3)")
     options = parser.parse_args()
     peaks = {}
     for count in options.counts:

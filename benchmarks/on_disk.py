@@ -1,4 +1,4 @@
-"""Train on more codes than the memory allowed: a child process that may not take more, its peak, its time."""
+"""Train on more codes than fit into memory, in a process whose memory is limited; measure its peak and its time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.images.transforms import Transform
 
 BLOCK = 4096
 SPEC = CodesSpec(
-    backbone="made-up",
+    backbone="synthetic",
     layer="fc7",
     node="fc7",
     weights="none",
@@ -34,7 +34,7 @@ SPEC = CodesSpec(
 
 
 def write(path: Path, n: int, d: int, n_classes: int) -> None:
-    """Write made-up codes (n, d), sparse and of classes that overlap, block by block; all share their noise."""
+    """Write synthetic codes (n, d), sparse and with overlapping classes; all blocks have the same noise."""
     rng = np.random.default_rng(0)
     labels = rng.integers(n_classes, size=n)
     names = reader.encode_texts([f"{row:07}.png" for row in range(n)])
@@ -52,9 +52,9 @@ def write(path: Path, n: int, d: int, n_classes: int) -> None:
 
 
 def train(path: Path, memory: str, grid: str) -> dict[str, float]:
-    """Train in a child process whose data may not take more than the memory, and return its peak and its time."""
+    """Train in a process whose data are limited to `memory` bytes, and return its peak memory and its time."""
     limit = classify.parse_bytes(memory)
-    command = [sys.executable, "-m", "pipeline.classify", "--codes", str(path), "--backbone", "made-up"]
+    command = [sys.executable, "-m", "pipeline.classify", "--codes", str(path), "--backbone", "synthetic"]
     command += [
         "--grid",
         grid,
@@ -76,14 +76,18 @@ def train(path: Path, memory: str, grid: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Write the codes, train on them, print what it took as JSON on the last line."""
+    """Write the codes, train on them, and print memory and time as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=500_000, help="rows (default: 500000)")
-    parser.add_argument("--d", type=int, default=4096, help="columns (default: 4096)")
-    parser.add_argument("--classes", type=int, default=10, help="(default: 10)")
-    parser.add_argument("--memory", default="2GB", help="that the training may take (default: 2GB)")
-    parser.add_argument("--grid", default="{l2: {C: [0.01, 0.1]}}", help="(default: {l2: {C: [0.01, 0.1]}})")
-    parser.add_argument("--folder", type=Path, help="for the codes (default: the system's for temporary files)")
+    parser.add_argument("--d", type=int, default=4096, help="width of the codes (default: 4096)")
+    parser.add_argument("--classes", type=int, default=10, help="number of classes (default: 10)")
+    parser.add_argument("--memory", default="2GB", help="memory of the training (default: 2GB)")
+    parser.add_argument(
+        "--grid", default="{l2: {C: [0.01, 0.1]}}", help="grid of the search (default: {l2: {C: [0.01, 0.1]}})"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the codes are written (default: the system's folder for temporary files)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         path = Path(name, "features", "fc7.h5")
@@ -91,9 +95,9 @@ def main() -> None:
         write(path, options.n, options.d, options.classes)
         size, written = path.stat().st_size, round(time.perf_counter() - start, 1)
         print(f"{size / 1e9:.2f} GB of codes, written in {written} s", flush=True)
-        found = train(path, options.memory, options.grid)
-    print(f"trained in {found['seconds']} s, peak {found['peak'] / 1e9:.2f} GB of {options.memory}")
-    print(json.dumps({"n": options.n, "d": options.d, "bytes": size, "memory": options.memory} | found))
+        costs = train(path, options.memory, options.grid)
+    print(f"trained in {costs['seconds']} s, peak {costs['peak'] / 1e9:.2f} GB of {options.memory}")
+    print(json.dumps({"n": options.n, "d": options.d, "bytes": size, "memory": options.memory} | costs))
 
 
 if __name__ == "__main__":

@@ -32,21 +32,21 @@ SPEC = CodesSpec(
     Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
     *("none", "fp32"),
 )
-PICTURES = 256
+IMAGE_FILES = 256
 
 
 def write_images(folder: Path, names: list[str]) -> None:
-    """Write a few noisy pictures of 96×64 pixels, and link every name to one of them."""
+    """Write a few noisy images of 96 × 64 pixels, and link every name to one of them."""
     rng = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(IMAGE_FILES):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8))
-        coarse.resize((96, 64)).save(folder / f"picture-{number}.jpg")
+        coarse.resize((96, 64)).save(folder / f"image-{number}.jpg")
     for number, name in enumerate(names):
-        os.link(folder / f"picture-{number % PICTURES}.jpg", folder / name)
+        os.link(folder / f"image-{number % IMAGE_FILES}.jpg", folder / name)
 
 
 def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
-    """Write the codes, images, classifier and scores of a made-up dataset, of a kind that is often mistaken."""
+    """Write the codes, images, classifier and scores of a synthetic dataset on which mistakes are frequent."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((n_classes, width), np.float32)
     labels = np.arange(n_train + n_test) % n_classes
@@ -76,7 +76,7 @@ def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
 
 
 def opening(page: Path) -> float:
-    """Return the seconds from asking for the page until it is drawn and answers a click."""
+    """Return the seconds from the request of the page until it is drawn and has answered a click."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page()
@@ -91,12 +91,12 @@ def opening(page: Path) -> float:
 
 
 def main() -> None:
-    """Make the dataset, build the report, open it, and print what that took."""
+    """Make the dataset, write the report, open it, and print times and sizes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=int, default=100_000, help="training images")
-    parser.add_argument("--test", type=int, default=100_000, help="test images")
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--width", type=int, default=512, help="of the codes")
+    parser.add_argument("--train", type=int, default=100_000, help="number of training images")
+    parser.add_argument("--test", type=int, default=100_000, help="number of test images")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes")
+    parser.add_argument("--width", type=int, default=512, help="width of the codes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
