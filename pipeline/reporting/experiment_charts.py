@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline import errors, files
 from pipeline.analysis.predictions import Calibration, ReliabilityBin
+from pipeline.classifiers.cv_table import CVRow
 from pipeline.reporting.charts import Chart, Point, Tick, Titles, lay_out
 from pipeline.reporting.experiments import address_of, report_folder
 from pipeline.reporting.page_data import Scores
@@ -119,10 +119,10 @@ def few_shot_ticks(lines: Iterable[Sequence[Point]]) -> list[Tick]:
     return [Tick(place, f"{2**place:.0f}") for place in places]
 
 
-def path_chart(table: Sequence[Mapping[str, Any]], measure: str) -> Chart | None:
+def path_chart(table: Sequence[CVRow], measure: str) -> Chart | None:
     """Return the chart of a cross-validated measure against C; None if there was only one C.
 
-    table: the rows of `search.cv_table`; measure: what their accuracy is.
+    measure: what the accuracy of the table is.
     """
     rows = sorted((row for row in table if _has_positive_c(row)), key=lambda row: float(row["parameters"]["C"]))
     values = [row["parameters"]["C"] for row in rows]
@@ -137,12 +137,12 @@ def path_chart(table: Sequence[Mapping[str, Any]], measure: str) -> Chart | None
     return lay_out(lines, ticks, Titles("", "C", f"cross-validated {measure}"))
 
 
-def _has_positive_c(row: Mapping[str, Any]) -> bool:
+def _has_positive_c(row: CVRow) -> bool:
     value = row["parameters"].get("C")
     return isinstance(value, int | float) and value > 0
 
 
-def _path_point(row: Mapping[str, Any]) -> Point:
+def _path_point(row: CVRow) -> Point:
     mean, deviation, C = row["accuracy"], row["standard_deviation"], row["parameters"]["C"]
     title = f"C={C:g}: {mean:.4f} ± {deviation:.4f}"
     return Point(math.log10(C), mean, mean - deviation, mean + deviation, title)

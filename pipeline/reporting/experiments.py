@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from pipeline.reporting.page_data import ConfidenceKind, Scores
 class ExperimentResult:
     """An experiment.
 
-    metadata: of the classifier, {} if it cannot be read; index: all that the file of codes holds except the codes,
+    metadata: of the classifier, None if it cannot be read; index: all that the file of codes holds except the codes,
     None if they cannot be read; test_rows: (n,) int64 rows of the test images in that file, empty without it;
     confidence: (n,) float of each prediction, of the kind `confidence_kind`; note: what could not be read, and why.
     """
@@ -30,7 +30,7 @@ class ExperimentResult:
     address: Experiment
     scores: Scores
     predictions: Predictions
-    metadata: Mapping[str, Any]
+    metadata: persistence.ClassifierMetadata | None
     index: reader.CodesIndex | None
     test_rows: np.ndarray
     confidence: np.ndarray
@@ -54,22 +54,21 @@ def find_experiments(folder: Path, dataset: str | None = None, backbone: str | N
         raise errors.PipelineError(
             f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
         )
-    scores = [cast(Scores, row) for row in rows if "top1" in row]
-    return sorted(scores, key=lambda row: (row["dataset"], -row["top1"]))
+    return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
 
 
 def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[str]:
     """Return the names of the experiments on multi-label images."""
     rows = _read_metrics(folder, dataset, backbone)
-    return ["/".join(row[word] for word in ADDRESS_WORDS) for row in rows if "top1" not in row]
+    return ["/".join(itemgetter(*ADDRESS_WORDS)(row)) for row in rows if "top1" not in row]
 
 
-def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[dict[str, Any]]:
-    rows = []
+def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:
+    rows: list[Scores] = []
     for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '*'}/*/metrics.json")):
         layer, model = path.parent.name.rsplit("-", 1)
         address = {"dataset": path.parts[-4], "backbone": path.parts[-3], "layer": layer, "model": model}
-        rows.append(address | json.loads(path.read_text(encoding="utf-8")))
+        rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
     return rows
 
 
@@ -87,11 +86,10 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
     """Read an experiment's files from a folder of reports, and its classifier and codes if they fit the predictions."""
     address = address_of(scores)
     outcomes = read_predictions(report_folder(folder, address))
-    metadata: dict[str, Any] = {}
+    metadata = None
     try:
-        saved = persistence.read_metadata(address.classifier)
-        metadata = {**saved.facts, "sha256": saved.sha256, "spec": saved.spec, "versions": saved.versions}
-        index = reader.read_index(address.codes, saved.spec.to_dict())
+        metadata = persistence.read_metadata(address.classifier)
+        index = reader.read_index(address.codes, metadata.spec.to_dict())
         rows = np.flatnonzero(np.array(index.splits) == "test")
         kind, confidence = _confidence(persistence.load(address.classifier), index, rows, outcomes)
     except errors.PipelineError as error:

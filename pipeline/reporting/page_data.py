@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from pipeline.analysis.predictions import Calibration, ClassScores
+from pipeline.classifiers.scoring import Metrics
 from pipeline.reporting.charts import Chart
 
 ConfidenceKind = Literal["probability", "margin", "score"]
@@ -17,20 +18,13 @@ ConfidenceKind = Literal["probability", "margin", "score"]
 runner-up's; or, without the codes, the score alone."""
 
 
-class Scores(TypedDict):
+class Scores(Metrics):
     """The metrics of an experiment on images with one label each, and the four words that address it."""
 
     dataset: str
     backbone: str
     layer: str
     model: str
-    top1: float
-    top1_low: float
-    top1_high: float
-    top5: NotRequired[float]
-    balanced_accuracy: float
-    n: int
-    classes: int
 
 
 class ImageEntry(NamedTuple):

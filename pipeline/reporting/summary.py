@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from pipeline import files, params
 from pipeline.analysis import predictions
+from pipeline.classifiers.persistence import ClassifierFacts, ClassifierMetadata
 from pipeline.data.manifest import SPLITS
 from pipeline.reporting import image_lists, prediction_lists
 from pipeline.reporting.advice import read_advice
@@ -42,7 +42,7 @@ from pipeline.reporting.thumbnails import Album
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
 """Packages whose versions the page tells."""
 
-NOT_LISTED = ("cv", "classes", "folds")
+NOT_LISTED = ("cv", "folds")
 """Long lists of a classifier's metadata, which are not shown among its facts."""
 
 
@@ -131,6 +131,7 @@ def _study_images(gallery: image_lists.Gallery) -> ImageStudy:
 
 def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: CodeMap | None) -> ExperimentDetails:
     outcomes, metadata = experiment.predictions, experiment.metadata
+    facts = metadata.facts if metadata else ClassifierFacts()
     calibration = None
     if experiment.confidence_kind == "probability":
         calibration = predictions.calibration(experiment.confidence, outcomes.correct)
@@ -147,8 +148,8 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         "least_certain": prediction_lists.least_certain(experiment, album),
         "calibration": calibration,
         "reliability_chart": reliability_chart(calibration) if calibration else None,
-        "path_chart": path_chart(metadata.get("cv", []), metadata.get("measure", "accuracy")),
-        "facts": plain_facts(metadata),
+        "path_chart": path_chart(facts.get("cv", []), facts.get("measure", "accuracy")),
+        "facts": metadata_texts(metadata) if metadata else [],
     }
 
 
@@ -176,14 +177,17 @@ def read_bad_files(path: Path) -> list[str]:
     return [f"{row['path']}: {row['reason']}" for row in files.read_csv(path)] if path.exists() else []
 
 
-def plain_facts(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the values of a classifier's metadata as names and texts, nested names joined by a dot."""
-    facts = []
-    for name, value in metadata.items():
-        if name == "spec":
-            value = value.to_dict()
+def metadata_texts(metadata: ClassifierMetadata) -> list[tuple[str, str]]:
+    """Return the names and values of a classifier's metadata, nested names joined by a dot."""
+    spec, versions = metadata.spec.to_dict(), metadata.versions
+    return _flat_texts({"sha256": metadata.sha256, "spec": spec, **metadata.facts, "versions": versions})
+
+
+def _flat_texts(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    texts: list[tuple[str, str]] = []
+    for name, value in values.items():
         if isinstance(value, Mapping):
-            facts += [(f"{name}.{inner}", text) for inner, text in plain_facts(value)]
+            texts += [(f"{name}.{inner}", text) for inner, text in _flat_texts(value)]
         elif name not in NOT_LISTED or isinstance(value, int):
-            facts.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
-    return facts
+            texts.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
+    return texts
