@@ -26,7 +26,7 @@ from torchvision import transforms as tv
 
 from pipeline.codes.writer import CodesWriter
 from pipeline.data.manifest import Manifest
-from pipeline.extraction import autotune, runner
+from pipeline.extraction import autotune, memory, runner
 from pipeline.extraction.engine import Engine, synchronize, time_forward
 from pipeline.images import decoding, parallel, transforms
 from pipeline.networks import backbones
@@ -70,9 +70,9 @@ def gflop(network: FrozenNetwork) -> float:
 def decoding_rate(manifest: Manifest, engine: Engine) -> float:
     """Return the images per second of decoding alone, with the engine's decoder."""
     start = time.perf_counter()
-    count = sum(1 for _ in engine.pictures(manifest.files(), parallel.default_threads()))
-    if engine.copying:
-        engine.copying.synchronize()
+    count = sum(1 for _ in engine.loader(parallel.default_threads()).load(manifest.files()))
+    if engine.copy_stream:
+        engine.copy_stream.synchronize()
     return count / (time.perf_counter() - start)
 
 
@@ -84,7 +84,7 @@ def forward(engine: Engine) -> float:
     batches = max(1, FORWARD_IMAGES // len(batch))
     start = time.perf_counter()
     for _ in range(batches):
-        outputs = engine.run(batch)
+        outputs = engine.forward(batch)
     synchronize(outputs)
     return batches * len(batch) / (time.perf_counter() - start)
 
@@ -207,12 +207,13 @@ class Contest:
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        memory.keep_freed()
         self.plain = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self.options, self.folder, self.device = options, folder, choose_device(options.device)
         (folder / "photos").mkdir()
         self.manifest = copy_photos(options.images, options.count, folder / "photos")
         self.transform = backbones.native_transform(backbones.get(options.backbone))
-        self.trial = [transforms.read_image(path, self.transform)[0] for path in self.manifest.files()[:16]]
+        self.trial = [transforms.load_image(path, self.transform) for path in self.manifest.files()[:16]]
         self.why = "set by a flag"
         start = time.perf_counter()
         self.engine = self.ready(options.layer, options.precision, options.decoder)

@@ -24,7 +24,7 @@ from pipeline.config import Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest, require_single_label
 from pipeline.data.splits import draw_distinct, find_units, validate_trainable
-from pipeline.extraction import runner
+from pipeline.extraction import memory, runner
 from pipeline.images import parallel
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
@@ -223,6 +223,7 @@ def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
 
 def run(settings: Advise) -> None:
     """Advise on what the settings name."""
+    memory.keep_freed()
     from pipeline.networks import backbones
     from pipeline.networks.frozen import FrozenNetwork, choose_device, relu_layers
 

@@ -16,7 +16,7 @@ from pipeline import command_line, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import sources
-from pipeline.extraction import runner
+from pipeline.extraction import memory, runner
 from pipeline.images import decoding, parallel, transforms
 from pipeline.paths import Experiment
 
@@ -45,7 +45,7 @@ def choose_settings(
     reasons = dict.fromkeys(before, why) | dict.fromkeys(fixed, "as asked")
     if "precision" not in choices:
         choices["precision"], reasons["precision"] = autotune.choose_precision(
-            network, extraction.first_pictures(network)
+            network, extraction.first_images(network)
         )
     network = network.at(precision=choices["precision"])
     if "decoder" not in choices:
@@ -102,6 +102,7 @@ def framing_of(options: Extract) -> transforms.Framing:
 
 def run(settings: Extract) -> None:
     """Extract what the settings name."""
+    memory.keep_freed()
     if settings.list is not None:
         print(listing(settings.list or None))
         return

@@ -6,24 +6,24 @@ import csv
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.extraction.engine import Engine, ImageInput
+    from pipeline.extraction.engine import Engine
 
 from pipeline import command_line, errors
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
 from pipeline.config import Predict
 from pipeline.data import sources
-from pipeline.images import decoding, parallel
+from pipeline.extraction import memory
+from pipeline.extraction.loop import CodesBatch, compute_codes
+from pipeline.images import parallel
 from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
@@ -50,52 +50,28 @@ class Unread:
 def predict(
     classifier: persistence.SavedClassifier, engine: Engine, paths: Iterable[Path], top: int, threads: int
 ) -> Iterator[Prediction | Unread]:
-    """Yield what becomes of each image, bad ones ahead of the batch they stand in; a few batches are in memory.
+    """Yield the prediction of each image, and the bad images ahead of their batch; a few batches are in memory.
 
-    The classes are those that `evaluate` would name: the order is that of the margins.
+    The classes are ordered by their margins, as in `evaluate`.
     """
-    read = partial(engine.pictures, threads=threads)
-    batch: list[tuple[Path, ImageInput]] = []
-    for path, item in named(paths, read):
-        if isinstance(item, decoding.BadImage):
-            yield Unread(path, str(item))
-            continue
-        batch.append((path, item[0]))
-        if len(batch) >= engine.batch_size:
-            yield from predict_batch(classifier, engine, batch, top)
-            batch.clear()
-    if batch:
-        yield from predict_batch(classifier, engine, batch, top)
+    for result in compute_codes(engine, ((path, path) for path in paths), threads):
+        if isinstance(result, CodesBatch):
+            yield from predict_batch(classifier, result, top)
+        else:
+            path, reason = result
+            yield Unread(path, str(reason))
 
 
-def named(
-    paths: Iterable[Path], read: Callable[[Iterable[Path]], Iterator[tuple[ImageInput, str] | decoding.BadImage]]
-) -> Iterator[tuple[Path, tuple[ImageInput, str] | decoding.BadImage]]:
-    """Yield each path with what `read` gives of it, or with the reason why it gives nothing."""
-    waiting: deque[Path] = deque()
-
-    def passing() -> Iterator[Path]:
-        for path in paths:
-            waiting.append(path)
-            yield path
-
-    for item in read(passing()):
-        yield waiting.popleft(), item
-
-
-def predict_batch(
-    classifier: persistence.SavedClassifier, engine: Engine, batch: Sequence[tuple[Path, ImageInput]], top: int
-) -> Iterator[Prediction]:
-    """Yield the predictions of some (path, picture)."""
-    found = engine.codes([picture for _, picture in batch])
+def predict_batch(classifier: persistence.SavedClassifier, batch: CodesBatch[Path], top: int) -> Iterator[Prediction]:
+    """Yield the predictions of the images in a batch."""
     spec = classifier.spec
-    values = join_codes(
-        [found[layer].astype(np.float32, copy=False) for layer in spec.layer.split(LAYER_SEPARATOR)], spec
-    )
-    margins = persistence.margins(classifier, values)
-    shown = persistence.probabilities(classifier, values)
+    layers = [batch.codes[layer].astype(np.float32, copy=False) for layer in spec.layer.split(LAYER_SEPARATOR)]
+    codes = join_codes(layers, spec)
+    margins = persistence.margins(classifier, codes)
+    probabilities = persistence.probabilities(classifier, codes)
+    values = margins if probabilities is None else probabilities
     best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
-    for (path, _), order, row in zip(batch, best, margins if shown is None else shown, strict=True):
+    for path, order, row in zip(batch.keys, best, values, strict=True):
         names = tuple(classifier.classes[place] for place in order)
         yield Prediction(path, names, tuple(round(float(value), 6) for value in row[order]))
 
@@ -150,6 +126,7 @@ def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], N
 
 def run(settings: Predict) -> None:
     """Predict what the settings name."""
+    memory.keep_freed()
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     classifier = persistence.load(settings.classifier or address.classifier)
     from pipeline.extraction.engine import Engine

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from conftest import BAD_FILES, Listing, Outcome, put_codes, write_codes
+from PIL import Image
+from sklearn.datasets import load_digits
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +64,42 @@ def count_forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Engine, "launch", counted)
     return seen
+
+
+def smooth_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return an image of soft blots, similar to a photo."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encode_image(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    """Return the bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_jpegs(folder: Path, count: int) -> Path:
+    """Write `count` JPEG photos of two classes, and one PNG of each."""
+    for number, name in enumerate(("light", "dark")):
+        (folder / name).mkdir(parents=True)
+        for row in range(count // 2):
+            image = smooth_image(90, 70, 100 * number + row).point(lambda value, dark=number: value // (1 + 2 * dark))
+            image.save(folder / name / f"{row:02}.jpg", quality=90)
+        image.save(folder / name / "last.png")
+    return folder
+
+
+def without_torchcodec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the import of TorchCodec fail as where it is not installed."""
+    for name in ("torchcodec", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def digit_images() -> list[np.ndarray]:
+    """Return ten digits as (3, 64, 64) uint8."""
+    digits = (load_digits().images[:10] * 15.9).astype(np.uint8)
+    return [np.repeat(np.kron(digit, np.ones((8, 8), np.uint8))[None], 3, axis=0) for digit in digits]
 
 
 def write_training(path: Path = CODES, per_class: int = 20, **spec: object) -> np.ndarray:

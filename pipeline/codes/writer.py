@@ -286,7 +286,8 @@ class CodesWriter:
         rows = np.array(sorted(self.written))
         writer = self.stack.enter_context(CodesWriter(self.path, self.spec, self.width, self.columns.take(rows)))
         for place, row in enumerate(rows.tolist()):
-            assert writer.find(place, self.written[row].decode())
+            if not writer.find(place, self.written[row].decode()):
+                raise RuntimeError(f"Row {row} of {self.partial} was written and is not found.")
         writer.settle()
         return writer
 

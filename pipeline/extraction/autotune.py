@@ -1,10 +1,9 @@
-"""What proves right and faster on some of the images: a lower precision, another decoder."""
+"""Choose the precision and the decoder for a run by trying them on some of its images."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,99 +14,97 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import errors
-from pipeline.extraction import memory
-from pipeline.extraction.engine import MIN_COSINE, Engine, batch_size_for, concatenate, lowest_cosine, time_forward
+from pipeline.extraction.engine import MIN_COSINE, Engine, batch_size_for, lowest_cosine, time_forward
+from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, torchcodec
 
 MIN_SPEEDUP = 1.2
-"""How many times as fast as fp32 a lower precision must be, and TorchCodec as Pillow."""
+"""How many times as fast as fp32 a lower precision must be, and as fast as Pillow TorchCodec must be."""
 
 MIN_IMAGES_FOR_DECODER = 2000
-"""Images that a run must have before TorchCodec is tried on `DECODED` of them."""
+"""The number of images in a run from which TorchCodec is tried."""
 
 DECODER_IMAGES = 256
+"""The number of images on which TorchCodec is tried."""
+
+ImageCodes = dict[Path, dict[str, torch.Tensor]]
+"""{file: {layer: (1, width)}}"""
 
 
 def low_precision(device: torch.device) -> str:
-    """Return the lower precision that comes into question on a device: bf16, or fp16 on GPUs too old for that."""
+    """Return the lower precision that a device may be faster in: bf16, or fp16 on GPUs too old for bf16."""
     return "fp16" if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else "bf16"
 
 
 @torch.inference_mode()
-def choose_precision(network: FrozenNetwork, pictures: Sequence[np.ndarray]) -> tuple[str, str]:
-    """Return the precision to compute in, and why, from a trial on some of the images.
+def choose_precision(network: FrozenNetwork, images: Sequence[np.ndarray]) -> tuple[str, str]:
+    """Return the precision to compute in, and the reason, after trying a lower one on some of the images.
 
-    A lower one is taken if each of their codes keeps a cosine of 0.999 to its fp32, and if it is 1.2 times as fast.
+    The lower precision is chosen if each image's codes have a cosine of at least 0.999 to its codes in fp32, and if it
+    is at least 1.2 times as fast.
     """
-    memory.keep_freed()
-    device = network.mean.device
-    low = low_precision(device)
     from pipeline.networks.frozen import PRECISIONS
 
-    if not pictures:
+    device = network.mean.device
+    low = low_precision(device)
+    if not images:
         return "fp32", f"there is no image to try {low} on"
-    if (gain := matmul_speedup(device, PRECISIONS[low])) < MIN_SPEEDUP:
-        return "fp32", f"{low} multiplies matrices {gain:.2f} times as fast here"
-    batch = torch.from_numpy(np.stack(pictures)).to(device)
+    if (speedup := matmul_speedup(device, PRECISIONS[low])) < MIN_SPEEDUP:
+        return "fp32", f"{low} multiplies matrices {speedup:.2f} times as fast here"
+    batch = torch.from_numpy(np.stack(images)).to(device)
     lower = network.at(precision=low)
-    found = lowest_cosine(lower(batch), network(batch))
-    gain = time_forward(network, batch) / time_forward(lower, batch)
-    choice = low if found >= MIN_COSINE and gain >= MIN_SPEEDUP else "fp32"
-    return choice, f"{low} is {gain:.2f} times as fast, its cosine to fp32 ≥ {found:.5f}"
+    cosine = lowest_cosine(lower(batch), network(batch))
+    speedup = time_forward(network, batch) / time_forward(lower, batch)
+    choice = low if cosine >= MIN_COSINE and speedup >= MIN_SPEEDUP else "fp32"
+    return choice, f"{low} is {speedup:.2f} times as fast, its cosine to fp32 ≥ {cosine:.5f}"
 
 
 def choose_decoder(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[str, str]:
-    """Return what is to decode the JPEGs among some files, and why.
+    """Return the decoder for the JPEGs among some files, and the reason.
 
-    It is TorchCodec where a GPU waits for Pillow: if that makes a run over some of the files 1.2 times as fast, and
-    each of their codes keeps a cosine of 0.999.
+    TorchCodec is chosen where a GPU waits for Pillow: if it makes a run over some of the files 1.2 times as fast, and
+    each image's codes have a cosine of at least 0.999 to those by Pillow.
     """
     if network.mean.device.type != "cuda":
         return decoding.PILLOW, "without a GPU, TorchCodec is taken only if asked for"
     if len(files) < MIN_IMAGES_FOR_DECODER:
-        return decoding.PILLOW, f"so few images ({len(files)}) do not repay a trial of TorchCodec"
+        return decoding.PILLOW, f"{len(files)} images are too few to repay trying TorchCodec"
     try:
         torchcodec.validate_usable(network.transform, network.mean.device)
         return compare_decoders(network, files[:: len(files) // DECODER_IMAGES], threads)
-    except (
-        errors.PipelineError,
-        RuntimeError,
-    ) as error:  # whatever a GPU's decoder fails at, Pillow goes on, and it is said
+    except (errors.PipelineError, RuntimeError) as error:  # Pillow works wherever a GPU's decoder does not
         return decoding.PILLOW, torchcodec.reason_of(error)
 
 
 def compare_decoders(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[str, str]:
-    """Return the better decoder of some files, and why, from a run with each."""
-    (slow, exact), (fast, found) = (run_through(network.at(decoder=name), files, threads) for name in decoding.DECODERS)
-    both = exact.keys() & found.keys()
-    cosine = min((lowest_cosine(found[digest], exact[digest]) for digest in both), default=-1.0)
+    """Return the better decoder of some files, and the reason, after a run with each."""
+    slow, pillow = time_run(network.at(decoder=decoding.PILLOW), files, threads)
+    fast, other = time_run(network.at(decoder=decoding.TORCHCODEC), files, threads)
+    both = pillow.keys() & other.keys()
+    cosine = min((lowest_cosine(other[file], pillow[file]) for file in both), default=-1.0)
     choice = decoding.TORCHCODEC if cosine >= MIN_COSINE and fast >= MIN_SPEEDUP * slow else decoding.PILLOW
-    gain = f"TorchCodec makes the run {fast / slow:.2f} times as fast"
-    return choice, f"{gain}, its codes' cosine to Pillow's ≥ {cosine:.5f}"
+    speedup = f"TorchCodec makes the run {fast / slow:.2f} times as fast"
+    return choice, f"{speedup}, its codes' cosine to Pillow's ≥ {cosine:.5f}"
 
 
-def run_through(
-    network: FrozenNetwork, files: Sequence[Path], threads: int
-) -> tuple[float, dict[str, dict[str, torch.Tensor]]]:
-    """Return the images a second of a second run over some files, and {digest: the codes of one image}."""
+def time_run(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[float, ImageCodes]:
+    """Return the images per second of the second of two runs over some files, and the codes of each image."""
     engine = Engine(network, min(64, batch_size_for(network.mean.device, network.transform.size)), compiling="no")
     for _ in range(2):
-        start, digests, waiting = time.perf_counter(), [], []
-        good = (item for item in engine.pictures(files, threads) if not isinstance(item, decoding.BadImage))
-        while batch := list(islice(good, engine.batch_size)):
-            digests += [digest for _, digest in batch]
-            waiting.append(engine.launch([picture for picture, _ in batch]))
-        outputs = [wait() for wait in waiting]
+        start = time.perf_counter()
+        results = list(compute_codes(engine, ((file, file) for file in files), threads))
         seconds = time.perf_counter() - start
-    values = {layer: torch.from_numpy(codes) for layer, codes in concatenate(outputs).items()} if outputs else {}
-    rows = {
-        digest: {layer: codes[row : row + 1] for layer, codes in values.items()} for row, digest in enumerate(digests)
+    codes = {
+        file: {layer: torch.from_numpy(values[row : row + 1]) for layer, values in batch.codes.items()}
+        for batch in results
+        if isinstance(batch, CodesBatch)
+        for row, file in enumerate(batch.keys)
     }
-    return len(files) / seconds, rows
+    return len(files) / seconds, codes
 
 
-def matmul_speedup(device: torch.device, kind: torch.dtype) -> float:
-    """Return how many times as fast as in float32 a device multiplies matrices of a type."""
+def matmul_speedup(device: torch.device, dtype: torch.dtype) -> float:
+    """Return how many times as fast as in float32 a device multiplies matrices of a dtype."""
     full = torch.ones(1024, 1024, device=device)
-    low = full.to(kind)
+    low = full.to(dtype)
     return time_forward(lambda x: {"": x @ x}, full) / time_forward(lambda x: {"": x @ x}, low)

@@ -1,46 +1,47 @@
-"""One run of images through a network: what is missing is found, decoded, computed and committed, batch by batch."""
+"""Extract the codes of a dataset: find the missing ones, compute them batch by batch, and write them."""
 
 from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline.extraction.engine import BatchCodes, Engine, ImageInput
+    from tqdm import tqdm
+
+    from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import errors
 from pipeline.codes import reader
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
 from pipeline.data.manifest import Manifest
+from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel, transforms
+from pipeline.images.decoding import BadImage
+from pipeline.images.transforms import KnownImage
 
 AUTOTUNE_IMAGES = 16
-"""Images on which a lower precision is tried."""
-
-Item = TypeVar("Item")
-
-Batch = dict[str, tuple["ImageInput", list[int]]]
-"""{digest: (picture, the rows of the dataset that have it)}."""
+"""The number of images on which a lower precision is tried."""
 
 
 @dataclass
 class Extraction:
-    """One run over a dataset, and what becomes of it.
+    """One run over a dataset: its settings and its results.
 
-    batch_size: images that are committed together, 0 for what suits the device; threads: that decode; compiling:
-    "auto", "yes" or "no"; max_bad: the share of bad images beyond which the run ends; compress: the finished files.
-    forwarded: how many images went through the network; bad: {path: reason}; notes: what the engine decided, and why.
+    batch_size: images that are computed and committed together, 0 for what suits the device; threads: number of
+    decoding threads; compiling: "auto", "yes" or "no"; max_bad: the fraction of bad images above which the run fails;
+    compress: whether the finished files are compressed. Results: forwarded: number of images that went through the
+    network; bad: {path: reason}; notes: what the engine decided, and why.
     """
 
     manifest: Manifest
@@ -54,107 +55,97 @@ class Extraction:
     notes: list[str] = field(default_factory=list)
 
     def find_missing(self, writers: Mapping[str, CodesWriter]) -> dict[str, list[int]]:
-        """Take over what earlier runs computed of the same bytes; return {layer: rows that are to be computed}."""
-        every = range(len(self.manifest.paths))
+        """Copy the codes that earlier runs computed of the same bytes; return {layer: rows that are still missing}."""
+        rows = range(len(self.manifest.paths))
         if all(writer.fresh for writer in writers.values()):
-            return {layer: list(every) for layer in writers}
+            return {layer: list(rows) for layer in writers}
         missing: dict[str, list[int]] = {layer: [] for layer in writers}
-        digests = partial(parallel.ordered_map, decoding.read_digest, threads=self.threads, ahead=16 * self.threads)
-        for row, digest in self._each(every, digests, "comparing"):
-            for layer, writer in writers.items():
-                if not writer.find(row, digest):
-                    missing[layer].append(row)
+        files = map(self.manifest.file, rows)
+        digests = parallel.ordered_map(decoding.read_digest, files, self.threads, ahead=16 * self.threads)
+        with progress_bar("comparing", len(rows)) as bar:
+            for row, digest in zip(rows, digests, strict=True):
+                bar.update()
+                if isinstance(digest, BadImage):
+                    self._add_bad(row, digest)
+                    continue
+                for layer, writer in writers.items():
+                    if not writer.find(row, digest):
+                        missing[layer].append(row)
         for writer in writers.values():
             writer.settle()
         return missing
 
     def compute(self, rows: Sequence[int], engine: Engine, writers: Sequence[CodesWriter]) -> None:
-        """Run the images of some rows through the network in batches, and commit each; the same bytes run once.
+        """Compute the codes of some rows in batches, and commit each batch; images of the same bytes are computed once.
 
-        Writing has a thread of its own. Beside a GPU, which computes on by itself, one batch may wait to be written.
+        A thread writes. While a GPU computes, one batch may wait to be written; a CPU computes and writes in turn.
         """
-        seen: set[str] = set()
-        batch: Batch = {}
-        pending: deque[Future[None]] = deque()
-        waiting = 0 if engine.device.type == "cpu" else 1
-        pictures = partial(engine.pictures, threads=self.threads)
-        with ThreadPoolExecutor(1) as writing:
-            for row, (picture, digest) in self._each(rows, pictures, "extracting"):
-                if digest in seen:
-                    pending.append(writing.submit(take_copy, writers, row, digest))
-                else:
-                    batch.setdefault(digest, (picture, []))[1].append(row)
-                if len(batch) == engine.batch_size:
-                    pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
-                    seen |= set(batch)
-                    batch = {}
-                while len(pending) > waiting:
-                    pending.popleft().result()
-            if batch:
-                pending.append(writing.submit(self._commit, batch, self._launch(batch, engine), writers))
-            while pending:
-                pending.popleft().result()
+        written: set[str] = set()
+        writes: deque[Future[None]] = deque()
+        files = ((row, self.manifest.file(row)) for row in rows)
+        with ThreadPoolExecutor(1) as thread, progress_bar("extracting", len(rows)) as bar:
+            for result in compute_codes(engine, files, self.threads, known=written):
+                bar.update(len(result.keys) if isinstance(result, CodesBatch) else 1)
+                match result:
+                    case CodesBatch():
+                        self.forwarded += len(set(result.digests))
+                        written.update(result.digests)
+                        writes.append(thread.submit(write_batch, writers, result))
+                    case row, BadImage() as reason:
+                        self._add_bad(row, reason)
+                    case row, KnownImage(digest):
+                        writes.append(thread.submit(write_copy, writers, row, digest))
+                while len(writes) > engine.batches_ahead:
+                    writes.popleft().result()
+            for write in writes:
+                write.result()
         for writer in writers:
             writer.settle()
 
-    def _launch(self, batch: Batch, engine: Engine) -> Callable[[], BatchCodes]:
-        self.forwarded += len(batch)
-        return engine.launch([picture for picture, _ in batch.values()])
-
-    def _commit(self, batch: Batch, wait: Callable[[], BatchCodes], writers: Sequence[CodesWriter]) -> None:
-        """Wait for the codes of a batch and write them to all of its rows."""
-        outputs = wait()
-        places = [(row, place, digest) for place, (digest, (_, rows)) in enumerate(batch.items()) for row in rows]
-        rows, order, digests = zip(*sorted(places), strict=True)
-        for writer in writers:
-            writer.write(rows, outputs[writer.spec.layer][list(order)], digests)
-            writer.settle()
-
-    def _each(
-        self, rows: Sequence[int], read: Callable[[Iterable[Path]], Iterator[Item | decoding.BadImage]], doing: str
-    ) -> Iterator[tuple[int, Item]]:
-        """Yield (row, what `read` gives of its file), in order, and note the bad images."""
-        from tqdm import tqdm
-
-        items = read(self.manifest.file(row) for row in rows)
-        for row, item in zip(rows, tqdm(items, doing, len(rows), unit="image", disable=None), strict=True):
-            if isinstance(item, decoding.BadImage):
-                self.bad[self.manifest.paths[row]] = str(item)
-                self._demand_good()
-            else:
-                yield row, item
-
-    def first_pictures(self, network: FrozenNetwork) -> list[np.ndarray]:
-        """Return the first pictures that can be read, enough for a trial."""
-        files = (self.manifest.file(row) for row in range(len(self.manifest.paths)))
-        items = parallel.ordered_map(
-            partial(transforms.read_image, transform=network.transform), files, self.threads, AUTOTUNE_IMAGES
-        )
-        return [
-            item[0]
-            for item in islice((item for item in items if not isinstance(item, decoding.BadImage)), AUTOTUNE_IMAGES)
-        ]
-
-    def _demand_good(self) -> None:
-        """End the run where more images are bad than may be."""
-        count, (path, reason) = len(self.manifest.paths), next(iter(self.bad.items()))
+    def _add_bad(self, row: int, reason: BadImage) -> None:
+        """Note a bad image; raise PipelineError where more images are bad than the run allows."""
+        self.bad[self.manifest.paths[row]] = str(reason)
+        count, (path, first) = len(self.manifest.paths), next(iter(self.bad.items()))
         if len(self.bad) == count:
-            raise errors.PipelineError(f"None of the {count} images can be read; the first is {path!r}: {reason}.")
+            raise errors.PipelineError(f"None of the {count} images can be read; the first is {path!r}: {first}.")
         if len(self.bad) > self.max_bad * count:
             raise errors.PipelineError(
                 f"{len(self.bad)} of the {count} images cannot be read, more than the share of {self.max_bad:g} that "
-                f"--max-bad allows; the first is {path!r}: {reason}. What was computed is kept for the next run."
+                f"--max-bad allows; the first is {path!r}: {first}. What was computed is kept for the next run."
             )
 
+    def first_images(self, network: FrozenNetwork) -> list[np.ndarray]:
+        """Return the pixels of the first images that can be read, enough to try a lower precision on."""
+        load = partial(transforms.load_image, transform=network.transform)
+        files = map(self.manifest.file, range(len(self.manifest.paths)))
+        images = parallel.ordered_map(load, files, self.threads, AUTOTUNE_IMAGES)
+        good = (image for image in images if not isinstance(image, BadImage))
+        return list(islice(good, AUTOTUNE_IMAGES))
 
-def take_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
-    """Give a row the code of the image with the same bytes that was computed before."""
+
+def progress_bar(description: str, total: int) -> tqdm[NoReturn]:
+    """Return a progress bar over images, shown only on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(desc=description, total=total, unit="image", disable=None)
+
+
+def write_batch(writers: Sequence[CodesWriter], batch: CodesBatch[int]) -> None:
+    """Write the codes of a batch, whose keys are rows of the dataset, and commit them."""
     for writer in writers:
-        assert writer.find(row, digest)
+        writer.write(batch.keys, batch.codes[writer.spec.layer], batch.digests)
+        writer.settle()
+
+
+def write_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
+    """Give a row the code that was written for another image of the same bytes."""
+    for writer in writers:
+        if not writer.find(row, digest):
+            raise RuntimeError(f"Row {row} of {writer.path} is a copy of an image whose code is not there.")
 
 
 def metadata_of(manifest: Manifest) -> Metadata:
-    """Return what stands beside the codes, as HDF5 keeps it."""
+    """Return what a file of codes holds beside the codes, as HDF5 stores it."""
     paths, splits, classes = (
         reader.encode_texts(column) for column in (manifest.paths, manifest.splits, manifest.classes)
     )
@@ -164,33 +155,35 @@ def metadata_of(manifest: Manifest) -> Metadata:
 def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
     """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
 
-    The files appear at the end, all of them complete; a run that does not get there is continued by the next.
+    The files appear at the end, all of them complete; a run that is interrupted before is resumed by the next.
     """
     from pipeline.extraction.engine import Engine
 
-    columns = metadata_of(extraction.manifest)
+    metadata = metadata_of(extraction.manifest)
     with ExitStack() as stack:
         writers = {
-            layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], columns))
+            layer: stack.enter_context(CodesWriter(folder / f"{layer}.h5", spec, network.widths[layer], metadata))
             for layer, spec in network.specs.items()
         }
         missing = extraction.find_missing(writers)
-        lacking = [layer for layer in writers if missing[layer]]
-        if lacking:
+        if layers := [layer for layer in writers if missing[layer]]:
             rows = sorted(set().union(*missing.values()))
-            engine = Engine(network.only(lacking), extraction.batch_size, len(rows), extraction.compiling)
-            extraction.compute(rows, engine, [writers[layer] for layer in lacking])
+            engine = Engine(network.only(layers), extraction.batch_size, len(rows), extraction.compiling)
+            extraction.compute(rows, engine, [writers[layer] for layer in layers])
             extraction.notes += engine.notes
         for writer in writers.values():
             writer.commit([f"{path}: {reason}" for path, reason in extraction.bad.items()], extraction.compress)
 
 
 def validate_disk_space(folder: Path, column_bytes: int, widths: Mapping[str, int]) -> None:
-    """Refuse to start where the codes will not fit on the disk; column_bytes: of one number of all images."""
+    """Raise PipelineError where the codes will not fit on the disk.
+
+    column_bytes: bytes of one number per image, for all images; widths: {layer: numbers per image}.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     needed, free = column_bytes * sum(widths.values()), shutil.disk_usage(folder).free
-    begun = sum(512 * path.stat().st_blocks for path in cache_folder(folder).glob("*.partial"))
-    if needed > free + begun:
+    allocated = sum(512 * path.stat().st_blocks for path in cache_folder(folder).glob("*.partial"))
+    if needed > free + allocated:
         raise errors.PipelineError(
             f"The codes need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. Choose fewer layers, "
             "--pool avg, fewer --views, or another disk with --out."

@@ -233,12 +233,12 @@ class Trainer:
         small = self.part[0] == "network" and self.part[1] < recipe.small_epochs
         side = recipe.small_side if small else transform.crop
         seed = (self.seed, self.epoch, row)
-        return augmentation.read_augmented(
+        return augmentation.load_augmented(
             self.data.manifest.file(row), transform, recipe.augment, recipe.flip, side, seed
         )
 
     def _plain(self, row: int) -> np.ndarray:
-        return transforms.read_image(self.data.manifest.file(row), self.network.transform)[0]
+        return transforms.load_image(self.data.manifest.file(row), self.network.transform)
 
     def _validation(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.kept:

@@ -1,4 +1,4 @@
-"""Image bytes become (3, H, W) uint8: decode, EXIF orientation, resize, crop; and what makes an image bad."""
+"""Decode the bytes of an image file to an upright RGB image, or say why that fails."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 MAX_PIXELS = 89_478_485
-"""Images of more pixels than this (Pillow's own limit: 256 MiB of RGB) are bad: they may be decompression bombs."""
+"""An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-"""What is decoded. Pillow knows more formats, some of which start other programs (EPS)."""
+"""The formats that are decoded. Pillow knows more formats, some of which start other programs (EPS)."""
 
-# The pixel limit is checked by `decode`, which refuses what Pillow would only warn of.
+# `decode` checks the pixel limit itself and raises an error where Pillow would only warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
-"""What decodes JPEG files and resizes them: Pillow, or TorchCodec and torch on the network's device (`jpegs`).
+"""The decoders of JPEG files: Pillow, or TorchCodec, which decodes and resizes on the network's device.
 
-On a processor TorchCodec's pixels are Pillow's before they are resized; on a GPU, by nvJPEG, they differ a little.
+On a CPU both give the same pixels before resizing; on a GPU, TorchCodec uses nvJPEG, whose pixels differ a little.
 """
 
 
 class BadImage(Exception):  # noqa: N818 - it is the image that is bad
-    """A file that gives no picture; the message is the reason, for the report."""
+    """A file that cannot be decoded to an image; the message is the reason."""
 
 
 def digest(data: bytes) -> str:
-    """Return the SHA-256 of the bytes of a file, in hex."""
+    """Return the SHA-256 of some bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Turn whatever a decoder raises into a `BadImage` with the reason."""
+def _raise_bad_image() -> Iterator[None]:
+    """Turn every exception of a decoder into a `BadImage` with the reason."""
     try:
         yield
     except BadImage:
@@ -48,35 +48,37 @@ def _explained() -> Iterator[None]:
         raise BadImage(f"no image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from error
-    except Exception as error:  # a decoder fed with damaged bytes may raise anything; the reason is reported
+    except Exception as error:  # damaged bytes can make a decoder raise any exception
         raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-@_explained()
-def decode(data: bytes, enough: int = 0) -> Image.Image:
-    """Decode a file's bytes to an upright RGB picture; raise `BadImage` with the reason if that fails.
+@_raise_bad_image()
+def decode(data: bytes, min_side: int = 0) -> Image.Image:
+    """Decode a file's bytes to an upright RGB image; raise `BadImage` with the reason if that fails.
 
-    enough: pixels of both sides that suffice (0: all there are); JPEG is decoded faster at a scale near that.
+    min_side: JPEG files may be decoded at a smaller scale whose sides have at least this many pixels, which is faster;
+    0 for the full size.
     """
     if not data:
         raise BadImage("the file is empty (zero bytes)")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _validate_pixel_count(image)
-    if enough:
-        image.draft(None, (enough, enough))
-    return upright(image)
+    if min_side:
+        image.draft(None, (min_side, min_side))
+    return to_upright_rgb(image)
 
 
-@_explained()
-def upright(image: Image.Image) -> Image.Image:
-    """Return an opened picture as RGB, the way its EXIF orientation says; raise `BadImage` if that fails.
+@_raise_bad_image()
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image as RGB, rotated by its EXIF orientation; raise `BadImage` if that fails.
 
-    Transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits; of an animation, the first frame.
+    Transparent pixels are composited on white, 16-bit grey keeps its upper 8 bits, and an animation gives its first
+    frame.
     """
     _validate_pixel_count(image)
     image.load()
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
 
 
 def _validate_pixel_count(image: Image.Image) -> None:
@@ -90,8 +92,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise BadImage("floating-point pixels have no fixed range to map to 0…255")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        picture = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -102,12 +104,12 @@ def _grey16_to_rgb(grey: np.ndarray) -> Image.Image:
 
 
 def read_digest(path: Path) -> str:
-    """Return the digest of a file's bytes."""
+    """Return the SHA-256 of a file's bytes, in hex; raise `BadImage` if the file cannot be read."""
     return digest(read_bytes(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes; one that cannot be read is a bad image, with the system's reason."""
+    """Return a file's bytes; raise `BadImage` with the system's reason if the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Image bytes become (3, H, W) uint8: decode, EXIF orientation, resize, crop; and what makes an image bad."""
+"""Map a function over images in threads: ahead of the consumer, or alternating with it."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from pipeline.images import decoding
+from pipeline.images.decoding import BadImage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def default_threads() -> int:
-    """Return how many threads decode: the cores this process may run on."""
+    """Return the number of decoding threads: the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item | decoding.BadImage], threads: int, ahead: int
-) -> Iterator[Result | decoding.BadImage]:
-    """Yield `function(item)` for each item, in order, from threads; a `BadImage` it raises is yielded in its place.
+    function: Callable[[Item], Result], items: Iterable[Item | BadImage], threads: int, ahead: int
+) -> Iterator[Result | BadImage]:
+    """Yield `function(item)` for each item, in order, computed by threads ahead of the consumer.
 
-    An item that is a `BadImage` already is passed on.
-
-    At most `ahead` results wait, so memory does not grow with the number of items. (Decoders release Python's
-    lock, so threads suffice.)
+    A `BadImage` that the function raises is yielded in place of the result, and so is an item that is a `BadImage`.
+    At most `ahead` results wait, so memory does not grow with the number of items. (Threads are enough, since image
+    decoders release Python's global lock.)
     """
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result | decoding.BadImage]] = deque()
+        waiting: deque[Future[Result | BadImage]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(attempt, function, item))
@@ -46,21 +45,22 @@ def ordered_map(
 
 
 def alternating_map(
-    function: Callable[[Item], Result], items: Iterable[Item | decoding.BadImage], threads: int, at_once: int
-) -> Iterator[Result | decoding.BadImage]:
-    """Yield what `ordered_map` does, but let the threads rest between one `at_once` items and the next.
+    function: Callable[[Item], Result], items: Iterable[Item | BadImage], threads: int, batch_size: int
+) -> Iterator[Result | BadImage]:
+    """Yield the same as `ordered_map`, but let the threads idle while the consumer works on a batch of results.
 
-    For a caller that needs all cores itself in between: threads beside it would make it wait longer than they take.
+    This is for a consumer that needs all CPU cores itself: threads that ran at the same time would slow it down by
+    more than they save.
     """
-    rest = iter(items)
+    remaining = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(rest, at_once)):
-            yield from list(pool.map(partial(attempt, function), some))
+        while batch := list(islice(remaining, batch_size)):
+            yield from list(pool.map(partial(attempt, function), batch))
 
 
-def attempt(function: Callable[[Item], Result], item: Item | decoding.BadImage) -> Result | decoding.BadImage:
-    """Return `function(item)`, or the `BadImage` that it raises; an item that is one already is passed on."""
+def attempt(function: Callable[[Item], Result], item: Item | BadImage) -> Result | BadImage:
+    """Return `function(item)`, or the `BadImage` that it raises; an item that is a `BadImage` is returned as it is."""
     try:
-        return item if isinstance(item, decoding.BadImage) else function(item)
-    except decoding.BadImage as bad:
+        return item if isinstance(item, BadImage) else function(item)
+    except BadImage as bad:
         return bad

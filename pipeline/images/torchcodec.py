@@ -1,4 +1,4 @@
-"""JPEG files decoded by TorchCodec, many at a time on a GPU, and resized where the network is."""
+"""Decode JPEG files by TorchCodec, many at a time on a GPU, and resize them on the network's device."""
 
 from __future__ import annotations
 
@@ -7,60 +7,59 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import ExifTags, Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from pipeline import errors
-from pipeline.images import decoding, parallel, transforms
+from pipeline.images import decoding, parallel
+from pipeline.images.transforms import Loaded, LoadedImage, Transform, transform_image
 
-BATCH_PIXELS = 1 << 25
-"""Pixels that are decoded together, 100 MB of them, or one image if it has more."""
+MAX_BATCH_PIXELS = 1 << 25
+"""The most pixels that are decoded together (100 MB); an image that has more is decoded alone."""
 
-SUSPECT = 8
-"""Files, all refused together, that say more of TorchCodec than of themselves."""
+MIN_ALL_REFUSED = 8
+"""If TorchCodec refuses all of at least so many files, TorchCodec is at fault, not the files."""
 
-END, TAIL = b"\xff\xd9", 1024
-"""What a whole JPEG ends with, and how many bytes that do not belong to it may follow."""
+END_OF_IMAGE, MAX_TRAILING_BYTES = b"\xff\xd9", 1024
+"""The last two bytes of a complete JPEG, and the length in which they must be found at the end of the file."""
 
-RGB_IDS = [82, 71, 66]
-"""What the components of a JPEG are called, R, G and B, if its colours are not YCbCr."""
+RGB_COMPONENT_IDS = [82, 71, 66]
+"""The ids of a JPEG's components, "R", "G" and "B", if its colours are not YCbCr."""
 
 INTERPOLATIONS = {
     "nearest": InterpolationMode.NEAREST_EXACT,
     "bilinear": InterpolationMode.BILINEAR,
     "bicubic": InterpolationMode.BICUBIC,
 }
-"""What torch calls the keys of `images.RESAMPLING`."""
-
-Decoded = tuple[np.ndarray | torch.Tensor, str]
-"""A (3, height, width) uint8 picture, and the digest of its file."""
+"""Torch's interpolation modes by the keys of `transforms.RESAMPLING`."""
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The bytes of a plain JPEG, and what its header says."""
+class PlainJpeg:
+    """A JPEG file that TorchCodec decodes.
 
-    path: Path
+    name: of the file, for messages; digest: the SHA-256 of its bytes, in hex; width, height: as its header states.
+    """
+
+    name: str
     digest: str
     data: bytes
     width: int
     height: int
 
 
-ReadFile = Encoded | Decoded | decoding.BadImage
-"""What becomes of a file before TorchCodec."""
+OpenedFile = PlainJpeg | Loaded
+"""A JPEG file that is still to be decoded by TorchCodec, or what another file gave."""
 
 
-def validate_usable(transform: transforms.Transform, device: torch.device) -> None:
-    """Raise an error that says what is missing, if TorchCodec cannot decode for that transform on that device."""
+def validate_usable(transform: Transform, device: torch.device) -> None:
+    """Raise PipelineError with the reason if TorchCodec cannot decode for that transform on that device."""
     if transform.views != "one":
         raise errors.PipelineError(
-            f"TorchCodec decodes whole pictures, no --views {transform.views}. Take --decoder pillow."
+            f"TorchCodec decodes whole images, no --views {transform.views}. Take --decoder pillow."
         )
     data = io.BytesIO()
     Image.new("RGB", (64, 64)).save(data, "JPEG")
@@ -78,38 +77,36 @@ def validate_usable(transform: transforms.Transform, device: torch.device) -> No
         ) from error
 
 
-def load_file(path: Path) -> tuple[Path, bytes]:
-    """Read a file."""
-    return path, decoding.read_bytes(path)
+def open_jpeg(name: str, data: bytes, digest: str, transform: Transform) -> PlainJpeg | LoadedImage:
+    """Return a file for TorchCodec, or, where it is no plain JPEG, the image decoded by Pillow.
 
-
-def triage(file: tuple[Path, bytes], transform: transforms.Transform) -> Encoded | Decoded:
-    """Return a file for TorchCodec, or what Pillow makes of it if it is no plain JPEG."""
-    path, data = file
+    Raises `BadImage` if Pillow cannot decode it, or if the resized image would have too many pixels.
+    """
     size = plain_size(data)
     if size is None:
-        return decode_with_pillow(data, transform)
-    transform.placing(*size)
-    return Encoded(path, decoding.digest(data), data, *size)
+        return decode_with_pillow(data, digest, transform)
+    transform.geometry(*size)
+    return PlainJpeg(name, digest, data, *size)
 
 
-def decode_with_pillow(data: bytes, transform: transforms.Transform) -> Decoded:
-    """Return what becomes of a file that TorchCodec does not decode."""
-    return transforms.transform_bytes(data, replace(transform, decoder=decoding.PILLOW))
+def decode_with_pillow(data: bytes, digest: str, transform: Transform) -> LoadedImage:
+    """Return the image of a file that TorchCodec does not decode."""
+    image = decoding.decode(data)
+    return LoadedImage(transform_image(image, replace(transform, decoder=decoding.PILLOW), digest), digest)
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (width, height) that a JPEG's header states, if any decoder must make the same of it.
+    """Return the (width, height) in a JPEG's header, or None where decoders could disagree on the image.
 
-    So not of one that is torn, or too large, that has its colours in RGB or CMYK, or is to be turned: where in a file
-    that may be said is understood in several ways.
+    These are files that are truncated or too large, whose colours are RGB or CMYK, or that are to be rotated: decoders
+    look for that information in different places of a file.
     """
-    if END not in data[-TAIL:]:
+    if END_OF_IMAGE not in data[-MAX_TRAILING_BYTES:]:
         return None
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return image.size if is_plain(image) else None
-    except Exception:  # a header may be damaged in any way; decoding the file by Pillow then tells the reason
+    except Exception:  # a damaged header can raise any exception; decoding by Pillow then gives the reason
         return None
 
 
@@ -122,122 +119,111 @@ def is_plain(image: Image.Image) -> bool:
         and image.mode in ("RGB", "L")
         and image.width * image.height <= decoding.MAX_PIXELS
         and len(components) == len(image.getbands())
-        and components != RGB_IDS
+        and components != RGB_COMPONENT_IDS
         and image.info.get("adobe_transform") != 0
         and len(exifs) <= 1
         and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     )
 
 
-def batches(files: Iterable[ReadFile], most: int) -> Iterator[list[ReadFile]]:
-    """Yield the files, in order, in lists of no more than `most`, and of no more than `LOT_PIXELS` to decode."""
-    lot: list[ReadFile] = []
-    pixels = 0
+def batches(files: Iterable[OpenedFile], max_files: int) -> Iterator[list[OpenedFile]]:
+    """Yield the files, in order, in lists of at most `max_files` files and `MAX_BATCH_PIXELS` pixels to decode."""
+    batch: list[OpenedFile] = []
+    batch_pixels = 0
     for file in files:
-        more = file.width * file.height if isinstance(file, Encoded) else 0
-        if lot and (len(lot) == most or pixels + more > BATCH_PIXELS):
-            yield lot
-            lot, pixels = [], 0
-        lot.append(file)
-        pixels += more
-    if lot:
-        yield lot
-
-
-def open_file(path: Path, transform: transforms.Transform) -> Encoded | Decoded:
-    """Read a file for TorchCodec."""
-    return triage(load_file(path), transform)
-
-
-def read_one(file: tuple[Path, bytes], transform: transforms.Transform, note: Callable[[str], None]) -> Decoded:
-    """Return what a network on a processor is to see of one file; several at a time would be no faster there."""
-    (found,) = decode_batch([triage(file, transform)], transform, torch.device("cpu"), note)
-    if isinstance(found, decoding.BadImage):
-        raise found
-    return found
+        pixels = file.width * file.height if isinstance(file, PlainJpeg) else 0
+        if batch and (len(batch) == max_files or batch_pixels + pixels > MAX_BATCH_PIXELS):
+            yield batch
+            batch, batch_pixels = [], 0
+        batch.append(file)
+        batch_pixels += pixels
+    if batch:
+        yield batch
 
 
 def decode_batch(
-    lot: Sequence[ReadFile], transform: transforms.Transform, device: torch.device, note: Callable[[str], None]
-) -> list[Decoded | decoding.BadImage]:
-    """Return what the network is to see of some files, on the device, in order.
+    files: Sequence[OpenedFile], transform: Transform, device: torch.device, report: Callable[[str], None]
+) -> list[Loaded]:
+    """Decode the JPEGs among some files on the device, and return all files in order, the others as they are.
 
-    A file that TorchCodec refuses is left to Pillow, and noted if that takes it.
+    A file that TorchCodec refuses is decoded by Pillow; where that works, `report` is called with a sentence on it.
+    Raises PipelineError if TorchCodec refuses everything.
     """
     refused: list[str] = []
-    plain = {place: file for place, file in enumerate(lot) if isinstance(file, Encoded)}
-    found = dict(zip(plain, decode_files(list(plain.values()), transform, device, refused.append), strict=True))
-    if len(refused) == len(plain) >= SUSPECT:
+    jpegs = [file for file in files if isinstance(file, PlainJpeg)]
+    decoded = iter(decode_files(jpegs, transform, device, refused.append))
+    if len(refused) == len(jpegs) >= MIN_ALL_REFUSED:
         raise errors.PipelineError(
-            f"TorchCodec refuses all of {len(plain)} files, {refused[-1]}. Take --decoder pillow."
+            f"TorchCodec refuses all of {len(jpegs)} files, {refused[-1]}. Take --decoder pillow."
         )
     for line in refused:
-        note(f"Decoded by Pillow, since TorchCodec refuses it: {line}")
-    every = [file if not isinstance(file, Encoded) else found[place] for place, file in enumerate(lot)]
-    return [
-        item if isinstance(item, decoding.BadImage) else (torch.as_tensor(item[0]).to(device), item[1])
-        for item in every
-    ]
+        report(f"Decoded by Pillow, since TorchCodec refuses it: {line}")
+    return [next(decoded) if isinstance(file, PlainJpeg) else file for file in files]
 
 
 def decode_files(
-    files: Sequence[Encoded], transform: transforms.Transform, device: torch.device, refuse: Callable[[str], None]
-) -> list[Decoded | decoding.BadImage]:
-    """Return the pictures of plain JPEGs; where one spoils all, or memory lacks, half of them at a time."""
+    files: Sequence[PlainJpeg], transform: Transform, device: torch.device, refuse: Callable[[str], None]
+) -> list[Loaded]:
+    """Return the images of plain JPEGs; if TorchCodec fails on some, it is called again on each half of them."""
     try:
-        return list(zip(images_of(files, transform, device), (file.digest for file in files), strict=True))
+        return transformed_images(files, transform, device)
     except RuntimeError as error:
         reason = reason_of(error)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     if len(files) == 1:
-        return [
-            parallel.attempt(partial(fall_back_to_pillow, transform=transform, refuse=refuse, reason=reason), files[0])
-        ]
-    parts = files[: len(files) // 2], files[len(files) // 2 :]
-    return [item for part in parts for item in decode_files(part, transform, device, refuse)]
+        fall_back = partial(fall_back_to_pillow, transform=transform, refuse=refuse, reason=reason)
+        return [parallel.attempt(fall_back, files[0])]
+    halves = files[: len(files) // 2], files[len(files) // 2 :]
+    return [image for half in halves for image in decode_files(half, transform, device, refuse)]
 
 
 def fall_back_to_pillow(
-    file: Encoded, transform: transforms.Transform, refuse: Callable[[str], None], reason: str
-) -> Decoded:
-    """Return the picture of a file that TorchCodec refuses, and say so; raise `BadImage` if it is damaged."""
-    found = decode_with_pillow(file.data, transform)
-    refuse(f"{str(file.path)!r} ({reason})")
-    return found
+    file: PlainJpeg, transform: Transform, refuse: Callable[[str], None], reason: str
+) -> LoadedImage:
+    """Return Pillow's image of a file that TorchCodec refuses, and report it; raise `BadImage` if it is damaged."""
+    image = decode_with_pillow(file.data, file.digest, transform)
+    refuse(f"{file.name!r} ({reason})")
+    return image
 
 
-def images_of(files: Sequence[Encoded], transform: transforms.Transform, device: torch.device) -> list[torch.Tensor]:
-    """Return the pictures of plain JPEGs, resized and cropped, in order; those of one size are resized together."""
+def transformed_images(files: Sequence[PlainJpeg], transform: Transform, device: torch.device) -> list[Loaded]:
+    """Return the images of plain JPEGs, resized and cropped, in order; images of one size are resized together.
+
+    Raises RuntimeError if TorchCodec fails on any of them.
+    """
     decoded = decode([file.data for file in files], device)
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, (file, picture) in enumerate(zip(files, decoded, strict=True)):
-        if picture.shape != (3, file.height, file.width):
-            raise RuntimeError(f"it gives {tuple(picture.shape)}, the header states {file.height} × {file.width}")
-        places.setdefault((file.height, file.width), []).append(place)
-    found: dict[int, torch.Tensor] = {}
-    for some in places.values():
-        alike = [decoded[place] for place in some]
-        together = torch.stack(alike) if len(alike) > 1 else alike[0][None]
-        found |= zip(some, resize_and_crop(together, transform), strict=True)
-    return [found[place] for place in range(len(files))]
+    rows_by_size: dict[tuple[int, int], list[int]] = {}
+    for row, (file, image) in enumerate(zip(files, decoded, strict=True)):
+        if image.shape != (3, file.height, file.width):
+            raise RuntimeError(f"it gives {tuple(image.shape)}, the header states {file.height} × {file.width}")
+        rows_by_size.setdefault((file.height, file.width), []).append(row)
+    cropped: dict[int, torch.Tensor] = {}
+    for rows in rows_by_size.values():
+        batch = torch.stack([decoded[row] for row in rows]) if len(rows) > 1 else decoded[rows[0]][None]
+        cropped |= zip(rows, resize_and_crop(batch, transform), strict=True)
+    return [LoadedImage(cropped[row], file.digest) for row, file in enumerate(files)]
 
 
 def decode(contents: Sequence[bytes], device: torch.device) -> list[torch.Tensor]:
-    """Return (3, height, width) uint8 of JPEG files on a device; TorchCodec raises a RuntimeError if one fails."""
+    """Return the (3, height, width) uint8 images of JPEG files on a device; raise RuntimeError if one fails."""
     from torchcodec.decoders import decode_jpeg
 
     return list(decode_jpeg(list(contents), mode="RGB", device=device)) if contents else []
 
 
-def resize_and_crop(pictures: torch.Tensor, transform: transforms.Transform) -> torch.Tensor:
-    """Return what `images.shrink_and_crop` gives, within rounding, of each of (n, 3, height, width) uint8 pictures."""
-    wide, high, left, top = transform.placing(pictures.shape[3], pictures.shape[2])
+def resize_and_crop(images: torch.Tensor, transform: Transform) -> torch.Tensor:
+    """Return (n, 3, crop height, crop width) uint8 of (n, 3, height, width) uint8 images.
+
+    The pixels equal those of `transforms.resize_and_crop` within rounding.
+    """
+    new_width, new_height, left, top = transform.geometry(images.shape[3], images.shape[2])
     crop_height, crop_width = transform.size
-    resized = functional.resize(pictures, [high, wide], INTERPOLATIONS[transform.interpolation], antialias=True)
+    mode = INTERPOLATIONS[transform.interpolation]
+    resized = functional.resize(images, [new_height, new_width], mode, antialias=True)
     return resized[:, :, top : top + crop_height, left : left + crop_width].contiguous()
 
 
 def reason_of(error: Exception) -> str:
-    """Return an error's first line without where in TorchCodec it was raised, which may stand before it."""
+    """Return the first line of an error, without the line of TorchCodec's source code at its start."""
     return re.sub(r"^\w+, \S+:\d+, ", "", errors.first_line(error)).rstrip(".")

@@ -1,13 +1,17 @@
-"""Image bytes become (3, H, W) uint8: decode, EXIF orientation, resize, crop; and what makes an image bad."""
+"""The transform that an image goes through before the network sees it: resize, crop, and one or several views."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 from pipeline import errors
 from pipeline.images import decoding, views
@@ -17,17 +21,22 @@ RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+"""Pillow's resampling filters by the name of the interpolation."""
+
+CENTRE = (0.5, 0.5)
+"""The anchor of a central crop."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What happens to a picture before the network sees it.
+    """How an image is changed before the network sees it.
 
-    resize: pixels of the shorter side (antialiased), crop: side of the central square, interpolation: a key of
-    `RESAMPLING`; mean and std: per channel (RGB), of values in [0, 1]. crop_width: not 0 where the crop is no square
-    but `crop` high and this wide; the picture then covers a rectangle of these proportions with `resize` as its
-    shorter side. fit: "crop", or "whole": the whole picture is resized to the crop's size, whatever its proportions.
-    views: a name that `views.count` knows. decoder: one of `DECODERS`, whose pixels differ a little.
+    resize: pixels of the shorter side after resizing (antialiased); crop: height of the central crop, and its width
+    where crop_width is 0; interpolation: a key of `RESAMPLING`; mean, std: per channel (RGB), of values in [0, 1];
+    crop_width: width of a crop that is not square: the image is then resized to cover a rectangle of the crop's
+    proportions whose shorter side is `resize`; fit: "crop", or "whole" to resize the whole image to the crop's size,
+    which changes its proportions; views: a name that `views.count` accepts; decoder: one of `decoding.DECODERS`, whose
+    pixels differ a little.
     """
 
     resize: int
@@ -42,11 +51,11 @@ class Transform:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what the network sees."""
+        """Height and width, in pixels, of what the network sees."""
         return self.crop, self.crop_width or self.crop
 
-    def covering(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) to which a picture is resized before its centre is cut out."""
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return the (width, height) to which an image is resized before it is cropped."""
         crop_height, crop_width = self.size
         if self.fit == "whole":
             return crop_width, crop_height
@@ -56,26 +65,27 @@ class Transform:
             return box_width, int(box_width * height / width)
         return int(box_height * width / height), box_height
 
-    def placing(self, width: int, height: int, anchor: tuple[float, float] = (0.5, 0.5)) -> tuple[int, int, int, int]:
-        """Return the (width, height) that a picture is resized to, and the left and top of what is cut out of it.
+    def geometry(self, width: int, height: int, anchor: tuple[float, float] = CENTRE) -> tuple[int, int, int, int]:
+        """Return the (width, height) to which an image is resized, and the left and top edge of its crop.
 
-        anchor: where that lies, if not in the centre, as in `views.View`. Raises `BadImage` if it is too many pixels.
+        anchor: where the crop lies, as in `views.View`. Raises `BadImage` if the resized image has too many pixels.
         """
-        wide, high = self.covering(width, height)
-        if wide * high > decoding.MAX_PIXELS:
+        new_width, new_height = self.resized_size(width, height)
+        if new_width * new_height > decoding.MAX_PIXELS:
             raise decoding.BadImage(
                 f"{width} × {height} pixels are too long and narrow: resized, they exceed {decoding.MAX_PIXELS:,}"
             )
         crop_height, crop_width = self.size
-        return wide, high, round((wide - crop_width) * anchor[0]), round((high - crop_height) * anchor[1])
+        left, top = round((new_width - crop_width) * anchor[0]), round((new_height - crop_height) * anchor[1])
+        return new_width, new_height, left, top
 
 
 @dataclass(frozen=True)
 class Framing:
-    """What of a picture the network is shown, where that is to differ from what its weights were made for.
+    """The part of an image that the network sees, where the user changes what the weights were trained with.
 
-    size: (height, width) in pixels; resize: as in `Transform`; None for either: the weights' own, in proportion.
-    fit: "crop" or "whole"; views: as in `Transform`.
+    size: (height, width) in pixels; resize: as in `Transform`; None for either: the value of the weights, in
+    proportion; fit: "crop" or "whole"; views: as in `Transform`.
     """
 
     size: tuple[int, int] | None = None
@@ -84,7 +94,7 @@ class Framing:
     views: str = "one"
 
     def of(self, native: Transform) -> Transform:
-        """Return a transform changed to this framing."""
+        """Return the transform `native` with this framing; raise PipelineError where the two do not fit together."""
         views.count(self.views)
         height, width = self.size or native.size
         shorter = min(height, width)
@@ -93,73 +103,96 @@ class Framing:
             resize = shorter
         elif resize < shorter:
             raise errors.PipelineError(
-                f"--resize {resize} leaves pictures smaller than the crop of {height}x{width}. Take {shorter} or more."
+                f"--resize {resize} leaves images smaller than the crop of {height}x{width}. Take {shorter} or more."
             )
         if self.views in views.CROPPING and resize == shorter:
             raise errors.PipelineError(
                 f"With --resize {resize} and a crop of {height}x{width}, the corners of --views {self.views} are the "
                 f"centre. Take --resize {round(shorter * 256 / 224)}, or --views cnnaug."
             )
-        other = 0 if width == height else width
-        return replace(native, resize=resize, crop=height, crop_width=other, fit=self.fit, views=self.views)
+        crop_width = 0 if width == height else width
+        return replace(native, resize=resize, crop=height, crop_width=crop_width, fit=self.fit, views=self.views)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """An image as the network sees it.
+
+    pixels: (3, height, width) uint8, or (n_views, 3, height, width) of several views; an array, or a tensor that may
+    be on a GPU; digest: the SHA-256 of the file's bytes (of an image in memory: of its size and pixels), in hex.
+    """
+
+    pixels: np.ndarray | torch.Tensor
+    digest: str
+
+
+@dataclass(frozen=True)
+class KnownImage:
+    """An image that was not decoded, since its code is known; digest: the SHA-256 of the file's bytes, in hex."""
+
+    digest: str
+
+
+Loaded = LoadedImage | KnownImage | decoding.BadImage
+"""What loading an image gives."""
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of "320" or "448x336"."""
+    """Return (height, width) of a text like "320" or "448x336"."""
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", text):
         raise errors.PipelineError(f"--size {text!r} is no size. Write 320, or 448x336 for height x width, in pixels.")
     sides = [int(side) for side in text.split("x")]
     return sides[0], sides[-1]
 
 
-def apply(image: Image.Image, transform: Transform, name: str) -> np.ndarray:
-    """Return what the network sees of a picture: (3, height, width) uint8, or (n_views, 3, height, width) of several.
+def transform_image(image: Image.Image, transform: Transform, digest: str) -> np.ndarray:
+    """Return what the network sees of an image: (3, height, width) uint8, or (n_views, 3, height, width).
 
-    name: the digest of the file's bytes.
+    digest: the SHA-256 of the file's bytes, in hex, on which random views depend.
     """
     if transform.views == "one":
         return resize_and_crop(image, transform)
-    return np.stack([_apply_view(image, transform, view) for view in views.views_of(transform.views, name, image.size)])
+    chosen = views.views_of(transform.views, digest, image.size)
+    return np.stack([_transform_view(image, transform, view) for view in chosen])
 
 
-def _apply_view(image: Image.Image, transform: Transform, view: views.View) -> np.ndarray:
-    """Return one view; what a turn leaves empty has the colour that the network takes for zero."""
-    if view.turn:
+def _transform_view(image: Image.Image, transform: Transform, view: views.View) -> np.ndarray:
+    """Return one view; corners that a rotation leaves empty get the mean colour, which the network sees as zero."""
+    if view.angle:
         red, green, blue = (round(255 * value) for value in transform.mean)
-        image = image.rotate(view.turn, Image.Resampling.BILINEAR, fillcolor=(red, green, blue))
-    left, top, right, bottom = (round(p * side) for p, side in zip(view.box, 2 * image.size, strict=True))
+        image = image.rotate(view.angle, Image.Resampling.BILINEAR, fillcolor=(red, green, blue))
+    left, top, right, bottom = (round(share * side) for share, side in zip(view.box, 2 * image.size, strict=True))
     image = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    seen = resize_and_crop(image, replace(transform, fit="whole") if view.squeezed else transform, view.anchor)
-    return np.ascontiguousarray(seen[:, :, ::-1]) if view.mirrored else seen
+    pixels = resize_and_crop(image, replace(transform, fit="whole") if view.stretched else transform, view.anchor)
+    return np.ascontiguousarray(pixels[:, :, ::-1]) if view.mirrored else pixels
 
 
-def resize_and_crop(image: Image.Image, transform: Transform, anchor: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
-    """Return the (3, height, width) uint8 centre of a picture whose shorter side was resized to `transform.resize`.
+def resize_and_crop(image: Image.Image, transform: Transform, anchor: tuple[float, float] = CENTRE) -> np.ndarray:
+    """Return the (3, height, width) uint8 crop of an image whose shorter side was resized to `transform.resize`.
 
-    anchor: where the crop lies, if not in the centre, as in `views.View`.
-
-    Equal, bit for bit, to torchvision's Resize and CenterCrop on the same Pillow image.
+    anchor: where the crop lies, as in `views.View`. The result equals that of torchvision's Resize and CenterCrop on
+    the same Pillow image bit for bit. Raises ValueError for a transform whose decoder is not Pillow.
     """
-    assert transform.decoder == decoding.PILLOW
+    if transform.decoder != decoding.PILLOW:
+        raise ValueError(f"The transform is for images decoded by {transform.decoder}, not by Pillow.")
     width, height = image.size
-    wide, high, left, top = transform.placing(width, height, anchor)
+    new_width, new_height, left, top = transform.geometry(width, height, anchor)
     crop_height, crop_width = transform.size
-    # Pillow, too, resizes along rows first. So columns that are cut off need not be resized along themselves.
-    if wide != width:
-        image = image.resize((wide, height), RESAMPLING[transform.interpolation])
+    # Pillow, too, resizes along the rows first, so columns outside the crop need not be resized vertically.
+    if new_width != width:
+        image = image.resize((new_width, height), RESAMPLING[transform.interpolation])
     image = image.crop((left, 0, left + crop_width, height))
-    if high != height:
-        image = image.resize((crop_width, high), RESAMPLING[transform.interpolation])
+    if new_height != height:
+        image = image.resize((crop_width, new_height), RESAMPLING[transform.interpolation])
     image = image.crop((0, top, crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
-def read_image(path: Path, transform: Transform) -> tuple[np.ndarray, str]:
-    """Return what the network sees of a file, as `show` gives it, and the digest of its bytes."""
+def load_image(path: Path, transform: Transform) -> np.ndarray:
+    """Return what the network sees of an image file, decoded by Pillow; raise `BadImage` if that fails."""
     return transform_bytes(decoding.read_bytes(path), transform)
 
 
-def transform_bytes(data: bytes, transform: Transform) -> tuple[np.ndarray, str]:
-    """Return what the network sees of a file's bytes, as `show` gives it, and their digest."""
-    name = decoding.digest(data)
-    return apply(decoding.decode(data), transform, name), name
+def transform_bytes(data: bytes, transform: Transform) -> np.ndarray:
+    """Return what the network sees of a file's bytes, decoded by Pillow; raise `BadImage` if that fails."""
+    return transform_image(decoding.decode(data), transform, decoding.digest(data))

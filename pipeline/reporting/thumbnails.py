@@ -79,7 +79,7 @@ class Album:
 
 def make_thumbnail(file: Path) -> str:
     """Return an image as a JPEG file of at most 64 × 64 pixels, in base64; raise `BadImage` if it cannot be read."""
-    image = decoding.decode(decoding.read_bytes(file), enough=2 * SIDE)
+    image = decoding.decode(decoding.read_bytes(file), min_side=2 * SIDE)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)

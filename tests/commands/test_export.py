@@ -55,7 +55,7 @@ def compare(file: Path, classifier: persistence.SavedClassifier, pictures: np.nd
 
 def pictures_of(folder: Path, transform: transforms.Transform) -> np.ndarray:
     """Return all PNG files below a folder as the network wants them."""
-    return np.stack([transforms.read_image(path, transform)[0] for path in sorted(folder.glob("**/*.png"))])
+    return np.stack([transforms.load_image(path, transform) for path in sorted(folder.glob("**/*.png"))])
 
 
 def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) -> None:
@@ -67,7 +67,7 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         assert run("export", "--layer", "fc7", "--model", model).code == 0
         classifier = persistence.load(Path(f"models/digits/tinyvgg/fc7-{model}.skops"))
         transform = rebuild_network(classifier.spec).transform
-        pictures = np.stack([transforms.read_image(path, transform)[0] for path in paths])
+        pictures = np.stack([transforms.load_image(path, transform) for path in paths])
         assert len(pictures) == 450
         assert compare(Path(f"models/digits/tinyvgg/fc7-{model}.onnx"), classifier, pictures) < 1e-4
 

@@ -9,10 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,20 +139,3 @@ def test_a_reader_that_leaves_early_is_no_error(trained: Path) -> None:
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 0
     process.stderr.close()
-
-
-def test_images_are_read_as_they_are_needed() -> None:
-    asked = 0
-
-    def paths() -> Iterator[Path]:
-        nonlocal asked
-        while True:
-            asked += 1
-            yield Path(f"{asked}.png")
-
-    network = SimpleNamespace(mean=torch.zeros(1), transform=SimpleNamespace(size=(64, 64), decoder="pillow"))
-    read = partial(Engine(network, 2).each, lambda path: (None, path.name), threads=2)  # type: ignore[arg-type]
-    results = predict.named(paths(), read)  # type: ignore[arg-type]
-    assert [next(results)[0].name for _ in range(5)] == ["1.png", "2.png", "3.png", "4.png", "5.png"]
-    assert asked <= 15
-    results.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""CNNCodes: the codes that extract writes, from images in any form, each computed once, as scikit-learn has it."""
+"""CNNCodes: the codes that extract writes, from images in any form, computed once, in scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT, Outcome
 from PIL import Image
 from sklearn.base import clone
@@ -28,6 +28,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline import CNNCodes, errors
 from pipeline.codes import reader
+from pipeline.config import Extract
 from pipeline.extraction import transformer
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork
@@ -37,16 +38,16 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def forwarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Start with an empty cache; count the pictures that go through the network, by layer."""
+    """Start with an empty cache; count the images that go through the network, by layer."""
     counts: Counter[str] = Counter()
     original = FrozenNetwork.forward
 
-    def counted(network: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        counts.update({layer: len(pictures) for layer in network.specs})
-        return original(network, pictures)
+    def counted(network: FrozenNetwork, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        counts.update({layer: len(images) for layer in network.specs})
+        return original(network, images)
 
     monkeypatch.setattr(FrozenNetwork, "forward", counted)
-    monkeypatch.setattr(transformer, "CACHE", transformer.CodesCache(transformer.CACHE_BYTES))
+    monkeypatch.setattr(transformer, "CACHE", transformer.new_cache(transformer.CACHE_BYTES))
     yield counts
     transformer.build_network.cache_clear()
 
@@ -85,26 +86,26 @@ def test_sizes_precisions_and_codes_before_the_relu(photos: Path) -> None:
     np.testing.assert_array_equal(CNNCodes(size=64).fit_transform(paths), CNNCodes().fit_transform(paths))
 
 
-def test_the_defaults_are_those_of_the_commands() -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    found = CNNCodes()
-    assert (found.backbone, found.layer) == (params["backbone"], params["extract"]["layer"][-1])
-    assert (found.weights, found.pool) == (params["extract"]["weights"], params["extract"]["pool"])
+def test_the_defaults_are_those_of_extract() -> None:
+    defaults = asdict(Extract())
+    for name in ("backbone", "weights", "pool", "relu", "precision", "device", "batch_size", "size"):
+        assert getattr(CNNCodes(), name) == defaults[name], name
+    assert (CNNCodes().layer,) == defaults["layer"]
 
 
-def test_paths_pictures_and_arrays_give_the_same(photos: Path) -> None:
+def test_paths_images_and_arrays_give_the_same(photos: Path) -> None:
     paths = files(photos)[:5]
-    pictures = [Image.open(path) for path in paths]
-    arrays = np.stack([np.asarray(picture) for picture in pictures])
+    images = [Image.open(path) for path in paths]
+    arrays = np.stack([np.asarray(image) for image in images])
     expected = CNNCodes().fit_transform(paths)
-    for X in (list(map(str, paths)), pictures, arrays, list(arrays), np.array(paths), np.array(paths)[:, None]):
+    for X in (list(map(str, paths)), images, arrays, list(arrays), np.array(paths), np.array(paths)[:, None]):
         np.testing.assert_array_equal(CNNCodes().fit_transform(X), expected)
     grey = arrays[..., 0]
     as_rgb = np.stack([grey] * 3, axis=-1)
     np.testing.assert_array_equal(CNNCodes().fit_transform(grey), CNNCodes().fit_transform(as_rgb))
 
 
-def test_a_picture_is_turned_upright_and_laid_on_white_as_its_file_is(tmp_path: Path) -> None:
+def test_a_image_is_turned_upright_and_laid_on_white_as_its_file_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     noise = np.random.default_rng(0).integers(0, 255, (60, 90, 4), dtype=np.uint8)
@@ -155,7 +156,7 @@ def test_the_network_is_loaded_once_until_its_file_changes(
     before = fitted.transform(files(photos))
     assert loads == [str(file)]
     torch.save({name: value * 1.01 for name, value in model.state_dict().items()}, file)
-    with pytest.raises(errors.PipelineError, match="not those of `fit` any more"):
+    with pytest.raises(errors.PipelineError, match="changed after `fit`"):
         fitted.transform(files(photos))
     assert not np.allclose(fitted.fit_transform(files(photos)), before)
 
@@ -165,11 +166,11 @@ def test_the_cache_is_bounded_and_codes_come_right_without_it(
 ) -> None:
     paths = files(photos)
     expected = CNNCodes().fit_transform(paths)
-    small = transformer.CodesCache(10 * expected[0].nbytes)
+    small = transformer.new_cache(10 * expected[0].nbytes)
     monkeypatch.setattr(transformer, "CACHE", small)
     for _ in range(2):
         np.testing.assert_allclose(CNNCodes(batch_size=3).fit_transform(paths), expected, rtol=1e-4, atol=1e-5)
-        assert len(small.codes) == 10 and small.size == sum(code.nbytes for code in small.codes.values())
+        assert len(small) == 10 and small.currsize == sum(code.nbytes for code in small.values())
     forwarded.clear()
     CNNCodes().fit_transform(paths[-10:])
     assert not forwarded
@@ -189,13 +190,13 @@ def test_codes_that_extract_wrote_are_read_and_only_new_images_computed(
     assert run("extract", "--dataset", "photos", *flags).code == 0
     everything = files(photos) + files(photos_held)
     expected = CNNCodes(precision=precision).fit_transform(everything)
-    transformer.CACHE.codes.clear()
+    transformer.CACHE.clear()
     forwarded.clear()
-    with_store = CNNCodes(store="features/photos")
-    np.testing.assert_allclose(with_store.fit_transform(everything), expected, rtol=1e-4, atol=1e-5)
+    from_folder = CNNCodes(codes_folder="features/photos")
+    np.testing.assert_allclose(from_folder.fit_transform(everything), expected, rtol=1e-4, atol=1e-5)
     assert forwarded == {"fc7": len(held)} == {"fc7": 4}
-    CNNCodes(weights="random", store="features/photos").fit_transform(everything)
-    CNNCodes(layer="pool4", store="features/photos").fit_transform(everything)
+    CNNCodes(weights="random", codes_folder="features/photos").fit_transform(everything)
+    CNNCodes(layer="pool4", codes_folder="features/photos").fit_transform(everything)
     assert forwarded == {"fc7": 4 + 36, "pool4": 36}
 
 
@@ -264,7 +265,7 @@ def test_the_package_starts_without_torch_and_finds_it_when_asked() -> None:
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 1
     with pytest.raises(ImportError, match="CNNCode"):
-        pass
+        from pipeline import CNNCode  # type: ignore[attr-defined] # noqa: F401
 
 
 # Mistakes
@@ -304,7 +305,7 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"size": "wide"}, "'wide' is no size"),
         ({"relu": "pre", "layer": "pool4"}, "is no ReLU"),
         ({"threads": 0}, "threads 1 or more"),
-        ({"store": "features/none"}, "no folder 'features/none'"),
+        ({"codes_folder": "features/none"}, "no folder 'features/none'"),
     ],
 )
 def test_wrong_parameters_are_told_by_fit(photos: Path, parameters: dict[str, object], words: str) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from conftest import write_photos
-from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
@@ -21,7 +18,7 @@ from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.head import Head
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.trainer import RuntimeConfig, Trainer
-from pipeline.images import augmentation, transforms
+from pipeline.images import transforms
 from pipeline.networks.frozen import FrozenNetwork
 
 SMALL = transforms.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
@@ -202,50 +199,6 @@ def test_the_head_gives_the_margins_of_the_classifier(scaler: object, model: obj
     np.testing.assert_array_equal(back.predict(X), pipeline.predict(X))
     chances = torch.softmax(torch.from_numpy(scores), 1).numpy()
     np.testing.assert_allclose(back.predict_proba(X), chances, rtol=1e-3, atol=1e-5)
-
-
-# Augmentation
-
-
-def picture(path: Path, width: int = 300, height: int = 200) -> Path:
-    """A JPEG whose red tells the column and whose green tells the row."""
-    across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    Image.fromarray(np.stack([across, down, 0 * down], 2).astype(np.uint8)).save(path, quality=95)
-    return path
-
-
-@pytest.mark.parametrize("augment", augmentation.AUGMENTATIONS)
-def test_augmentation_depends_on_its_seed_alone(tmp_path: Path, augment: str) -> None:
-    path = picture(tmp_path / "a.jpg")
-    found = [augmentation.read_augmented(path, SMALL, augment, 0.5, 48, (0, epoch, 7)) for epoch in (1, 1, 2, 3, 4)]
-    assert all(each.shape == (3, 48, 48) and each.dtype == np.uint8 for each in found)
-    np.testing.assert_array_equal(found[0], found[1])
-    assert len({each.tobytes() for each in found}) == (4 if augment != "none" else 2)
-
-
-def test_no_augmentation_is_what_evaluation_sees(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(
-        augmentation.read_augmented(path, SMALL, "none", 0, 64, (0, 0)), transforms.read_image(path, SMALL)[0]
-    )
-
-
-@pytest.mark.parametrize(("augment", "least"), [("crop", 0.08), ("gentle", 0.35)])
-def test_a_random_crop_shows_the_share_it_should_and_no_less_sharply(
-    tmp_path: Path, augment: str, least: float
-) -> None:
-    path, shares = picture(tmp_path / "a.jpg", 1500, 1000), []
-    for seed in range(200):
-        red, green, _ = augmentation.read_augmented(path, SMALL, augment, 0, 64, (seed,)).astype(float)
-        shares.append((np.ptp(red) / 255) * (np.ptp(green) / 255))
-        assert (np.diff(red.mean(0)) >= -0.5).all() and (np.diff(green.mean(1)) >= -0.5).all()
-    assert least * 0.9 < min(shares) < least + 0.1 and max(shares) > 0.85
-
-
-def test_a_mirror_image_is_one(tmp_path: Path) -> None:
-    path = picture(tmp_path / "a.jpg")
-    plain, mirrored = (augmentation.read_augmented(path, SMALL, "none", flip, 64, (0,)) for flip in (0, 1))
-    np.testing.assert_array_equal(plain, mirrored[..., ::-1])
 
 
 # Recipes

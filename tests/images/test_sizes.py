@@ -1,4 +1,4 @@
-"""Other image sizes: what the network is shown, fully connected layers as convolutions, what goes into a ReLU."""
+"""Other image sizes: fully connected layers as convolutions, and codes before the ReLU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import Outcome
 from helpers import assert_close, frozen, mistake, noise_images, normalised
-from PIL import Image
 from torch import nn
 
 from pipeline import errors
@@ -23,60 +22,10 @@ from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import cut_graph
 
 Run = Callable[..., Outcome]
-NATIVE = transforms.Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def gradient(width: int, height: int) -> Image.Image:
-    """Return a picture whose red tells the column and whose green the row."""
-    rows, columns = np.mgrid[:height, :width]
-    pixels = np.stack([columns * 255 / width, rows * 255 / height, 0 * rows], 2)
-    return Image.fromarray(pixels.astype(np.uint8))
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
     return normalised(x)
-
-
-# What the network is shown
-
-
-@pytest.mark.parametrize(
-    ("framing", "size", "resize"),
-    [
-        (transforms.Framing(), (224, 224), 256),
-        (transforms.Framing((320, 320)), (320, 320), 366),
-        (transforms.Framing((320, 320), 320), (320, 320), 320),
-        (transforms.Framing((448, 336)), (448, 336), 384),
-        (transforms.Framing((448, 336), fit="whole"), (448, 336), 336),
-    ],
-)
-def test_other_sizes_keep_the_proportion_of_resize_and_crop(
-    framing: transforms.Framing, size: tuple[int, int], resize: int
-) -> None:
-    transform = framing.of(NATIVE)
-    assert (transform.size, transform.resize) == (size, resize)
-    for width, height in ((500, 375), (375, 500), (90, 1000), (301, 300)):
-        assert transforms.resize_and_crop(gradient(width, height), transform).shape == (3, *size)
-
-
-def test_nothing_asked_is_the_transform_that_goes_with_the_weights() -> None:
-    assert transforms.Framing().of(NATIVE) == NATIVE == transforms.Framing((224, 224), 256).of(NATIVE)
-
-
-def test_the_crop_is_the_centre_and_none_is_the_whole_picture() -> None:
-    picture = gradient(400, 200)
-    whole = transforms.resize_and_crop(picture, transforms.Framing((100, 100), fit="whole").of(NATIVE))
-    centre = transforms.resize_and_crop(picture, transforms.Framing((100, 100), 100).of(NATIVE))
-    wide = transforms.resize_and_crop(picture, transforms.Framing((100, 200), 100).of(NATIVE))
-    assert whole[0].max() - whole[0].min() > 245 and whole[1].max() - whole[1].min() > 245
-    assert abs(int(centre[0].max()) - int(centre[0].min()) - 127) < 5 and centre[1].max() - centre[1].min() > 245
-    assert wide.shape == (3, 100, 200) and wide[0].max() - wide[0].min() > 245
-
-
-@pytest.mark.parametrize("text", ["0", "-3", "320x", "x", "320,400", "3.5", "99999", "320x0"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(errors.PipelineError, match="448x336 for height x width"):
-        transforms.parse_size(text)
 
 
 # Fully connected layers as convolutions
@@ -146,7 +95,7 @@ def without_padding(name: str) -> tuple[Any, int]:
 
 @pytest.mark.parametrize("name", ["vgg11", "alexnet"])
 def test_each_cell_is_the_code_of_its_window_where_nothing_is_padded(name: str) -> None:
-    """Window and picture differ at the window's edge, where one sees zeros and the other the next pixels.
+    """Window and image differ at the window's edge, where one sees zeros and the other the next pixels.
 
     So with padding no cell can be equal: VGG and AlexNet pad every convolution, and what comes from an edge spreads
     with each layer. Without padding, all cells are.

@@ -20,7 +20,7 @@ from pipeline.classifiers import persistence, search
 from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.codes import reader
 from pipeline.data.splits import make_folds
-from pipeline.images import decoding, transforms, views
+from pipeline.images import transforms, views
 from pipeline.networks.frozen import FrozenNetwork
 
 Run = Callable[..., Outcome]
@@ -28,12 +28,12 @@ SMALL = transforms.Transform(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2
 DIGEST = "ab" * 32
 
 
-def picture(width: int = 60, height: int = 40) -> Image.Image:
+def noise(width: int = 60, height: int = 40) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def shown(name: str, image: Image.Image, digest: str = DIGEST) -> np.ndarray:
-    return transforms.apply(image, transforms.Framing(views=name).of(SMALL), digest)
+def transformed(name: str, image: Image.Image, digest: str = DIGEST) -> np.ndarray:
+    return transforms.transform_image(image, transforms.Framing(views=name).of(SMALL), digest)
 
 
 # Which views
@@ -41,45 +41,45 @@ def shown(name: str, image: Image.Image, digest: str = DIGEST) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "count"), [("flips", 2), ("five", 5), ("ten", 10), ("cnnaug", 16), ("random:7:3", 7)])
 def test_each_name_gives_its_number_of_views_all_different(name: str, count: int) -> None:
-    found = shown(name, picture())
+    found = transformed(name, noise())
     assert found.shape == (count, 3, 32, 32) and views.count(name) == count
     assert len({view.tobytes() for view in found}) == count
 
 
 def test_one_view_is_the_centre_as_ever() -> None:
-    assert shown("one", picture()).shape == (3, 32, 32)
-    np.testing.assert_array_equal(shown("one", picture()), shown("flips", picture())[0])
+    assert transformed("one", noise()).shape == (3, 32, 32)
+    np.testing.assert_array_equal(transformed("one", noise()), transformed("flips", noise())[0])
 
 
 def test_ten_crops_equal_torchvisions() -> None:
-    image = picture()
+    image = noise()
     theirs = functional.ten_crop(image.resize((54, 36), Image.Resampling.BILINEAR), [32, 32])
     expected = {np.asarray(crop).transpose(2, 0, 1).tobytes() for crop in theirs}
-    assert {view.tobytes() for view in shown("ten", image)} == expected
+    assert {view.tobytes() for view in transformed("ten", image)} == expected
 
 
-def test_cnnaug_is_the_image_five_parts_two_turns_and_their_mirror_images() -> None:
+def test_cnnaug_is_the_image_five_parts_two_rotations_and_their_mirror_images() -> None:
     plan = views.views_of("cnnaug", DIGEST, (60, 40))
     sides = [round((view.box[2] - view.box[0]) * (view.box[3] - view.box[1]), 6) for view in plan[:8]]
-    assert sides == [1] + 5 * [round(4 / 9, 6)] + [1, 1] and [view.turn for view in plan[6:8]] == [30, -30]
-    found = shown("cnnaug", picture())
+    assert sides == [1] + 5 * [round(4 / 9, 6)] + [1, 1] and [view.angle for view in plan[6:8]] == [30, -30]
+    found = transformed("cnnaug", noise())
     np.testing.assert_array_equal(found[8:], found[:8, :, :, ::-1])
 
 
 def test_draws_are_those_of_the_image_and_the_seed() -> None:
-    image = picture()
-    np.testing.assert_array_equal(shown("random:4", image), shown("random:4:0", image))
-    assert not np.array_equal(shown("random:4:1", image), shown("random:4:0", image))
-    assert not np.array_equal(shown("random:4", image, "cd" * 32), shown("random:4", image))
+    image = noise()
+    np.testing.assert_array_equal(transformed("random:4", image), transformed("random:4:0", image))
+    assert not np.array_equal(transformed("random:4:1", image), transformed("random:4:0", image))
+    assert not np.array_equal(transformed("random:4", image, "cd" * 32), transformed("random:4", image))
     for view in views.views_of("random:200", DIGEST, (60, 40)):
         left, top, right, bottom = view.box
-        assert abs(view.turn) <= 5 and 0 <= left < right <= 1.0001 and 0 <= top < bottom <= 1.0001
+        assert abs(view.angle) <= 5 and 0 <= left < right <= 1.0001 and 0 <= top < bottom <= 1.0001
         assert 0.07 < (right - left) * (bottom - top) <= 1.0001
 
 
-def test_a_picture_of_one_pixel_has_views_too() -> None:
+def test_an_image_of_one_pixel_has_views_too() -> None:
     for name in ("cnnaug", "random:5", "ten"):
-        assert shown(name, picture(1, 1)).shape[1:] == (3, 32, 32)
+        assert transformed(name, noise(1, 1)).shape[1:] == (3, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     assert found.values.shape == (36, 10 * 1024)
     assert run("verify", path).code == 0
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg", transforms.Framing(resize=73, views="ten"))
-    one = transforms.apply(decoding.decode((photos / "red/03.png").read_bytes()), network.transform, "")
+    one = transforms.load_image(photos / "red/03.png", network.transform)
     row = next(number for number, name in enumerate(found.paths) if name.endswith("red/03.png"))
     for number, view in enumerate(one):
         expected = network.codes(view[None])["fc7"][0]
