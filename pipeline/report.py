@@ -37,13 +37,13 @@ def table(rows: Sequence[Scores]) -> str:
 
 
 def run(settings: Report) -> None:
-    """Print the table, write the page, and say where it lies."""
+    """Print the table, write the page, and print where it is."""
     if settings.thumbnails < 0:
         raise errors.PipelineError(f"--thumbnails {settings.thumbnails} must be megabytes, 0 or more.")
     scope = (settings.reports, settings.dataset, settings.backbone)
     rows, others = find_experiments(*scope), find_multi_label(*scope)
     if others:
-        print(f"Left out, since their images have several labels each: {', '.join(others)}")
+        print(f"Left out, since they are multi-label: {', '.join(others)}")
     if not rows:
         return
     path = settings.out or settings.reports / "index.html"
