@@ -1,4 +1,4 @@
-"""Show what earlier extractions left for later ones, and prune it."""
+"""Show the codes that earlier extractions keep for later ones, and prune them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,22 @@ from pipeline.config import Cache
 EXAMPLE = "python -m pipeline.cache --prune"
 
 
+def cache_folders(features: Path) -> list[Path]:
+    """Return the cache folders below the folder of all codes, one per dataset and backbone, those of advise too."""
+    return sorted(path for path in features.glob("**/.cache/*") if path.is_dir())
+
+
 def own_bytes(path: Path) -> int:
-    """Return the bytes on disk that would be free without this file: none while codes elsewhere share them."""
+    """Return the bytes on disk that removing this file would free: none while a file of codes shares them."""
     status = path.stat()
     return 512 * status.st_blocks if status.st_nlink == 1 else 0
 
 
 def prune(folder: Path) -> int:
-    """Remove the files of one backbone's store, unless a run is writing there; return the bytes that this freed."""
+    """Remove the files of one cache folder, and return the bytes that this freed.
+
+    Raises PipelineError if a run is writing there.
+    """
     freed = 0
     with claim_folder(folder.parent.parent / folder.name):
         for path in folder.iterdir():
@@ -29,8 +37,8 @@ def prune(folder: Path) -> int:
 
 
 def run(settings: Cache) -> None:
-    """Show or prune the store."""
-    folders = sorted(path for path in settings.features.glob("*/.store/*") if path.is_dir())
+    """Show or prune the cache."""
+    folders = cache_folders(settings.features)
     if settings.prune:
         print(f"{sum(map(prune, folders)) / 1e6:.1f} MB freed")
         return

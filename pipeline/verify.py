@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,19 +18,19 @@ from pipeline.paths import Experiment
 EXAMPLE = "python -m pipeline.verify features/digits/tinyvgg/fc7.h5"
 
 
-def unsound(path: Path) -> Iterator[str]:
-    """Yield what is wrong with the values; rows that do not fit their checksums end in an error of their own."""
+def value_problems(path: Path) -> Iterator[str]:
+    """Yield a description of each row whose values are not finite; raise PipelineError if a checksum is wrong."""
     index = reader.read_index(path, {})
     for rows, values in reader.blocks(path, np.arange(len(index.paths))):
         for row in rows[~np.isfinite(values).all(1)]:
             yield f"row {row} ({index.paths[row]!r}) has values that are not finite"
 
 
-def strangers(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
-    """Yield each row whose image, label or split is not what the prepared dataset says now."""
+def dataset_problems(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
+    """Yield a description of each row whose image, label or split differs from the prepared dataset."""
     index = reader.read_index(path, {})
-    known = {name: row for row, name in enumerate(manifest.paths)}
-    rows = [known.get(name) for name in index.paths]
+    manifest_rows = {name: row for row, name in enumerate(manifest.paths)}
+    rows = [manifest_rows.get(name) for name in index.paths]
     files = (manifest.root / name for name in index.paths)
     digests = parallel.ordered_map(decoding.read_digest, files, threads, ahead=16 * threads)
     for number, (row, digest) in enumerate(zip(rows, digests, strict=True)):
@@ -40,27 +39,28 @@ def strangers(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
             yield f"{name} is not in the dataset"
         elif isinstance(digest, decoding.BadImage) or digest != index.digests[number]:
             yield f"{name} is of an image that is gone or has changed"
-        elif (named(index.classes, index.labels[number]), index.splits[number]) != (
-            named(manifest.classes, manifest.labels[row]),
-            manifest.splits[row],
+        elif index.splits[number] != manifest.splits[row] or (
+            class_names(index.classes, index.labels[number]) != class_names(manifest.classes, manifest.labels[row])
         ):
             yield f"{name} has another label or split than the dataset"
 
 
-def named(classes: Sequence[str], label: Any) -> set[str]:
-    """Return the classes that a label stands for: one number, or 0 and 1 for each class."""
+def class_names(classes: Sequence[str], label: np.ndarray | np.integer) -> set[str]:
+    """Return the names of the classes of an image; label: an index, or 0 or 1 for each class."""
     return {classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label])}
 
 
 def run(settings: Verify) -> None:
     """Verify what the settings name."""
     spec = reader.read_index(settings.file, {}).spec
-    problems = list(unsound(settings.file))
+    problems = list(value_problems(settings.file))
     dataset = settings.dataset or settings.file.absolute().parent.parent.name
     folder = Experiment(dataset, spec.backbone).data
     compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:
-        problems += strangers(settings.file, read_manifest(folder), settings.threads or parallel.default_threads())
+        problems += dataset_problems(
+            settings.file, read_manifest(folder), settings.threads or parallel.default_threads()
+        )
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Run pipeline.extract again.")

@@ -1,41 +1,49 @@
-"""The HDF5 file of CNN codes: its spec, its checksums, and how it is read and verified."""
+"""Read CNN codes from HDF5 files, and verify their checksums."""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import h5py
 import numpy as np
 
 from pipeline import errors
-from pipeline.codes.spec import JOINED_FIELDS, LAYER_SEPARATOR, CodesSpec, join_codes, join_specs, validate_spec
+from pipeline.codes.spec import (
+    JOINED_FIELDS,
+    LAYER_SEPARATOR,
+    CodesSpec,
+    Rows,
+    join_codes,
+    join_specs,
+    validate_spec,
+)
 
 FORMAT = "cnn-codes 5"
 
 BLOCK_BYTES = 1 << 23
-"""What is read at a time where a whole file may not fit into memory."""
+"""Bytes of codes that are read at a time where a whole file may not fit into memory."""
 
-COLUMNS = ("labels", "digests", "paths", "splits")
-"""What stands beside the values, row by row."""
+Values = TypeVar("Values", bound=Rows, covariant=True)
+GivenValues = TypeVar("GivenValues", bound=Rows)
 
 
 @dataclass(frozen=True)
-class Codes:
-    """CNN codes, one row an image.
+class Codes(Generic[Values]):
+    """CNN codes with their metadata, one row per image.
 
-    values: (n, d) float32, >= 0 after a ReLU, or (n, n_views × d), the views of an image side by side; labels: (n,)
-    int64, indices into `classes`; paths, splits: n each; digests: n SHA-256 of the images' bytes, in hex; classes:
-    sorted class names; spec: what the codes are. Of several labels an image they are (n, n_classes) uint8, 1 for each
-    class that is there. The values may be `StoredRows`.
+    values: (n, d) float32, >= 0 after a ReLU, or (n, n_views × d), the views of an image side by side; an array, or
+    `StoredRows` that are read when needed; labels: (n,) int64, indices into `classes`, or for multi-label datasets
+    (n, n_classes) uint8, 1 for each class of the image; paths, splits: n each; digests: n SHA-256 of the images' bytes,
+    in hex; classes: sorted class names; spec: what the codes are.
     """
 
-    values: Any
+    values: Values
     labels: np.ndarray
     paths: tuple[str, ...]
     splits: tuple[str, ...]
@@ -46,9 +54,9 @@ class Codes:
 
 @dataclass(frozen=True)
 class CodesIndex:
-    """What stands beside the values in a file of codes, as in `Codes`: small where the values are large.
+    """The metadata of a file of codes, as in `Codes`, without the values, which may be large.
 
-    path: the file; width: values a row; bad: what was set aside, each with its reason.
+    path: the file; width: numbers per row; bad: the images that were skipped, each with its reason.
     """
 
     path: Path
@@ -62,19 +70,49 @@ class CodesIndex:
     bad: tuple[str, ...]
 
 
-class StoredRows:
-    """The codes of some rows of an open file, (n, d) float32, read when a slice of them is asked for.
+@dataclass(frozen=True)
+class RowMetadata:
+    """The metadata of m rows as HDF5 stores it.
 
-    Rows are checked against their checksums when they are first read. The last slice is kept: a pass that multiplies
-    by a block and by its transpose reads it once.
+    labels: (m,) int64, or (m, n_classes) uint8; digests, paths, splits: (m,) bytes.
+    """
+
+    labels: np.ndarray
+    digests: np.ndarray
+    paths: np.ndarray
+    splits: np.ndarray
+
+    @classmethod
+    def read(cls, file: h5py.File, first: int, last: int) -> RowMetadata:
+        """Read the metadata of the rows from `first` to before `last`."""
+        return cls(*(file[name][first:last] for name in ("labels", "digests", "paths", "splits")))
+
+    def take(self, rows: np.ndarray) -> RowMetadata:
+        """Return the metadata of some of the rows."""
+        return RowMetadata(self.labels[rows], self.digests[rows], self.paths[rows], self.splits[rows])
+
+    def with_values(self, values: GivenValues, classes: tuple[str, ...], spec: CodesSpec) -> Codes[GivenValues]:
+        """Return the codes of these rows."""
+        paths, splits, digests = (decode_texts(column) for column in (self.paths, self.splits, self.digests))
+        return Codes(values, self.labels, paths, splits, digests, classes, spec)
+
+
+class StoredRows:
+    """The codes of some rows of an open file, (n, d) float32, read when they are sliced.
+
+    Rows are compared with their checksums when they are first read. The last slice is kept: a pass that multiplies by a
+    block and by its transpose reads it once.
+
+    rows: increasing int64 row numbers in the file.
     """
 
     def __init__(self, file: h5py.File, rows: np.ndarray) -> None:
         self.file, self.rows, self.checked = file, rows, np.zeros(len(rows), bool)
         self.last: tuple[slice, np.ndarray] = slice(0), np.empty(0)
-        self.shape, self.dtype = (len(rows), file["values"].shape[1]), np.dtype(np.float32)
+        self.shape: tuple[int, int] = len(rows), file["values"].shape[1]
+        self.dtype = np.dtype(np.float32)
 
-    def __getitem__(self, part: slice) -> np.ndarray:
+    def __getitem__(self, part: slice, /) -> np.ndarray:
         if self.last[0] != part:
             self.last = slice(0), np.empty(0)  # one block at a time is in memory
             self.last = part, self._read(part)
@@ -86,28 +124,37 @@ class StoredRows:
             return np.empty((0, self.shape[1]), np.float32)
         first, last = int(rows[0]), int(rows[-1]) + 1
         if self.checked[part].all():
-            values = self.file["values"][first:last].astype(np.float32, copy=False)
+            values = read_values(self.file, first, last).astype(np.float32, copy=False)
         else:
             values, _ = read_rows(self.file, first, last)
             self.checked[part] = True
         return values if len(values) == len(rows) else values[rows - first]
 
 
-def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
-    """Read the codes of one split (or all) from a file whose spec has the `expected` values; refuse any other."""
+def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes[np.ndarray]:
+    """Read the codes of one split, or of all.
+
+    expected: values of some fields of the spec, as `validate_spec` takes them. Raises PipelineError if the file's spec
+    has others, and if the file is missing or damaged.
+    """
     with open_file(path, expected) as file:
-        mask, spec, classes = _select_split(file, path, expected, split)
-        rows = np.flatnonzero(mask)
-        first, last = (rows[0], rows[-1] + 1) if len(rows) else (0, 0)
-        values, columns = read_rows(file, first, last)
-        within = mask[first:last]
-        columns = {name: column[within] for name, column in columns.items()}
-        return _with_metadata(values if within.all() else values[within], columns, classes, spec)
+        spec = read_spec(file, path, expected)
+        rows = _rows_of_split(file, split)
+        first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+        values, metadata = read_rows(file, first, last)
+        if len(rows) < last - first:
+            values, metadata = values[rows - first], metadata.take(rows - first)
+        return metadata.with_values(values, decode_texts(file["classes"][()]), spec)
 
 
 @contextmanager
-def open_codes(path: Path, expected: Mapping[str, Any], split: str, memory: int | None) -> Iterator[Codes]:
-    """Lend what `read` gives; where the values would take more than `memory` bytes, they are `StoredRows`."""
+def open_codes(
+    path: Path, expected: Mapping[str, Any], split: str, memory: int | None
+) -> Iterator[Codes[np.ndarray] | Codes[StoredRows]]:
+    """Yield the codes that `read_layers` returns; their values are `StoredRows` if they exceed `memory` bytes.
+
+    memory: None for no limit. Raises PipelineError as `read` does, and if codes of several layers have a limit.
+    """
     if LAYER_SEPARATOR in path.stem:
         if memory is not None:
             raise errors.PipelineError(
@@ -115,76 +162,71 @@ def open_codes(path: Path, expected: Mapping[str, Any], split: str, memory: int 
             )
         yield read_layers(path, expected, split)
         return
-    with ExitStack() as stack:
-        with open_file(path, expected) as file:
-            mask, spec, classes = _select_split(file, path, expected, split)
-            if memory is None or 4 * int(mask.sum()) * file["values"].shape[1] <= memory:
-                found = read(path, expected, split)
-            else:
-                columns = {name: file[name][()][mask] for name in COLUMNS}
-                stored = StoredRows(stack.enter_context(h5py.File(path)), np.flatnonzero(mask))
-                found = _with_metadata(stored, columns, classes, spec)
-        yield found
+    with open_file(path, expected) as file:
+        spec, classes = read_spec(file, path, expected), decode_texts(file["classes"][()])
+        rows = _rows_of_split(file, split)
+        fits = memory is None or np.dtype(np.float32).itemsize * len(rows) * file["values"].shape[1] <= memory
+        metadata = None if fits else RowMetadata.read(file, 0, len(file["values"])).take(rows)
+    if metadata is None:
+        yield read(path, expected, split)
+        return
+    with h5py.File(path) as file:  # not by open_file, which would take errors of the caller for damage
+        yield metadata.with_values(StoredRows(file, rows), classes, spec)
 
 
-def _select_split(
-    file: h5py.File, path: Path, expected: Mapping[str, Any], split: str | None
-) -> tuple[np.ndarray, CodesSpec, tuple[str, ...]]:
-    """Return which rows of a file are of a split, (n,) bool, with the spec it must have, and its classes."""
-    spec = read_spec(file, path)
-    validate_spec(spec, expected, str(path))
+def _rows_of_split(file: h5py.File, split: str | None) -> np.ndarray:
+    """Return the increasing int64 numbers of a split's rows, or of all."""
     splits = file["splits"][()]
-    mask = np.ones(len(splits), bool) if split is None else splits == split.encode()
-    return mask, spec, decode_texts(file["classes"][()])
+    return np.arange(len(splits)) if split is None else np.flatnonzero(splits == split.encode())
 
 
-def _with_metadata(values: Any, columns: Mapping[str, np.ndarray], classes: tuple[str, ...], spec: CodesSpec) -> Codes:
-    named = {name: decode_texts(columns[name]) for name in ("paths", "splits", "digests")}
-    return Codes(values=values, labels=columns["labels"], classes=classes, spec=spec, **named)
-
-
-def read_layers(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes:
-    """Read codes as `read` does; from a path like fc6+fc7.h5 those of several files, joined into one row an image."""
+def read_layers(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes[np.ndarray]:
+    """Read codes as `read` does; from a path like fc6+fc7.h5 those of several files, joined into one row per image."""
     names = path.stem.split(LAYER_SEPARATOR)
     if len(names) == 1:
         return read(path, expected, split)
-    parts = []
-    for number, name in enumerate(names):
-        asked = {key: _expected_of_part(key, value, number) for key, value in expected.items()}
-        parts.append(read(path.with_name(f"{name}{path.suffix}"), asked, split))
-    first = parts[0]
-    for name, part in zip(names, parts, strict=True):
-        rows = [(one.paths, one.digests, one.splits, one.classes, one.labels.tolist()) for one in (part, first)]
-        if rows[0] != rows[1]:
+    layers = [
+        read(path.with_name(f"{name}{path.suffix}"), _expected_of_layer(expected, number), split)
+        for number, name in enumerate(names)
+    ]
+    for name, layer in zip(names, layers, strict=True):
+        if _row_identities(layer) != _row_identities(layers[0]):
             raise errors.PipelineError(
                 f"{name}.h5 and {names[0]}.h5 hold other images, or other labels. Extract all layers in one run."
             )
-    spec = join_specs([part.spec for part in parts])
-    return replace(first, values=join_codes([part.values for part in parts], spec), spec=spec)
+    spec = join_specs([layer.spec for layer in layers])
+    return replace(layers[0], values=join_codes([layer.values for layer in layers], spec), spec=spec)
 
 
-def _expected_of_part(key: str, value: Any, number: int) -> Any:
-    """Return what is expected of one of several layers."""
-    return value.split(LAYER_SEPARATOR)[number] if key in JOINED_FIELDS and LAYER_SEPARATOR in value else value
+def _expected_of_layer(expected: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the values expected of one of several layers, whose names are joined in the values given."""
+    return {
+        name: value.split(LAYER_SEPARATOR)[number] if name in JOINED_FIELDS and LAYER_SEPARATOR in value else value
+        for name, value in expected.items()
+    }
 
 
-def flatten_views(found: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _row_identities(codes: Codes[np.ndarray]) -> tuple[object, ...]:
+    """Return all that must be equal where the rows of two files are the same images."""
+    return codes.paths, codes.digests, codes.splits, codes.classes, codes.labels.tolist()
+
+
+def flatten_views(codes: Codes[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return the codes of all views, (n × n_views, d), with their labels and the numbers of their images.
 
     The numbers are None where each image has one view.
     """
-    number, count = found.spec.n_views, len(found.labels)
-    if number == 1 or not count:
-        return found.values, found.labels, None
-    values = found.values.reshape(count * number, -1)
-    return values, np.repeat(found.labels, number), np.repeat(np.arange(count), number)
+    n_views, n_images = codes.spec.n_views, len(codes.labels)
+    if n_views == 1 or not n_images:
+        return codes.values, codes.labels, None
+    values = codes.values.reshape(n_images * n_views, -1)
+    return values, np.repeat(codes.labels, n_views), np.repeat(np.arange(n_images), n_views)
 
 
 def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:
-    """Read all but the values of a file whose spec has the `expected` values; refuse any other."""
+    """Read all but the values; expected, and what is raised, as for `read`."""
     with open_file(path, expected) as file:
-        spec = read_spec(file, path)
-        validate_spec(spec, expected, str(path))
+        spec = read_spec(file, path, expected)
         paths, splits, digests, classes, bad = (
             decode_texts(file[name][()]) for name in ("paths", "splits", "digests", "classes", "bad")
         )
@@ -193,7 +235,7 @@ def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:
 
 
 def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield some of `rows` at a time with their (m, d) float32 values; one block at a time is in memory.
+    """Yield some of the row numbers at a time with their (m, d) float32 values; one block at a time is in memory.
 
     rows: increasing int64 row numbers.
     """
@@ -205,36 +247,41 @@ def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def block_bounds(file: h5py.File) -> Iterator[tuple[int, int]]:
-    """Yield the first and last row of each block of about `BLOCK_BYTES`."""
+    """Yield the first row of each block of about `BLOCK_BYTES`, and the row after its last."""
     count, width = file["values"].shape
     step = max(1, BLOCK_BYTES // (file["values"].dtype.itemsize * width))
     yield from ((start, min(start + step, count)) for start in range(0, count, step))
 
 
-def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Return the (m, d) float32 values of some rows and what stands beside them, checked against their checksums."""
-    values = file["values"][first:last]
-    columns = {name: file[name][first:last] for name in COLUMNS}
-    wrong = np.flatnonzero(row_checksums(values, columns) != file["checksums"][first:last])
+def read_values(file: h5py.File, first: int, last: int) -> np.ndarray:
+    """Return the (m, d) values of some rows in the type in which they are stored, without looking at checksums."""
+    values: np.ndarray = file["values"][first:last]
+    return values
+
+
+def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, RowMetadata]:
+    """Return the (m, d) float32 values of some rows and their metadata; raise PipelineError if a checksum is wrong."""
+    values, metadata = read_values(file, first, last), RowMetadata.read(file, first, last)
+    wrong = np.flatnonzero(row_checksums(values, metadata) != file["checksums"][first:last])
     if len(wrong):
         raise errors.PipelineError(
             f"{file.filename} is damaged: {len(wrong)} of its rows do not fit their checksums, the first is row "
             f"{first + wrong[0]}. Run pipeline.extract again."
         )
-    return values.astype(np.float32, copy=False), columns
+    return values.astype(np.float32, copy=False), metadata
 
 
-def row_checksums(values: np.ndarray, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+def row_checksums(values: np.ndarray, metadata: RowMetadata) -> np.ndarray:
     """Return (m,) uint32: for each row the CRC-32 of its values, label, digest, path and split together.
 
-    So a flipped bit is found, and so is a row that stands beside another's label or path.
+    It finds a flipped bit, and a row that has another's label or path.
     """
-    beside = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
-    sums = [
-        zlib.crc32(b"\0".join((str(label).encode(), *rest)), zlib.crc32(row))
-        for row, (label, *rest) in zip(np.ascontiguousarray(values), beside, strict=True)
+    columns = (metadata.labels, metadata.digests, metadata.paths, metadata.splits)
+    rows = zip(np.ascontiguousarray(values), *(column.tolist() for column in columns), strict=True)
+    checksums = [
+        zlib.crc32(b"\0".join((str(label).encode(), *texts)), zlib.crc32(code)) for code, label, *texts in rows
     ]
-    return np.array(sums, dtype=np.uint32)
+    return np.array(checksums, dtype=np.uint32)
 
 
 def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -> int:
@@ -244,7 +291,10 @@ def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -
 
 @contextmanager
 def open_file(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
-    """Open a file of codes to read, and explain what is wrong with one that cannot be read."""
+    """Open a file of codes for reading; raise PipelineError that says what is wrong if it cannot be read.
+
+    expected: its backbone and layer, if they are there, stand in the command that the error names.
+    """
     if not path.exists():
         raise errors.PipelineError(
             f"There are no codes at {path}. Make them: python -m pipeline.extract{_flags(expected)}."
@@ -267,25 +317,27 @@ def _flags(expected: Mapping[str, Any]) -> str:
     )
 
 
-def read_spec(file: h5py.File, path: Path) -> CodesSpec:
-    """Return the spec of an open file of codes, checked against its checksum."""
+def read_spec(file: h5py.File, path: Path, expected: Mapping[str, Any]) -> CodesSpec:
+    """Return the spec of an open file of codes; expected, and what is raised, as for `read`."""
     if file.attrs.get("format") != FORMAT:
         raise errors.PipelineError(
             f"{path} is an HDF5 file of another format than {FORMAT!r}. Run pipeline.extract again."
         )
-    spec = file.attrs["spec"]
-    if file.attrs["checksum"] != header_checksum(spec, file["classes"][()].tolist(), file["bad"][()].tolist()):
+    text = file.attrs["spec"]
+    if file.attrs["checksum"] != header_checksum(text, file["classes"][()].tolist(), file["bad"][()].tolist()):
         raise errors.PipelineError(
             f"{path} is damaged: its spec does not fit its checksum. Run pipeline.extract again."
         )
-    return CodesSpec.from_dict(json.loads(spec))
+    spec = CodesSpec.from_dict(json.loads(text))
+    validate_spec(spec, expected, str(path))
+    return spec
 
 
 def decode_texts(column: np.ndarray) -> tuple[str, ...]:
-    """Return a column of bytes as text; file names that are no UTF-8 keep their bytes (surrogateescape)."""
+    """Return a column of bytes as text; file names that are not valid UTF-8 keep their bytes (surrogateescape)."""
     return tuple(text.decode("utf-8", "surrogateescape") for text in column.tolist())
 
 
 def encode_texts(column: Sequence[str]) -> np.ndarray:
-    """Return a column of text as bytes of a fixed length, what `texts` undoes."""
+    """Return a column of text as bytes of a fixed length, the inverse of `decode_texts`."""
     return np.array([text.encode("utf-8", "surrogateescape") for text in column], dtype="S")

@@ -1,10 +1,8 @@
-"""The HDF5 file: what is written is read, whole or by split; anything else is refused with the reason."""
+"""The HDF5 file: what is written is read, whole or by split; any other file is refused with the reason."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -14,7 +12,6 @@ from conftest import make_spec, write_codes
 
 from pipeline import errors
 from pipeline.codes import reader
-from pipeline.codes.writer import CodesWriter, Metadata, cache_folder, claim_folder
 
 LABELS, SPLITS = [0, 1, 2, 0, 1, 2], ["train", "train", "test", "train", "test", "val"]
 CLASSES = ["ant", "bee", "müll\nfly"]
@@ -22,22 +19,22 @@ CLASSES = ["ant", "bee", "müll\nfly"]
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     values = write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
-    found = reader.read(tmp_path / "fc7.h5", {"layer": "fc7"})
-    np.testing.assert_array_equal(found.values, values)
-    assert found.values.dtype == np.float32 and found.labels.dtype == np.int64
-    assert found.labels.tolist() == LABELS and found.splits == tuple(SPLITS) and found.classes == tuple(CLASSES)
-    assert found.paths[3] == "3.png" and found.digests[3] == f"{3:064x}"
-    assert found.spec == make_spec()
+    codes = reader.read(tmp_path / "fc7.h5", {"layer": "fc7"})
+    np.testing.assert_array_equal(codes.values, values)
+    assert codes.values.dtype == np.float32 and codes.labels.dtype == np.int64
+    assert codes.labels.tolist() == LABELS and codes.splits == tuple(SPLITS) and codes.classes == tuple(CLASSES)
+    assert codes.paths[3] == "3.png" and codes.digests[3] == f"{3:064x}"
+    assert codes.spec == make_spec()
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test", "none such"])
 def test_one_split_is_read(tmp_path: Path, split: str) -> None:
     values = write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
     rows = [row for row, name in enumerate(SPLITS) if name == split]
-    found = reader.read(tmp_path / "fc7.h5", {}, split)
-    np.testing.assert_array_equal(found.values, values[rows].reshape(-1, 16))
-    assert found.labels.tolist() == [LABELS[row] for row in rows]
-    assert found.paths == tuple(f"{row}.png" for row in rows) and set(found.splits) <= {split}
+    codes = reader.read(tmp_path / "fc7.h5", {}, split)
+    np.testing.assert_array_equal(codes.values, values[rows].reshape(-1, 16))
+    assert codes.labels.tolist() == [LABELS[row] for row in rows]
+    assert codes.paths == tuple(f"{row}.png" for row in rows) and set(codes.splits) <= {split}
 
 
 def test_the_datasets_and_the_spec_are_plain_hdf5(tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
         reader.read(path, {})
 
 
-def test_a_foreign_hdf5_file_is_refused(tmp_path: Path) -> None:
+def test_an_hdf5_file_of_another_format_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["values"] = np.zeros((3, 3))
     with pytest.raises(errors.PipelineError, match="another format"):
@@ -116,90 +113,29 @@ def test_rows_that_changed_places_are_found(tmp_path: Path) -> None:
         reader.read(tmp_path / "fc7.h5", {})
 
 
-def columns(count: int) -> Metadata:
-    names = reader.encode_texts([f"{row}.png" for row in range(count)])
-    return Metadata(
-        names, np.zeros(count, np.int64), reader.encode_texts(["train"] * count), reader.encode_texts(["a", "b"])
-    )
+def test_codes_larger_than_memory_are_read_when_they_are_sliced(tmp_path: Path) -> None:
+    path = tmp_path / "fc7.h5"
+    values = write_codes(path, LABELS, SPLITS, CLASSES)
+    with reader.open_codes(path, {}, "train", 2 * 16 * 4) as codes:
+        assert isinstance(codes.values, reader.StoredRows)
+        assert (codes.values.shape, codes.values.dtype) == ((3, 16), np.float32)
+        np.testing.assert_array_equal(codes.values[0:2], values[[0, 1]])
+        np.testing.assert_array_equal(codes.values[1:3], values[[1, 3]])
+        assert codes.paths == ("0.png", "1.png", "3.png") and codes.labels.tolist() == [0, 1, 0]
+    with reader.open_codes(path, {}, "train", 3 * 16 * 4) as codes:
+        np.testing.assert_array_equal(codes.values, values[[0, 1, 3]])
 
 
-def digests(count: int) -> list[str]:
-    return [f"{row:064x}" for row in range(count)]
+def test_errors_of_the_caller_are_not_taken_for_damage(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    for memory in (None, 1):
+        with pytest.raises(KeyError), reader.open_codes(tmp_path / "fc7.h5", {}, "train", memory):
+            raise KeyError
 
 
-def test_an_unfinished_file_leaves_the_old_one_and_is_continued(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "fc7.h5"
-    write_codes(path, LABELS, SPLITS, CLASSES)
-    before = path.read_bytes()
-    values = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
-    with pytest.raises(ZeroDivisionError), CodesWriter(path, make_spec(), 16, columns(5)) as writer:
-        writer.write([0, 1], values[:2], digests(2))
-        raise ZeroDivisionError
-    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["fc7.h5"]
-    with CodesWriter(path, make_spec(), 16, columns(5)) as writer:
-        assert sorted(writer.written) == [0, 1] and not writer.fresh
-        writer.write([2, 3, 4], values[2:], digests(5)[2:])
-        writer.commit([])
-    np.testing.assert_array_equal(reader.read(path, {}).values, values)
-    assert not list(cache_folder(path.parent).glob("*.partial"))
-
-
-def test_a_torn_row_is_no_row(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "fc7.h5"
-    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
-        writer.write([0, 1], np.ones((2, 16), np.float32), digests(2))
-        writer.file["values"][1, 5] = 7
-    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
-        assert sorted(writer.written) == [0]
-
-
-def test_half_a_layout_is_laid_out_again(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "fc7.h5"
-    with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
-        partial = writer.partial
-    for keep in (0, 10, 500, 2000):
-        partial.write_bytes(partial.read_bytes()[:keep])
-        with CodesWriter(path, make_spec(), 16, columns(3)) as writer:
-            assert writer.fresh
-
-
-def test_codes_of_another_spec_are_no_donors(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "fc7.h5"
-    write_codes(path, LABELS, SPLITS, CLASSES)
-    for changes, fresh in (({}, False), ({"weights_sha256": "cd" * 32}, True), ({"mean": (0.5, 0.5, 0.5)}, True)):
-        with CodesWriter(path, make_spec(**changes), 16, columns(3)) as writer:
-            assert writer.fresh == fresh
-
-
-def test_rows_never_written_are_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "out" / "fc7.h5"
-    values = np.arange(5 * 16, dtype=np.float32).reshape(5, 16)
-    with CodesWriter(path, make_spec(), 16, columns(5)) as writer:
-        writer.write([0, 2, 4], values[[0, 2, 4]], [digests(5)[row] for row in (0, 2, 4)])
-        writer.commit(["1.png: bad", "3.png: bad"])
-    found = reader.read(path, {})
-    np.testing.assert_array_equal(found.values, values[[0, 2, 4]])
-    assert found.paths == ("0.png", "2.png", "4.png")
-    assert reader.read_index(path, {}).bad == ("1.png: bad", "3.png: bad")
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
-    with (
-        CodesWriter(tmp_path / "fc7.h5", make_spec(), 2, columns(1)) as writer,
-        pytest.raises(errors.PipelineError, match="not finite"),
-    ):
-        writer.write([0], np.array([[1, value]], np.float32), digests(1))
-
-
-def test_a_second_run_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    script = (
-        "import sys, pathlib; from pipeline.codes.writer import claim_folder\n"
-        "with claim_folder(pathlib.Path(sys.argv[1])): pass"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "out")]
-    with claim_folder(tmp_path / "out"):
-        other = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert other.returncode and "Another run is writing" in other.stderr
-    with claim_folder(tmp_path / "out"):
-        pass
+def test_a_file_of_an_older_format_is_refused(tmp_path: Path) -> None:
+    write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
+    with h5py.File(tmp_path / "fc7.h5", "r+") as file:
+        file.attrs["format"] = "cnn-codes 4"
+    with pytest.raises(errors.PipelineError, match=r"another format than 'cnn-codes 5'. Run pipeline\.extract again"):
+        reader.read(tmp_path / "fc7.h5", {})

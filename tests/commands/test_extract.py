@@ -253,7 +253,7 @@ rng, killed = random.Random(0), 0
 for number in range(kills):
     weights = kinds[number % len(kinds)]
     if len(kinds) > 1:
-        shutil.rmtree("features/photos/.store", ignore_errors=True)  # each starts anew, to be killed anywhere
+        shutil.rmtree("features/photos/.cache", ignore_errors=True)  # each starts from scratch, to be killed anywhere
     child = os.fork()
     if child == 0:
         os._exit(extract.main(["--dataset", "photos", "--weights", weights, *sys.argv[4:]]))

@@ -1,4 +1,4 @@
-"""verify and store: damage and strangers are found, and what earlier runs left can be seen and pruned."""
+"""verify and cache: damage and foreign rows are found; codes of earlier runs can be listed and pruned."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from conftest import Outcome
 from helpers import FC7, mistake
 from PIL import Image
 
+from pipeline.cache import cache_folders
 from pipeline.codes import reader
 from pipeline.images import decoding
 
@@ -63,7 +64,7 @@ def test_what_is_no_file_of_codes(run: Run, project: Path) -> None:
     mistake(run("verify", "x.h5"), "damaged, or no file of codes")
 
 
-def test_the_store_costs_nothing_beside_the_codes_and_can_be_pruned(extracted: Run) -> None:
+def test_the_cache_needs_no_space_of_its_own_and_can_be_pruned(extracted: Run) -> None:
     shown = extracted("cache").out
     assert "fc7-" in shown and "1 files, 0.0 MB that nothing else holds" in shown
     extracted("extract", "--dataset", "photos", "--layer", "fc7", "--weights", "random")
@@ -71,6 +72,15 @@ def test_the_store_costs_nothing_beside_the_codes_and_can_be_pruned(extracted: R
     assert "0.2 MB freed" in extracted("cache", "--prune").out
     assert "0 files" in extracted("cache").out
     assert extracted("verify", FC7).code == 0
+
+
+def test_the_cache_of_advise_is_pruned_too(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos)
+    assert run("advise", "--dataset", "photos", "--layer", "fc7", "--folds", 2, "--images", 24).code == 0
+    folders = cache_folders(Path("features"))
+    assert folders and all(list(folder.iterdir()) for folder in folders)
+    assert run("cache", "--prune").code == 0
+    assert not any(list(folder.iterdir()) for folder in folders)
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
@@ -85,7 +95,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def test_500_damaged_files_among_good_ones(run: Run, photos: Path) -> None:
-    """No crash and no hang; each file is either a picture, with the code of that picture, or named with its reason."""
+    """No crash and no hang; each file is either an image, with its code, or named with its reason."""
     run("prepare", "--dataset", photos)
     run("extract", "--dataset", "photos", "--layer", "fc7")
     before = reader.read(FC7, {})
