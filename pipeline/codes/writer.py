@@ -252,10 +252,10 @@ class CodesWriter:
             return False
         self.copied.append((row, source.read_code(key), digest))
         if len(self.copied) >= COPIED_AT_ONCE:
-            self.settle()
+            self._write_copied()
         return True
 
-    def settle(self) -> None:
+    def _write_copied(self) -> None:
         """Write the codes that `find` took and that are not yet written."""
         if self.copied:
             rows, values, digests = zip(*self.copied, strict=True)
@@ -296,7 +296,7 @@ class CodesWriter:
 
         bad: images that were skipped, each with its reason; compress: the values, with LZF.
         """
-        self.settle()
+        self._write_copied()
         if len(self.written) < len(self.metadata.paths):
             self._without_gaps().commit(bad, compress)
         else:

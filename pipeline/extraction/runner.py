@@ -71,8 +71,6 @@ class Extraction:
                 for layer, writer in writers.items():
                     if not writer.find(row, digest):
                         missing[layer].append(row)
-        for writer in writers.values():
-            writer.settle()
         return missing
 
     def compute(self, rows: Sequence[int], engine: Engine, writers: Sequence[CodesWriter]) -> None:
@@ -99,8 +97,6 @@ class Extraction:
                     writes.popleft().result()
             for write in writes:
                 write.result()
-        for writer in writers:
-            writer.settle()
 
     def _add_bad(self, row: int, reason: BadImage) -> None:
         """Note a bad image; raise PipelineError where more images are bad than the run allows."""
@@ -134,7 +130,6 @@ def write_batch(writers: Sequence[CodesWriter], batch: CodesBatch[int]) -> None:
     """Write the codes of a batch, whose keys are rows of the dataset, and commit them."""
     for writer in writers:
         writer.write(batch.keys, batch.codes[writer.spec.layer], batch.digests)
-        writer.settle()
 
 
 def write_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:

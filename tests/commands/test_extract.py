@@ -127,7 +127,7 @@ def mistake(outcome: Outcome, *words: str) -> None:
         (("--layer", "fc9"), ("Unknown layer 'fc9' for tinyvgg", "fc7")),
         (("--weights", "best"), ("Unknown weights 'best'", "default")),
         (("--weights", "no.pth"), ("No weights file at no.pth",)),
-        (("--pool", "median"), ("Unknown pooling 'median'", "avg")),
+        (("--pool", "median"), ("--pool is 'median'", "avg")),
         (("--dataset", "nowhere"), ("No prepared dataset", "pipeline.prepare")),
         (("--device", "cuda"), ("'cuda' is not here", "cpu")),
     ],
