@@ -74,15 +74,13 @@ def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name:
     rows = np.arange(len(manifest.paths))
     recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})
     start = initialization.from_random_head(backbone, layer, "random", "avg", CLASSES, 0.0, 0)
-    work = RuntimeConfig(device, parallel.default_threads(), choose_step_precision("auto", device))
+    runtime = RuntimeConfig(device, parallel.default_threads(), choose_step_precision("auto", device))
     network = TunableNetwork(start.spec, start.head, "all").to(device)
-    trainer = Trainer(network, recipe, initialization.TrainValSplit(manifest, rows, rows[:1]), 0, work)
+    trainer = Trainer(network, recipe, initialization.TrainValSplit(manifest, rows, rows[:1]), 0, runtime)
 
     def epoch() -> Iterator[int]:
-        trainer.epoch, trainer.step = trainer.epoch + 1, 0
-        before = trainer.sums[2]
-        trainer._train()
-        yield int(trainer.sums[2] - before)
+        trainer.progress.epoch, trainer.progress.step = trainer.progress.epoch + 1, 0
+        yield trainer.train_epoch()
 
     return epoch
 

@@ -1,1 +1,1 @@
-"""Training a network further: recipes, the head, the loop, and its checkpoints."""
+"""Fine-tuning a network: recipes, the head, where it starts, the training loop, and its checkpoints."""

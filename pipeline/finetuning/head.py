@@ -1,4 +1,4 @@
-"""The head of a network: a linear classifier of codes as a torch module, from scikit-learn's and back."""
+"""The head of a network: a linear classifier of codes as a torch module, made from scikit-learn's and turned back."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipeline.classifiers import persistence, solvers
 
 
 class Head(nn.Module):
-    """Scores of the classes from codes: scaled to length 1 or not, then linear.
+    """A linear classifier of codes; `unit` scales the codes to length 1 first.
 
-    A column-wise scaling is folded into the linear layer; length 1 is no linear map, and stays a step of its own.
+    Standardisation is folded into the linear layer. Scaling to length 1 is not linear, so it stays a separate step.
     """
 
     def __init__(self, width: int, classes: int, unit: bool = False, dropout: float = 0.0) -> None:
@@ -28,19 +28,23 @@ class Head(nn.Module):
 
     @classmethod
     def random(cls, width: int, classes: int, dropout: float, seed: int) -> Self:
-        """Return a head with torch's usual weights for a new linear layer."""
+        """Return a head with torch's usual random weights of a linear layer."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(width, classes, dropout=dropout)
 
     @classmethod
-    def of(cls, classifier: persistence.SavedClassifier, dropout: float) -> Self:
-        """Return a head that gives the margins of a trained linear classifier of codes."""
+    def from_classifier(cls, classifier: persistence.SavedClassifier, dropout: float) -> Self:
+        """Return a head whose outputs are the margins of a trained linear classifier of codes.
+
+        Raise PipelineError if the classifier is not linear, lacks a class, or normalises codes in another way.
+        """
         weight, bias = _linear(classifier)
         scaler = classifier.pipeline[0]
         if type(scaler) not in (Normalizer, StandardScaler):
             raise errors.PipelineError(
-                f"Codes normalised by {type(scaler).__name__} have no head to go with. Take l2 or standard in the grid."
+                f"A classifier of codes that {type(scaler).__name__} normalises cannot become a head. "
+                "Train it with l2 or standard in the grid."
             )
         if isinstance(scaler, StandardScaler):
             weight = weight / scaler.scale_
@@ -52,16 +56,16 @@ class Head(nn.Module):
         return head
 
     def forward(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return (n, classes) scores of (n, width) codes."""
+        """Return (n, classes) logits of (n, width) codes."""
         return self.linear(self.dropout(nn.functional.normalize(codes) if self.unit else codes))
 
-    def classifier(self) -> Pipeline:
-        """Return the head as a fitted scikit-learn pipeline of softmax, which gives the same probabilities."""
+    def to_classifier(self) -> Pipeline:
+        """Return the head as a fitted scikit-learn pipeline with a Softmax, which gives the same probabilities."""
         weight, bias = (value.detach().cpu().numpy().copy() for value in (self.linear.weight, self.linear.bias))
         softmax = solvers.Softmax()
         softmax.classes_, softmax.n_features_in_ = np.arange(len(bias)), weight.shape[1]
         softmax.n_iter_ = np.zeros(1, np.int64)
-        if len(bias) == 2:  # two classes share one row
+        if len(bias) == 2:  # scikit-learn keeps one row for two classes
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         softmax.coef_, softmax.intercept_ = weight, bias
         steps = [("normalise", Normalizer())] if self.unit else []
@@ -80,6 +84,6 @@ def _linear(classifier: persistence.SavedClassifier) -> tuple[np.ndarray, np.nda
         missing = next(name for number, name in enumerate(classes) if number not in model.classes_)
         raise errors.PipelineError(f"The classifier was trained without images of {missing!r}. Take --head random.")
     weight, bias = np.atleast_2d(np.asarray(model.coef_, float)), np.atleast_1d(np.asarray(model.intercept_, float))
-    if len(weight) == 1:  # a margin of f for the second class is one of -f for the first; together they differ by f
+    if len(weight) == 1:  # a margin f of the second class becomes logits -f / 2 and f / 2
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     return weight, bias

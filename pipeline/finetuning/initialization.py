@@ -1,4 +1,4 @@
-"""What fine-tuning starts from: images to train on and to decide by, a network, and a head on its codes."""
+"""What fine-tuning starts from: training and validation images, a network, and a head on its codes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 @dataclass(frozen=True)
 class TrainValSplit:
-    """The images of a run: (n,) int64 rows of a manifest to train on, and to decide by which weights are best.
+    """The images of a run: (n,) int64 rows of a manifest to train on, and to choose the best weights by.
 
-    carved: whether the latter were taken from the training split, which a classifier of codes has seen.
+    held_out: whether the latter were held out of the training split, on which a classifier of codes was trained.
     """
 
     manifest: Manifest
     train: np.ndarray
     val: np.ndarray
-    carved: bool = False
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
 class InitialState:
-    """The network that gave the codes of `spec`, from where its weights are now, and a head on them."""
+    """The network that gave the codes of `spec`, and a head on them.
+
+    origin: where the network's weights are now, if not where the spec says.
+    """
 
     spec: CodesSpec
     head: Head
@@ -41,22 +44,22 @@ class InitialState:
 
 
 def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str = "") -> TrainValSplit:
-    """Return the images to train on and to decide by: the val split, or a share of each class of the training split.
+    """Return training and validation images: the val split, or else a share of each class of the training split.
 
     Copies of the same bytes stay on the same side, and so do images with the same value in the metadata column
     `group_by`.
     """
     splits = np.array(manifest.splits)
     train, val = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "val")
-    carved = not len(val)
+    held_out = not len(val)
     if group_by:
         _validate_groups(manifest, group_by, train, val)
-    if carved and 0 < share < 1:
+    if held_out and 0 < share < 1:
         drawn = assign_splits(manifest.listed(train), {"val": share}, seed, group_by)
         drawn_splits = np.array([image.split for image in drawn])
         train, val = train[drawn_splits == "train"], train[drawn_splits == "val"]
     validate_split(manifest, train, val)
-    return TrainValSplit(manifest, train, val, carved)
+    return TrainValSplit(manifest, train, val, held_out)
 
 
 def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: np.ndarray) -> None:
@@ -69,7 +72,7 @@ def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: 
 
 
 def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> None:
-    """Refuse a dataset without images to train on or to decide by, in any of its classes."""
+    """Raise PipelineError if there are no training or no validation images, in all or in one of the classes."""
     if not len(train):
         raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
     if not len(val):
@@ -86,28 +89,29 @@ def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> No
 
 
 def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: float, origin: str) -> InitialState:
-    """Start from a classifier of codes as it was trained; or trained again without the images that are to decide.
+    """Start from a trained classifier of codes.
 
-    It has seen those if they were taken from the training split, and would seem better on them than it is.
+    Where the validation images were held out of the training split, it is trained again without them: on images of its
+    own training its accuracy would be too high.
     """
     classifier = persistence.load(path)
     if classifier.classes != data.manifest.classes:
         raise errors.PipelineError(
-            f"The classifier {path} knows other classes than the dataset: {', '.join(classifier.classes[:3])}, … "
+            f"The classifier {path} has other classes than the dataset: {', '.join(classifier.classes[:3])}, … "
             "Train it on this dataset first."
         )
-    rebuild_network(classifier.spec, origin)  # refuses other weights than those of the codes
-    head = Head.of(classifier, dropout)
-    if data.carved:
+    rebuild_network(classifier.spec, origin)  # raises PipelineError for other weights than those of the codes
+    head = Head.from_classifier(classifier, dropout)
+    if data.held_out:
         kept = {data.manifest.paths[row] for row in data.train}
-        head = Head.of(retrain_without(classifier, codes_path, kept), dropout)
+        head = Head.from_classifier(retrain_on(classifier, codes_path, kept), dropout)
     return InitialState(classifier.spec, head, origin)
 
 
-def retrain_without(
+def retrain_on(
     classifier: persistence.SavedClassifier, codes_path: Path, kept: set[str]
 ) -> persistence.SavedClassifier:
-    """Return the classifier with the same setting, trained on the codes of some images only."""
+    """Return a classifier with the same setting, trained on the codes of the training images in `kept` only."""
     training = reader.read(codes_path, classifier.spec.to_dict(), "train")
     rows = np.array([path in kept for path in training.paths])
     return replace(classifier, pipeline=clone(classifier.pipeline).fit(training.values[rows], training.labels[rows]))
@@ -116,6 +120,6 @@ def retrain_without(
 def from_random_head(
     backbone: str, layer: str, origin: str, pool: str, classes: int, dropout: float, seed: int
 ) -> InitialState:
-    """Start with a random head on the codes of a layer."""
+    """Start from a random head on the codes of a layer."""
     network = FrozenNetwork(backbone, [layer], origin, pool)
     return InitialState(network.specs[layer], Head.random(network.widths[layer], classes, dropout, seed))

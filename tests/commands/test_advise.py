@@ -52,6 +52,7 @@ def advised(path: str = "reports/some/tinyvgg/advice/advice.json") -> Any:
     return json.loads(Path(path).read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("write", "similar"), [(write_crops, True), (write_some_digits, False)], ids=["similar", "different"]
 )

@@ -78,6 +78,7 @@ def test_costs_add_up() -> None:
     assert (comparison.Cost(1, 5, None) + comparison.Cost(2, 3, 1.0)).joules is None
 
 
+@pytest.mark.slow
 def test_compare_writes_a_table_and_a_verdict(run: Run, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos", dict.fromkeys("abcd", 16))
     run("prepare", "--dataset", tmp_path / "photos", "--val", 0.2)

@@ -1,4 +1,4 @@
-"""finetune: from stage two's classifier to weights that extract takes; kills, several processes, mistakes."""
+"""finetune: from a trained classifier to weights that extract reads; kills, several processes, mistakes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,9 +29,9 @@ from pipeline.networks import backbones, tinyvgg, weights
 
 Run = Callable[..., Outcome]
 CONV7 = ("--dataset", "photos", "--layer", "conv7", "--head", "random", "--pool", "avg", "--precision", "fp32")
-"""No dropout stands before this layer, and what a step does to one image does not depend on the others.
+"""A layer without dropout before it, where a step's result for one image does not depend on the other images.
 
-In bf16, which is the default where a processor has it, sums in other parts differ by more than the tests allow.
+In bf16, the default on CPUs that have it, sums over other microbatches differ by more than the tests allow.
 """
 
 ADDRESS = ("--dataset", "photos", "--layer", "fc7", "--model", "softmax")
@@ -41,7 +42,7 @@ EPOCHS = Path("reports/photos/tinyvgg/fc7-finetuned/epochs.csv")
 
 @pytest.fixture
 def trained(run: Run, tmp_path: Path) -> Run:
-    """Stage two done on six classes that look alike by threes: 5 images each to train on, 3 val, 3 test."""
+    """Train a classifier of six classes, in groups of three that look alike: 5 train, 3 val and 3 test images each."""
     prepare_photos(run, tmp_path, "--test", 0.25, "--val", 0.25)
     return run
 
@@ -60,34 +61,38 @@ def epochs(path: Path = EPOCHS) -> list[dict[str, str]]:
 def accuracy(model: str, codes_path: str, split: str) -> float:
     """Return the accuracy that a saved classifier of codes has on a split."""
     classifier = persistence.load(Path(f"models/photos/tinyvgg/fc7-{model}.skops"))
-    found = reader.read(Path(codes_path), {}, split)
-    return float((persistence.margins(classifier, found.values).argmax(1) == found.labels).mean())
+    codes = reader.read(Path(codes_path), {}, split)
+    return float((persistence.margins(classifier, codes.values).argmax(1) == codes.labels).mean())
 
 
-# From stage two, and back
+# From a classifier to tuned weights, and back
 
 
 @pytest.mark.parametrize("model", ["svm", "softmax"])
 @pytest.mark.parametrize("normalise", ["l2: {C: [10]}", "standard: {C: [0.01]}"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_before_any_step_the_accuracy_is_stage_twos(trained: Run, model: str, normalise: str, precision: str) -> None:
+def test_before_any_step_the_accuracy_is_that_of_the_classifier(
+    trained: Run, model: str, normalise: str, precision: str
+) -> None:
     address = (*ADDRESS[:4], "--model", model)
     trained("extract", *ADDRESS[:4], "--precision", precision)
     trained("classify", *address, "--grid", f"{{{normalise}}}", "--folds", 2)
     outcome = trained("finetune", *address, "--epochs", 0)
     assert outcome.code == 0, outcome.err
     frozen = accuracy(model, "features/photos/tinyvgg/fc7.h5", "val")
-    assert 1 / 6 < frozen < 1, "classes that look alike are mixed up, so that this says something"
+    assert 1 / 6 < frozen < 1, "classes that look alike are confused, so the accuracy is not trivial"
     assert float(epochs()[0]["val_accuracy"]) == frozen
     assert accuracy("finetuned", "features/photos/tinyvgg/fc7.h5", "test") == accuracy(
         model, "features/photos/tinyvgg/fc7.h5", "test"
     )
 
 
+@pytest.mark.slow
 def test_finetune_extract_evaluate_and_predict_follow_each_other(trained: Run, tmp_path: Path) -> None:
     outcome = trained("finetune", *ADDRESS, *QUICK, "--epochs", 2, "--lr-backbone", 0.001)
     assert outcome.code == 0, outcome.err
-    assert "30 images, 18 to decide by (the val split)" in outcome.out and "statistics as they are" in outcome.out
+    assert "30 training images, 18 validation images (the val split)" in outcome.out
+    assert "batch norm with statistics frozen" in outcome.out
     rows = epochs()
     assert [row["epoch"] for row in rows] == ["0", "1", "2"] and rows[0]["train_loss"] == ""
     assert all(0 <= float(row["train_accuracy"]) <= 1 and float(row["val_loss"]) > 0 for row in rows[1:])
@@ -106,7 +111,7 @@ def test_finetune_extract_evaluate_and_predict_follow_each_other(trained: Run, t
     assert trained("predict", *ADDRESS[:4], "--model", "finetuned", tmp_path / "photos" / "a").code == 0
     facts = json.loads(OUT.with_suffix(".json").read_text())
     assert facts["recipe"]["name"] == "modern" and facts["best"]["val_accuracy"] == best and facts["n_val"] == 18
-    assert not list(OUT.parent.glob(".store/*.checkpoint"))
+    assert not list(OUT.parent.glob(".cache/*.checkpoint"))
 
 
 def test_the_weights_file_is_the_whole_backbone_with_its_spec(trained: Run) -> None:
@@ -116,7 +121,7 @@ def test_the_weights_file_is_the_whole_backbone_with_its_spec(trained: Run) -> N
     assert state.keys() == original.keys()
     same = {name for name, value in state.items() if torch.equal(value, original[name])}
     assert {name for name in original if name.startswith("features.")} <= same
-    assert {"classifier.6.weight", "classifier.6.bias"} <= same, "what follows the layer is as it was"
+    assert {"classifier.6.weight", "classifier.6.bias"} <= same, "the layers after it are not changed"
     assert not {"classifier.0.weight", "classifier.3.weight"} & same
     with safe_open(OUT, "pt") as file:
         spec = json.loads(file.metadata()["spec"])
@@ -126,29 +131,30 @@ def test_the_weights_file_is_the_whole_backbone_with_its_spec(trained: Run) -> N
 
 
 @pytest.mark.parametrize("spec", [None, "no JSON", "[1]", '{"precision": "fp8", "decoder": 1}'])
-def test_weights_of_others_may_say_what_they_like_of_a_spec(trained: Run, spec: str | None) -> None:
+def test_the_spec_in_weights_of_another_program_is_ignored(trained: Run, spec: str | None) -> None:
     state = {name: value + 0 for name, value in load_file(tinyvgg.WEIGHTS).items()}
     weights.write_state(Path("theirs.safetensors"), state, {} if spec is None else {"spec": spec})
     outcome = trained("extract", *ADDRESS[:4], "--weights", "theirs.safetensors", "--out", "theirs")
     assert outcome.code == 0 and "Precision " in outcome.out and "tuned" not in outcome.out
 
 
-def test_images_that_decide_are_hidden_from_the_classifier_they_are_carved_from(run: Run, tmp_path: Path) -> None:
+def test_held_out_validation_images_are_not_in_the_classifiers_training(run: Run, tmp_path: Path) -> None:
     prepare_photos(run, tmp_path, "--test", 0.25)
     outcome = run("finetune", *ADDRESS, "--epochs", 0, "--val", 0.25)
-    assert "36 images, 12 to decide by (carved out of training)" in outcome.out
+    assert "36 training images, 12 validation images (held out of the training split)" in outcome.out
     data = initialization.split_train_val(read_manifest(Path("data/photos")), 0.25, 0)
     kept = {data.manifest.paths[row] for row in data.train}
-    address = Path("models/photos/tinyvgg/fc7-softmax.skops"), Path("features/photos/tinyvgg/fc7.h5")
-    honest = initialization.retrain_without(persistence.load(address[0]), address[1], kept)
-    found = reader.read(address[1], {}, "train")
-    rows = np.array([path not in kept for path in found.paths])
-    right = persistence.margins(honest, found.values[rows]).argmax(1) == found.labels[rows]
-    assert float(epochs()[0]["val_accuracy"]) == right.mean()
-    assert accuracy("softmax", str(address[1]), "train") > right.mean(), "on images it has seen it would seem better"
+    codes_path = Path("features/photos/tinyvgg/fc7.h5")
+    classifier = persistence.load(Path("models/photos/tinyvgg/fc7-softmax.skops"))
+    retrained = initialization.retrain_on(classifier, codes_path, kept)
+    codes = reader.read(codes_path, {}, "train")
+    rows = np.array([path not in kept for path in codes.paths])
+    correct = persistence.margins(retrained, codes.values[rows]).argmax(1) == codes.labels[rows]
+    assert float(epochs()[0]["val_accuracy"]) == correct.mean()
+    assert accuracy("softmax", str(codes_path), "train") > correct.mean(), "it is more accurate on its training images"
 
 
-def test_from_scratch_it_learns(run: Run, photos: Path) -> None:
+def test_training_from_scratch_learns(run: Run, photos: Path) -> None:
     write_photos(photos, {"red": 30, "green": 30, "blue": 30})
     run("prepare", "--dataset", photos, "--test", 0.2, "--val", 0.2)
     flags = ("--head", "random", "--weights", "random", "--recipe", "scratch", "--layer", "pool2", "--pool", "avg")
@@ -163,16 +169,18 @@ def test_from_scratch_it_learns(run: Run, photos: Path) -> None:
 # What goes wrong
 
 
-def test_a_lost_loss_ends_in_a_sentence_and_the_last_good_weights(trained: Run) -> None:
+def test_a_diverging_loss_ends_in_a_sentence_and_the_best_weights_so_far(trained: Run) -> None:
     outcome = trained("finetune", *ADDRESS, *QUICK, "--epochs", 5, "--optimiser", "sgd", "--lr-backbone", 1e12)
-    mistake(outcome, "Stopped, since the loss became", "the rate is too high", "--lr-backbone (1e+12)", str(OUT))
+    mistake(
+        outcome, "Stopped, since the loss became", "the learning rate is too high", "--lr-backbone (1e+12)", str(OUT)
+    )
     assert all(math.isfinite(float(value.double().sum())) for value in load_file(OUT).values())
     best = int(json.loads(OUT.with_suffix(".json").read_text())["best"]["epoch"])
     assert f"of epoch {best}" in outcome.err
-    assert trained("finetune", *ADDRESS, *QUICK).code == 0, "nothing of it stands in the way of another rate"
+    assert trained("finetune", *ADDRESS, *QUICK).code == 0, "its checkpoint does not stop a run with another rate"
 
 
-def test_out_of_memory_goes_on_in_smaller_passes_to_the_same_weights(
+def test_out_of_memory_continues_in_smaller_microbatches_to_the_same_weights(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = (*CONV7, *QUICK, "--unfreeze", "conv6", "--optimiser", "sgd", "--lr-backbone", 0.01)
@@ -188,33 +196,33 @@ def test_out_of_memory_goes_on_in_smaller_passes_to_the_same_weights(
 
     monkeypatch.setattr("pipeline.finetuning.trainer.cross_entropy", scarce)
     outcome = trained("finetune", *flags, "--out", "parts.safetensors")
-    assert outcome.code == 0 and "in passes of 4" in outcome.out and "in passes of 2" in outcome.out
+    assert outcome.code == 0 and "microbatches of 4" in outcome.err and "microbatches of 2" in outcome.err
     assert max(sizes[2:]) == 2
     whole, parts = load_file("whole.safetensors"), load_file("parts.safetensors")
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_an_error_that_is_not_of_memory_is_not_hidden(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_than_of_memory_are_not_hidden(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*rest: object, **options: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(Trainer, "_accumulate", broken)
+    monkeypatch.setattr("pipeline.finetuning.trainer.cross_entropy", broken)
     with pytest.raises(RuntimeError, match="something else"):
         trained("finetune", *ADDRESS, *QUICK)
 
 
-def test_names_and_data_that_are_not_there(trained: Run) -> None:
+def test_unknown_names_and_missing_files(trained: Run) -> None:
     mistake(trained("finetune", *ADDRESS, "--unfreeze", "conv9"), "Unknown layer 'conv9' for tinyvgg", "conv7")
     mistake(trained("finetune", *ADDRESS[:2], "--layer", "conv9", "--head", "random"), "Unknown layer 'conv9'")
     mistake(trained("finetune", *ADDRESS[:4], "--model", "ridge"), "no classifier at", "pipeline.classify")
-    mistake(trained("finetune", *ADDRESS, "--recipe", "modem"), "Unknown recipe 'modem'", "modern")
+    mistake(trained("finetune", *ADDRESS, "--recipe", "modem"), "--recipe is 'modem'", "modern")
     mistake(trained("finetune", *ADDRESS, "--weights", "random"), "is not the network that gave the codes")
     trained("classify", *ADDRESS[:4], "--model", "knn", "--folds", 2, "--grid", "{l2: {n_neighbors: [1]}}")
     mistake(trained("finetune", *ADDRESS[:4], "--model", "knn"), "not linear", "--head random")
 
 
-def test_codes_that_no_head_can_read(trained: Run) -> None:
+def test_codes_that_fine_tuning_cannot_give(trained: Run) -> None:
     trained("classify", *ADDRESS, "--folds", 2, "--grid", "{sqrt: {C: [1]}}")
     mistake(trained("finetune", *ADDRESS, *QUICK), "SignedRoot", "l2 or standard")
     trained("extract", "--dataset", "photos", "--layer", "fc7", "--views", "flips")
@@ -224,8 +232,9 @@ def test_codes_that_no_head_can_read(trained: Run) -> None:
 
 def test_no_validation_data_and_classes_without_any(run: Run, tmp_path: Path) -> None:
     prepare_photos(run, tmp_path, "--test", 0.25)
-    for share in (0, 1, -0.5):
-        mistake(run("finetune", *ADDRESS, "--val", share), "no validation data", "--val 0.15")
+    mistake(run("finetune", *ADDRESS, "--val", 0), "no validation data", "--val 0.15")
+    mistake(run("finetune", *ADDRESS, "--val", 1), "--val is '1', but it must be less than 1")
+    mistake(run("finetune", *ADDRESS, "--val", -0.5), "--val is '-0.5', but it must be 0 or more")
     manifest = Path("data/photos/manifest.csv")
     kept = manifest.read_text()
     lines = kept.splitlines()
@@ -240,13 +249,13 @@ def test_no_validation_data_and_classes_without_any(run: Run, tmp_path: Path) ->
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: Trainer) -> None:
+    def interrupted(self: Trainer) -> int:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", interrupted)
+        patch.setattr(Trainer, "train_epoch", interrupted)
         assert trained("finetune", *ADDRESS, *QUICK).code == 130
-    checkpoint = Path(f"{OUT.parent}/.store/{OUT.name}.checkpoint")
+    checkpoint = Path(f"{OUT.parent}/.cache/{OUT.name}.checkpoint")
     assert checkpoint.exists()
     mistake(trained("finetune", *ADDRESS, *QUICK, "--lr-head", 0.5), "of another run", "lr_head is 0.001, not 0.5")
     resnet = ("--head", "random", "--backbone", "resnet18", "--weights", "random", "--layer", "avgpool")
@@ -259,7 +268,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one(trained: Run, monkeypatch:
     assert trained("finetune", *ADDRESS, *QUICK, "--restart").code == 0
 
 
-def test_an_image_gone_bad_is_named(trained: Run, tmp_path: Path) -> None:
+def test_an_image_that_became_bad_is_named(trained: Run, tmp_path: Path) -> None:
     manifest = read_manifest(Path("data/photos"))
     row = next(row for row, name in enumerate(manifest.splits) if name == "train")
     manifest.file(row).write_bytes(b"")
@@ -292,9 +301,13 @@ while killed < int(sys.argv[1]):
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
 assert os.waitpid(start("killed"), 0)[1] == 0
 """
-"""Trains undisturbed; then kills a run at random moments and lets it end; forked, so that these fall into the work."""
+"""Trains without interruption; then kills a run at random moments and lets it end.
+
+The runs are forks, so that the kills fall into the training, not into imports.
+"""
 
 
+@pytest.mark.slow
 def test_kill_9_at_10_random_moments_changes_no_bit(run: Run, photos: Path) -> None:
     run("prepare", "--dataset", photos, "--test", 0.25, "--val", 0.25)
     chance = ("--augment", "crop", "--dropout", 0.2, "--batch-norm", "trained", "--seed", 3)
@@ -304,7 +317,9 @@ def test_kill_9_at_10_random_moments_changes_no_bit(run: Run, photos: Path) -> N
     command = [sys.executable, "-u", "-c", KILLER, "10", "--dataset", "photos", *map(str, (*chance, *flags, *safe))]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "Going on after epoch" in ended.stdout and ", step " in ended.stdout, "some kills fell into the steps"
+    assert re.search(r"Resuming after epoch \d+, step [1-9]", ended.stderr), (
+        "some kills fell between the steps of an epoch"
+    )
     whole, killed = load_file("whole.safetensors"), load_file("killed.safetensors")
     assert all(torch.equal(value, killed[name]) for name, value in whole.items())
     heads = [persistence.load(Path(f"{name}.skops")).pipeline[-1].coef_ for name in ("whole", "killed")]
@@ -315,9 +330,10 @@ def test_kill_9_at_10_random_moments_changes_no_bit(run: Run, photos: Path) -> N
         for path in ("whole", "killed")
     ]
     assert curves[0] == curves[1] and len(curves[0]) == 5
-    assert json.loads(Path("whole.json").read_text())["best"]["epoch"] > 0, "the weights are other than at the start"
+    assert json.loads(Path("whole.json").read_text())["best"]["epoch"] > 0, "the weights differ from those at the start"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["frozen", "trained"])
 def test_two_processes_reach_the_losses_of_one(trained: Run, batch_norm: str) -> None:
     flags = (
@@ -335,11 +351,11 @@ def test_two_processes_reach_the_losses_of_one(trained: Run, batch_norm: str) ->
         "--patience",
         0,
     )
-    every = ("-m", "pipeline.finetune", *flags, "--lr-backbone", 0.01, "--device", "cpu")
+    arguments = ("-m", "pipeline.finetune", *flags, "--lr-backbone", 0.01, "--device", "cpu")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     curves = []
     for launcher in ((), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")):
-        command = [sys.executable, *launcher, *map(str, every)]
+        command = [sys.executable, *launcher, *map(str, arguments)]
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         assert ("in 2 processes" in ended.stdout) == bool(launcher)

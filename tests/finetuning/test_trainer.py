@@ -18,10 +18,8 @@ from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.head import Head
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.trainer import RuntimeConfig, Trainer
-from pipeline.images import transforms
 from pipeline.networks.frozen import FrozenNetwork
 
-SMALL = transforms.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 CLASSES = {"a": 6, "b": 6, "c": 6}
 
 
@@ -47,7 +45,7 @@ def trainer(
         backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", 3, plan.dropout, seed=0
     )
     network = TunableNetwork(start.spec, start.head, unfreeze)
-    return Trainer(network, plan, data, 0, RuntimeConfig(), say=lambda text: None)
+    return Trainer(network, plan, data, 0, RuntimeConfig())
 
 
 def tensors(network: TunableNetwork) -> dict[str, torch.Tensor]:
@@ -107,7 +105,7 @@ def test_the_backbone_rests_while_the_head_learns_alone(data: initialization.Tra
     for _ in run.run():
         same.append(all(torch.equal(value, before[name]) for name, value in tensors(run.network).items()))
     assert same == [True, True, True, False]
-    assert [row["part"] for row in run.rows] == ["start", "head", "head", "network"]
+    assert [row["phase"] for row in run.progress.rows] == ["start", "head", "head", "network"]
 
 
 def test_a_layer_after_the_codes_or_without_parameters_is_refused(data: initialization.TrainValSplit) -> None:
@@ -146,7 +144,7 @@ def test_step_rates_are_those_of_torch_at_every_epoch(data: initialization.Train
             assert [found["head"], found["fc7"]] == pytest.approx(expected, rel=1e-9)
         reference.step()
         schedule.step()
-    assert [row["lr_backbone"] for row in run.rows][1:] == pytest.approx([0.001] * 7 + [1e-4] * 7 + [1e-5] * 2)
+    assert [row["lr_backbone"] for row in run.progress.rows][1:] == pytest.approx([0.001] * 7 + [1e-4] * 7 + [1e-5] * 2)
 
 
 def test_each_layer_has_the_rate_of_its_depth(data: initialization.TrainValSplit) -> None:
@@ -190,12 +188,12 @@ def test_the_head_gives_the_margins_of_the_classifier(scaler: object, model: obj
     X = np.maximum(rng.normal(size=(60, 40)) + 0.3 * rng.normal(size=(classes, 40))[y], 0).astype(np.float32)
     pipeline = Pipeline([("normalise", scaler), ("classify", model)]).fit(X, y)
     spec = FrozenNetwork("tinyvgg", ["fc7"], "random", "avg").specs["fc7"]
-    head = Head.of(persistence.SavedClassifier(pipeline, spec, tuple("abcde"[:classes])), dropout=0.0)
+    head = Head.from_classifier(persistence.SavedClassifier(pipeline, spec, tuple("abcde"[:classes])), dropout=0.0)
     scores = head(torch.from_numpy(X)).detach().numpy()
     expected = pipeline.decision_function(X)
     found = scores if classes > 2 else scores[:, 1] - scores[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    back = head.classifier()
+    back = head.to_classifier()
     np.testing.assert_array_equal(back.predict(X), pipeline.predict(X))
     chances = torch.softmax(torch.from_numpy(scores), 1).numpy()
     np.testing.assert_allclose(back.predict_proba(X), chances, rtol=1e-3, atol=1e-5)
