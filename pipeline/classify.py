@@ -18,6 +18,7 @@ from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier
 from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
 from pipeline.codes import reader
+from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.config import Classify
 from pipeline.data.manifest import MANIFEST, read_manifest
@@ -40,7 +41,9 @@ def run(settings: Classify) -> None:
     expected = {name: value for name, value in asked.items() if value}
     half = parse_bytes(settings.memory) // 2 if settings.memory else None
     path, shots = settings.out or address.classifier, settings.shots
-    with reader.open_codes(settings.codes or address.codes, expected, "train", half) as codes:
+    file = settings.codes or address.codes
+    with reader.open_codes(file, expected, "train", half) as codes:
+        validate_dataset(file, address.data, settings.dataset)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
         units = training_units(codes, address.data, settings.group_by)
         validate_trainable(codes.labels, codes.classes, settings.folds, units)
@@ -55,7 +58,8 @@ def run(settings: Classify) -> None:
         validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
         memory = half if in_blocks(codes) else None
         trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
-        facts = {"dataset": address.name, "n_train": len(codes.labels), "group_by": settings.group_by, **facts}
+        facts["dataset"], facts["dataset_digest"] = address.name, training_digest(codes)
+        facts["n_train"], facts["group_by"] = len(codes.labels), settings.group_by
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(summary(path, trained, facts, data.X.shape[1]))

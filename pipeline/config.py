@@ -146,6 +146,7 @@ class Prepare(Command):
     )
     seed: int = setting(0, "Seed of the drawn splits.", ge=0)
     group_by: str = setting("", "Column of the CSV file: images with the same value there stay in the same split.")
+    overwrite: bool = setting(False, "Replace a dataset of the same name that holds another source.", in_file=False)
     on_bad: Literal["skip", "error"] = setting("skip", "Whether files that cannot be read are skipped, or end the run.")
     threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
 

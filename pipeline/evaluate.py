@@ -12,6 +12,8 @@ import numpy as np
 from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes import reader
+from pipeline.codes.belonging import training_digest, validate_dataset
+from pipeline.codes.spec import LAYER_SEPARATOR
 from pipeline.config import Evaluate
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
@@ -114,11 +116,26 @@ def label_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: Seque
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
+def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: str, codes: Path) -> None:
+    """Refuse a classifier that was trained on other images or labels of the same dataset than the codes have now."""
+    first = codes.with_name(f"{codes.stem.split(LAYER_SEPARATOR)[0]}{codes.suffix}")
+    if facts.get("dataset") != dataset or "dataset_digest" not in facts:
+        return
+    if facts["dataset_digest"] != training_digest(reader.read_index(first, {})):
+        raise errors.PipelineError(
+            f"{path} was trained on other training images or labels than {dataset} has now. Train it again: "
+            f"python -m pipeline.{'finetune' if facts.get('model') == 'finetuned' else 'classify'} --dataset {dataset}."
+        )
+
+
 def run(settings: Evaluate) -> None:
     """Evaluate what the settings name."""
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    classifier = persistence.load(settings.classifier or address.classifier)
-    test = reader.read_layers(settings.codes or address.codes, classifier.spec.to_dict(), "test")
+    path, file = settings.classifier or address.classifier, settings.codes or address.codes
+    classifier = persistence.load(path)
+    test = reader.read_layers(file, classifier.spec.to_dict(), "test")
+    validate_dataset(file, address.data, settings.dataset)
+    validate_training(path, persistence.read_metadata(path).facts, address.name, file)
     scores, margins = evaluate(classifier, test)
     folder = settings.out or address.report
     write(folder, scores, margins, test)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 from pipeline import command_line, errors, files, params
 from pipeline.classifiers import persistence, scoring
+from pipeline.codes.belonging import training_digest
 from pipeline.codes.spec import flatten
 from pipeline.config import Extract, Finetune
 from pipeline.data import sources
@@ -232,7 +233,8 @@ def run(settings: Finetune) -> None:
     tuned = replace(address, model=FINETUNED)
     path, report = settings.out or tuned.classifier.with_suffix(".safetensors"), settings.report or tuned.report
     started_from = settings.model if settings.head == "classifier" else "random"
-    facts = {"dataset": address.name, "model": FINETUNED, "started_from": started_from}
+    digest = training_digest(manifest)
+    facts = {"dataset": address.name, "dataset_digest": digest, "model": FINETUNED, "started_from": started_from}
     with join_processes(choose_device(settings.device)) as (processes, device):
         threads = settings.threads or parallel.default_threads()
         precision = choose_step_precision(settings.precision, device)

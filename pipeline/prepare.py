@@ -13,6 +13,7 @@ from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, sources
 from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
+from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
 from pipeline.images import decoding, parallel
 
@@ -150,6 +151,7 @@ def run(settings: Prepare) -> None:
             f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
         )
     folder = settings.out or Path("data", name_of(settings.dataset, params.effective()))
+    validate_origin(folder, settings.dataset, settings.overwrite)
     listed = list_source(settings.dataset, folder)
     validate_column(listed, settings.group_by, settings.dataset)
     prepared = prepare(listed, shares, settings.seed, settings.threads or parallel.default_threads(), settings.group_by)
@@ -159,6 +161,7 @@ def run(settings: Prepare) -> None:
         )
     validate_usable(prepared, settings.dataset)
     validate_groups(prepared, settings.group_by, settings.dataset)
+    write_origin(folder, settings.dataset)
     write(prepared, folder)
     print(summary(prepared, folder))
 

@@ -44,9 +44,11 @@ NASTY_NAMES = [
 
 
 def mistake(outcome: Outcome, *words: str) -> None:
-    """One sentence, exit code 2, and the words that the user needs."""
+    """One sentence after any notes, exit code 2, and the words that the user needs."""
     assert outcome.code == 2, outcome
-    assert outcome.err.startswith("Error: ") and len(outcome.err.strip().splitlines()) == 1, outcome.err
+    lines = outcome.err.strip().splitlines()
+    assert lines[-1].startswith("Error: ") and sum(line.startswith("Error: ") for line in lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err, outcome.err
     for word in words:
         assert word in outcome.err, outcome.err
 

@@ -43,7 +43,8 @@ class SavedClassifier:
 class ClassifierFacts(TypedDict, total=False):
     """How `classify` trained a classifier; `finetune` records other facts, of which only `best` is listed here.
 
-    dataset, model: names; n_train: number of training images; seed, folds: of the cross-validation; rule: how the
+    dataset, model: names; dataset_digest: of the training images and labels, as `belonging.training_digest` gives it;
+    n_train: number of training images; seed, folds: of the cross-validation; rule: how the
     setting was chosen; extended_grid: the grids that were added because the best setting lay at an edge; group_by:
     column of the manifest whose groups stayed together, "" for none; measure: what the accuracies of the table are;
     constant_features: number of features with one value in all rows; chosen: a row of cv; converged: whether the final
@@ -52,6 +53,7 @@ class ClassifierFacts(TypedDict, total=False):
     """
 
     dataset: str
+    dataset_digest: str
     model: str
     n_train: int
     seed: int

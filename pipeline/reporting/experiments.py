@@ -14,6 +14,7 @@ from pipeline import errors
 from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
+from pipeline.codes.belonging import validate_dataset
 from pipeline.paths import ADDRESS_WORDS, Experiment
 from pipeline.reporting.page_data import ConfidenceKind, Scores
 
@@ -90,6 +91,7 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
     try:
         metadata = persistence.read_metadata(address.classifier)
         index = reader.read_index(address.codes, metadata.spec.to_dict())
+        validate_dataset(address.codes, address.data, address.dataset)
         rows = np.flatnonzero(np.array(index.splits) == "test")
         kind, confidence = _confidence(persistence.load(address.classifier), index, rows, outcomes)
     except errors.PipelineError as error:

@@ -129,6 +129,9 @@ def test_codes_of_another_spec_are_refused(trained: Run) -> None:
 
 def test_codes_with_other_classes_are_refused(trained: Run) -> None:
     write_codes(CODES, [0, 1] * 10, ["test"] * 20, ["cat", "dog"])
+    mistake(trained("evaluate"), "other training images or labels", "pipeline.classify --dataset digits")
+    facts = json.loads(MODEL.with_suffix(".json").read_text()) | {"dataset": "insects"}
+    MODEL.with_suffix(".json").write_text(json.dumps(facts))
     mistake(trained("evaluate"), "labels do not match", "ant", "cat")
 
 

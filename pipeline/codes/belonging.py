@@ -1,0 +1,99 @@
+"""Codes belong to a dataset: compare a file's rows with the manifest, and name the first difference."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.codes.reader import Codes, CodesIndex, read_index
+from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec
+from pipeline.data.manifest import MANIFEST, Manifest, dataset_digest, read_manifest
+from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+
+def validate_dataset(path: Path, data: Path, dataset: str) -> None:
+    """Refuse codes whose images, labels, splits or digests are not those of the prepared dataset as it is now.
+
+    path: a file of codes, or fc6+fc7.h5 for those of several layers; data: the folder with the manifest; dataset: what
+    `--dataset` was, for the command that fixes it. Where nothing is prepared there, that is logged, and nothing is
+    compared.
+    """
+    if not (data / MANIFEST).exists():
+        logger.info("There is no prepared dataset at %s: the codes are not compared with it.", data)
+        return
+    manifest = read_manifest(data)
+    for layer in path.stem.split(LAYER_SEPARATOR):
+        file = path.with_name(f"{layer}{path.suffix}")
+        index = read_index(file, {})
+        if difference := first_difference(index, manifest):
+            raise PipelineError(
+                f"{file} does not belong to the dataset in {data} as it is now: {difference}. Extract again (images "
+                f"that are the same cost no forward pass): {extract_command(dataset, index.spec)}."
+            )
+
+
+def first_difference(index: CodesIndex, manifest: Manifest) -> str:
+    """Say the first difference between the rows of codes and of a manifest; "" if there is none.
+
+    Images that were skipped at extraction, since they could not be read, are no difference.
+    """
+    if index.classes != manifest.classes:
+        odd = sorted(set(index.classes) ^ set(manifest.classes))
+        where = "the codes" if odd[0] in index.classes else "the dataset"
+        return f"only {where} {'have' if where == 'the codes' else 'has'} the class {odd[0]!r}"
+    if (index.paths, index.digests, index.splits) == (manifest.paths, manifest.digests, manifest.splits) and (
+        np.array_equal(index.labels, manifest.labels)
+    ):
+        return ""
+    rows = {path: row for row, path in enumerate(manifest.paths)}
+    for number, path in enumerate(index.paths):
+        if path not in rows:
+            return f"{path!r} is not in the dataset"
+        if difference := _row_difference(index, number, manifest, rows[path]):
+            return f"{path!r} {difference}"
+    missing = rows.keys() - set(index.paths)
+    skipped = {path for path in missing if any(entry.startswith(f"{path}: ") for entry in index.bad)}
+    return f"{min(missing - skipped)!r} has no code" if missing - skipped else ""
+
+
+def _row_difference(index: CodesIndex, number: int, manifest: Manifest, row: int) -> str:
+    """Say in what a row of codes differs from the manifest's row of the same path; "" if in nothing."""
+    if index.digests[number] != manifest.digests[row]:
+        return "is another image than the one that was extracted"
+    ours, theirs = _names(index.classes, index.labels[number]), _names(manifest.classes, manifest.labels[row])
+    if ours != theirs:
+        return f"is labelled {ours!r} in the codes and {theirs!r} in the dataset"
+    if index.splits[number] != manifest.splits[row]:
+        return f"is in the split {index.splits[number]} in the codes and in {manifest.splits[row]} in the dataset"
+    return ""
+
+
+def _names(classes: tuple[str, ...], label: np.ndarray) -> str:
+    """Return the class of a label, or the classes of a row of 0 and 1, as text."""
+    return ";".join(classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label]))
+
+
+def extract_command(dataset: str, spec: CodesSpec) -> str:
+    """Return the command that extracts codes of a spec for a dataset."""
+    flags = ["--dataset", dataset, "--backbone", spec.backbone, "--layer", *spec.layer.split(LAYER_SEPARATOR)]
+    if spec.weights != "default":
+        flags += ["--weights", spec.weights]
+    pools = {pool for pool in spec.pool.split(LAYER_SEPARATOR) if pool != "none"}
+    flags += [part for pool in sorted(pools) for part in ("--pool", pool)]
+    if spec.transform.views != "one":
+        flags += ["--views", spec.transform.views]
+    if spec.relu != "post":
+        flags += ["--relu", spec.relu]
+    return shlex.join(["python", "-m", "pipeline.extract", *flags])
+
+
+def training_digest(rows: Codes | CodesIndex | Manifest) -> str:
+    """Return the digest of a dataset's training images, their labels and classes: what a classifier is trained on."""
+    train = np.flatnonzero(np.array(rows.splits) == "train")
+    paths, digests = ([column[row] for row in train] for column in (rows.paths, rows.digests))
+    return dataset_digest(paths, rows.labels[train], ["train"] * len(train), rows.classes, digests)
