@@ -161,11 +161,11 @@ def advise(
 def trace_curves(
     folder: Path, measured: Sequence[recommendation.LayerMeasures], counts: Sequence[int], method: Method
 ) -> list[recommendation.CurvePoint]:
-    """Return the points of all layers, learnt with the setting that suits each."""
+    """Return the few-shot curves of all layers, each with the setting that is best for the layer."""
     return [
         point
         for layer in measured
-        for point in recommendation.curve(
+        for point in recommendation.trace_curve(
             read_layer(folder, layer.layer), layer.setting, method.model, counts, method.seed
         )
     ]
@@ -244,7 +244,7 @@ def run(settings: Advise) -> None:
     folder = address.features.parent / ".advice" / settings.backbone
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
     method = Method(grids, settings.folds, settings.seed, settings.large)
-    measured, facts, given = advise(folder, layers, method, head, source)
+    measured, facts, advice = advise(folder, layers, method, head, source)
     points: list[recommendation.CurvePoint] = []
     if settings.curve and settings.relu != "pre":
         points += trace_curves(folder, measured, settings.curve, method)
@@ -253,9 +253,9 @@ def run(settings: Advise) -> None:
         write_codes(chosen, build([layer for layer in layers if layer in names], relu="pre").to(device), before)
         points += trace_curves(before, [layer for layer in measured if layer.layer in names], settings.curve, method)
     out = settings.out or Path("reports", address.name, settings.backbone, "advice")
-    write(out, measured, facts, given, points)
-    print(table(measured, given.layer))
-    print("\n" + "\n".join(given.sentences))
+    write(out, measured, facts, advice, points)
+    print(table(measured, advice.layer))
+    print("\n" + "\n".join(advice.sentences))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")
 
 

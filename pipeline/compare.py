@@ -92,9 +92,9 @@ class Comparison:
 
 
 def run_measured(stage: str, *flags: str) -> comparison.Cost:
-    """Run a command of ours to its end and return its cost; raise PipelineError with its last line of text if it fails.
+    """Run one of the pipeline's commands and return its cost; raise PipelineError with its last line if it fails.
 
-    It is found where this package lies, whatever the working folder holds.
+    The command is that of this package, even if the working folder contains another `pipeline`.
     """
     command = [sys.executable, "-P", "-m", f"pipeline.{stage}", *flags]
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -138,12 +138,12 @@ def run(settings: Compare) -> None:
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
         tuned = arms.tuned(start, settings.flags)
     out = settings.out or address.report.parent
-    found, sentence = comparison.rows(frozen, tuned), comparison.verdict(frozen, tuned)
-    cells = [["" if value is None else value for value in row.values()] for row in found]
-    files.write_csv(out / "comparison.csv", list(found[0]), cells)
-    content = {"rows": found, "verdict": sentence, "flags": settings.flags}
+    rows, verdict = comparison.rows(frozen, tuned), comparison.verdict(frozen, tuned)
+    cells = [["" if value is None else value for value in row.values()] for row in rows]
+    files.write_csv(out / "comparison.csv", list(rows[0]), cells)
+    content = {"rows": rows, "verdict": verdict, "flags": settings.flags}
     files.write_json(out / "comparison.json", content)
-    print(f"{comparison.table(found)}\n\n{sentence}\n{out / 'comparison.csv'}")
+    print(f"{comparison.table(rows)}\n\n{verdict}\n{out / 'comparison.csv'}")
 
 
 def main(argv: list[str] | None = None) -> int:

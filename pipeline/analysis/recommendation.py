@@ -249,24 +249,32 @@ def _insufficient(
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Accuracy of a layer learnt from a few images a class, on the training images left over; relu: post or pre."""
+    """Accuracy of a classifier that was trained on a few images per class, on the training images that are left.
+
+    relu: "post" or "pre", whether the codes are from after or before the layer's ReLU; shots: images per class; low,
+    high: the 95% interval of the accuracy.
+    """
 
     layer: str
     relu: str
-    images: int
+    shots: int
     accuracy: float
     low: float
     high: float
 
 
-def curve(
-    found: reader.Codes, setting: cv_table.Setting, model: str, counts: Sequence[int], seed: int
+def trace_curve(
+    codes: reader.Codes, setting: cv_table.Setting, model: str, counts: Sequence[int], seed: int
 ) -> list[CurvePoint]:
-    """Return the few-shot curve of a layer with one setting, scored on all training images that it never takes."""
-    data = TrainingData(found.values, found.labels, find_units(found.digests))
+    """Return the few-shot curve of a layer with one setting, scored on the training images that no count takes.
+
+    The curves of all layers extend those of "How transferable are features in deep neural networks?" (Yosinski et al.,
+    NIPS 2014), which show accuracy by layer, to several numbers of images.
+    """
+    data = TrainingData(codes.values, codes.labels, find_units(codes.digests))
     grid = {setting["normalisation"]: {name: [value] for name, value in setting["parameters"].items()}}
     draws = few_shot.hold_out_rest(data, max(counts), seed)
     return [
-        CurvePoint(found.spec.layer, found.spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
+        CurvePoint(codes.spec.layer, codes.spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
         for draw in few_shot.learning_curve(data, SearchPlan(model, grid, 1, seed), counts, draws)
     ]

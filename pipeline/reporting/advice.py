@@ -24,14 +24,14 @@ class LayerMeasures(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """A point of the curves in advice.json: accuracy of a layer, from `images` training images per class.
+    """A point of the curves in advice.json: accuracy of a layer, from `shots` training images per class.
 
     relu: "post" for codes after the layer's ReLU, "pre" for codes before it.
     """
 
     layer: str
     relu: str
-    images: int
+    shots: int
     accuracy: float
     low: float
     high: float
@@ -73,8 +73,8 @@ def _curve_chart(relu: str, points: Sequence[CurvePoint]) -> Chart:
     layers = list(dict.fromkeys(point["layer"] for point in points))
     lines: dict[str, list[Point]] = {}
     for point in points:
-        title = f"{point['layer']}, {point['images']} per class: {point['accuracy']:.4f}"
+        title = f"{point['layer']}, {point['shots']} per class: {point['accuracy']:.4f}"
         place = Point(layers.index(point["layer"]), point["accuracy"], point["low"], point["high"], title)
-        lines.setdefault(f"{point['images']} images per class", []).append(place)
+        lines.setdefault(f"{point['shots']} images per class", []).append(place)
     where = "after" if relu == "post" else "before"
     return lay_out(lines, layer_ticks(layers), Titles(f"few images, {where} the ReLU", "layer", "accuracy"))

@@ -1,4 +1,4 @@
-"""advise: each layer measured on the training images alone, a recommendation that says why, and when it cannot tell."""
+"""advise: layers are measured on the training images, and the recommendation says why, and if the data suffice."""
 
 from __future__ import annotations
 
@@ -98,13 +98,13 @@ def test_what_is_written(measured: Outcome) -> None:
     for row in rows:
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
     points = list(csv.DictReader((folder / "curve.csv").open()))
-    kinds = {(point["layer"], point["relu"], point["images"]) for point in points}
+    kinds = {(point["layer"], point["relu"], point["shots"]) for point in points}
     assert kinds == {
-        (layer, relu, images)
+        (layer, relu, shots)
         for layer, relu in [("conv4", "post"), ("pool3", "post"), ("fc7", "post"), ("conv4", "pre"), ("fc7", "pre")]
-        for images in "14"
+        for shots in "14"
     }, "a pooling layer has no ReLU to read before"
-    few, more = (np.mean([float(p["accuracy"]) for p in points if p["images"] == images]) for images in "14")
+    few, more = (np.mean([float(p["accuracy"]) for p in points if p["shots"] == shots]) for shots in "14")
     assert few < more
     Image.open(folder / "layers.png").verify()
     facts = advised()["dataset"]

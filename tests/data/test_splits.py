@@ -123,7 +123,7 @@ def test_few_shots_of_copied_noise_are_at_chance(noise: reader.Codes) -> None:
 def test_advice_on_copied_noise_is_at_chance(noise: reader.Codes) -> None:
     measured = recommendation.measure_layer(noise, "svm", GRID, 4, 0)
     chance(measured.accuracy)
-    points = recommendation.curve(noise, measured.setting, "svm", [2, 20], 0)
+    points = recommendation.trace_curve(noise, measured.setting, "svm", [2, 20], 0)
     for point in points:
         chance(point.accuracy)
 

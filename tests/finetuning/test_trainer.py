@@ -1,31 +1,24 @@
-"""Training: what is frozen stays, rates are what was asked, the head is the classifier, chance repeats itself."""
+"""Training: what is frozen does not change, and the learning rates are those of the recipe."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from conftest import write_photos
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from pipeline import errors
-from pipeline.classifiers import persistence, solvers
 from pipeline.data import sources
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
-from pipeline.finetuning.head import Head
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.trainer import RuntimeConfig, Trainer
-from pipeline.networks.frozen import FrozenNetwork
 
 CLASSES = {"a": 6, "b": 6, "c": 6}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> initialization.TrainValSplit:
-    """Three classes of six pictures, four each to train on."""
+    """Three classes of six images, of which four each are for training."""
     folder = write_photos(tmp_path_factory.mktemp("data") / "photos", CLASSES)
     listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
     write_manifest(folder, sources.add_digests(listed))
@@ -39,13 +32,13 @@ def recipe(**changes: object) -> recipes.Recipe:
 def trainer(
     data: initialization.TrainValSplit, unfreeze: str, backbone: str = "tinyvgg", layer: str = "fc7", **changes: object
 ) -> Trainer:
-    """A run from random heads, on the embedded weights where there are some."""
-    plan = recipe(**changes)
+    """Return a trainer with a random head, on the embedded weights of tinyvgg or random weights."""
+    chosen = recipe(**changes)
     start = initialization.from_random_head(
-        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", 3, plan.dropout, seed=0
+        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", 3, chosen.dropout, seed=0
     )
     network = TunableNetwork(start.spec, start.head, unfreeze)
-    return Trainer(network, plan, data, 0, RuntimeConfig())
+    return Trainer(network, chosen, data, 0, RuntimeConfig())
 
 
 def tensors(network: TunableNetwork) -> dict[str, torch.Tensor]:
@@ -83,7 +76,7 @@ def test_with_unfreeze_none_nothing_of_the_backbone_changes(data: initialization
         ("resnet18", "avgpool", "layer4", "layer4.0."),
     ],
 )
-def test_what_comes_before_the_layer_stays_bit_for_bit_and_all_from_it_on_is_trained(
+def test_all_tensors_from_the_layer_on_change_and_no_others(
     data: initialization.TrainValSplit, backbone: str, layer: str, unfreeze: str, first: str
 ) -> None:
     run = trainer(data, unfreeze, backbone, layer, batch_norm="trained", lr_backbone=0.01, weight_decay=0.1)
@@ -99,7 +92,7 @@ def test_batch_norm_keeps_its_statistics_when_they_are_frozen(data: initializati
     assert any("running" in name for name in changed(trainer(data, "all", batch_norm="trained")))
 
 
-def test_the_backbone_rests_while_the_head_learns_alone(data: initialization.TrainValSplit) -> None:
+def test_the_backbone_does_not_change_while_the_head_is_trained_alone(data: initialization.TrainValSplit) -> None:
     run = trainer(data, "all", head_epochs=2, batch_norm="trained")
     before, same = tensors(run.network), []
     for _ in run.run():
@@ -140,8 +133,8 @@ def test_step_rates_are_those_of_torch_at_every_epoch(data: initialization.Train
     assert len(seen) == 16 * 2
     for epoch in range(16):
         expected = [group["lr"] for group in reference.param_groups]
-        for found in seen[2 * epoch : 2 * epoch + 2]:
-            assert [found["head"], found["fc7"]] == pytest.approx(expected, rel=1e-9)
+        for rate in seen[2 * epoch : 2 * epoch + 2]:
+            assert [rate["head"], rate["fc7"]] == pytest.approx(expected, rel=1e-9)
         reference.step()
         schedule.step()
     assert [row["lr_backbone"] for row in run.progress.rows][1:] == pytest.approx([0.001] * 7 + [1e-4] * 7 + [1e-5] * 2)
@@ -157,66 +150,7 @@ def test_every_parameter_is_in_one_group_and_norms_and_biases_do_not_decay(data:
     run = trainer(data, "all", weight_decay=0.1)
     groups = run.optimiser.param_groups
     listed = [id(value) for group in groups for value in group["params"]]
-    every = {id(value) for value in run.network.parameters()}
-    assert len(listed) == len(set(listed)) and set(listed) == every
+    parameters = {id(value) for value in run.network.parameters()}
+    assert len(listed) == len(set(listed)) and set(listed) == parameters
     for group in groups:
         assert all((value.ndim >= 2) == (group["weight_decay"] == 0.1) for value in group["params"])
-
-
-def test_schedules_rise_and_fall_as_they_should() -> None:
-    cosine, cycle = recipes.SCHEDULES["cosine"], recipes.SCHEDULES["one-cycle"]
-    assert cosine(0, 20) == 0 and cosine(1, 20) == 1 and cosine(10.5, 20) == pytest.approx(0.5)
-    assert cosine(20, 20) == pytest.approx(0, abs=1e-12)
-    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(reference, 0.1, total_steps=1001, pct_start=0.2, cycle_momentum=False)
-    for step in range(1001):
-        assert reference.param_groups[0]["lr"] == pytest.approx(0.1 * cycle(18 * step / 1000, 18), abs=5e-4)
-        reference.step()
-        if step < 1000:
-            theirs.step()
-
-
-# The head
-
-
-@pytest.mark.parametrize("scaler", [Normalizer(), StandardScaler()])
-@pytest.mark.parametrize("model", [solvers.LinearSVM(C=1), solvers.Softmax(C=10), RidgeClassifier()])
-@pytest.mark.parametrize("classes", [2, 5])
-def test_the_head_gives_the_margins_of_the_classifier(scaler: object, model: object, classes: int) -> None:
-    rng = np.random.default_rng(0)
-    y = np.arange(60) % classes
-    X = np.maximum(rng.normal(size=(60, 40)) + 0.3 * rng.normal(size=(classes, 40))[y], 0).astype(np.float32)
-    pipeline = Pipeline([("normalise", scaler), ("classify", model)]).fit(X, y)
-    spec = FrozenNetwork("tinyvgg", ["fc7"], "random", "avg").specs["fc7"]
-    head = Head.from_classifier(persistence.SavedClassifier(pipeline, spec, tuple("abcde"[:classes])), dropout=0.0)
-    scores = head(torch.from_numpy(X)).detach().numpy()
-    expected = pipeline.decision_function(X)
-    found = scores if classes > 2 else scores[:, 1] - scores[:, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
-    back = head.to_classifier()
-    np.testing.assert_array_equal(back.predict(X), pipeline.predict(X))
-    chances = torch.softmax(torch.from_numpy(scores), 1).numpy()
-    np.testing.assert_allclose(back.predict_proba(X), chances, rtol=1e-3, atol=1e-5)
-
-
-# Recipes
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"lr_head": -1.0}, "--lr-head -1.0 must be a number, 0 or more"),
-        ({"lr_backbone": float("nan")}, "--lr-backbone nan must be a number"),
-        ({"batch_size": 0}, "--batch-size must be 1 or more"),
-        ({"flip": 1.5}, "--flip 1.5 is a share"),
-        ({"augment": "rotate"}, "Unknown --augment 'rotate'. Choose from: "),
-    ],
-)
-def test_a_recipe_that_cannot_be_trained_with_is_refused(change: dict[str, object], words: str) -> None:
-    with pytest.raises(errors.PipelineError, match=words):
-        recipes.choose("modern", change)
-
-
-def test_an_unknown_recipe_lists_the_choices() -> None:
-    with pytest.raises(errors.PipelineError, match=r"Unknown recipe 'modem'\. Choose from: modern"):
-        recipes.choose("modem", {})
