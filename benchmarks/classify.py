@@ -52,7 +52,7 @@ def ours(model: str) -> Callable[..., Any]:
     """Return a search with our path solver and a refit with our estimator."""
 
     def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
-        accuracies = solvers.search_path(X, y, folds, Cs, model).accuracy.mean(1)
+        accuracies = solvers.PathSolver(model).cross_validate(X, y, folds, Cs).accuracy.mean(1)
         best = Cs[int(accuracies.argmax())]
         return accuracies, best, {"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[model](C=best).fit(X, y)
 

@@ -152,7 +152,8 @@ def _search_path(
 ) -> list[FoldResult]:
     """Solve all folds, classes and values of C together."""
     rows, how = for_path_solver(X, normalisation)
-    path = solvers.search_path(rows, y, splits, Cs, model, normalise=how, max_iter=PATH_MODELS[model], memory=memory)
+    solver = solvers.PathSolver(model, how, max_iter=PATH_MODELS[model], memory=memory)
+    path = solver.cross_validate(rows, y, splits, Cs)
     return [
         FoldResult(
             normalisation,
@@ -230,9 +231,8 @@ def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memor
     """
     rows, how = for_path_solver(data.X, trained.chosen["normalisation"])
     splits, C = data.folds(plan.folds, plan.seed), trained.chosen["parameters"]["C"]
-    margins = solvers.held_out_scores(
-        rows, data.y, splits, C, "svm", normalise=how, max_iter=PATH_MODELS["svm"], memory=memory
-    )
+    solver = solvers.PathSolver("svm", how, max_iter=PATH_MODELS["svm"], memory=memory)
+    margins = solver.held_out_scores(rows, data.y, splits, C)
     return trained.pipeline[-1].calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, data.y).temperature_
 
 

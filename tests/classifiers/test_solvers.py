@@ -19,8 +19,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pipeline.classifiers import solvers
 from pipeline.classifiers.solvers import path as path_module
-from pipeline.classifiers.solvers.descent import _remaining
-from pipeline.classifiers.solvers.path import normalised_design
+from pipeline.classifiers.solvers.descent import remaining_decrease
 
 SHAPES = {"tall": (600, 80, 10), "square": (250, 200, 3), "wide": (90, 400, 10), "two classes": (300, 60, 2)}
 MODELS = {"svm": solvers.LinearSVM, "softmax": solvers.Softmax}
@@ -106,19 +105,19 @@ def test_predictions_on_digits_agree_with_linearsvc():
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("normalise", ["l2", "standard"])
-def test_the_path_is_what_fits_fold_by_fold_are(model, shape, normalise):
+@pytest.mark.parametrize("normalisation", ["l2", "standard"])
+def test_the_path_equals_fits_fold_by_fold(model, shape, normalisation):
     X, y = codes(*SHAPES[shape])
     X *= 3
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
-    Cs = [1, 0.01, 0.1] if normalise == "l2" else [1e-3, 1e-4]
-    found = solvers.search_path(X, y, folds, Cs, model, normalise=normalise, tol=1e-7)
-    scaler = {"l2": Normalizer, "standard": StandardScaler}[normalise]()
-    for C, accuracies in zip(Cs, found.accuracy, strict=True):
+    Cs = [1, 0.01, 0.1] if normalisation == "l2" else [1e-3, 1e-4]
+    path = solvers.PathSolver(model, normalisation, tol=1e-7).cross_validate(X, y, folds, Cs)
+    scaler = {"l2": Normalizer, "standard": StandardScaler}[normalisation]()
+    for C, accuracies in zip(Cs, path.accuracy, strict=True):
         for (fitted, held), accuracy in zip(folds, accuracies, strict=True):
             one = make_pipeline(clone(scaler), MODELS[model](C=C, tol=1e-7)).fit(X[fitted], y[fitted])
             assert abs(one.score(X[held], y[held]) - accuracy) < 1.5 / len(held)
-    assert found.converged.all() and (found.seconds > 0).all()
+    assert path.converged.all() and (path.seconds > 0).all()
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -126,27 +125,27 @@ def test_the_path_is_the_same_in_parts(model, monkeypatch):
     X, y = codes(300, 50, 6)
     folds = list(StratifiedKFold(3).split(X, y))
     weight = np.arange(300) % 3
-    whole = solvers.search_path(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
-    monkeypatch.setattr(path_module, "_column_budget", lambda design, memory: 4)
-    parts = solvers.search_path(X, y, folds, [0.1, 1], model, sample_weight=weight, tol=1e-7)
+    solver = solvers.PathSolver(model, tol=1e-7)
+    whole = solver.cross_validate(X, y, folds, [0.1, 1], weight)
+    monkeypatch.setattr(path_module, "column_budget", lambda design, memory: 4)
+    parts = solver.cross_validate(X, y, folds, [0.1, 1], weight)
     np.testing.assert_allclose(whole.accuracy, parts.accuracy, atol=0.011)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("normalise", [None, "l2", "standard"])
-def test_rows_on_disk_are_as_good_as_an_array(model, shape, normalise, tmp_path):
+@pytest.mark.parametrize("normalisation", [None, "l2", "standard"])
+def test_rows_on_disk_give_the_same_as_an_array(model, shape, normalisation, tmp_path):
     X, y = codes(*SHAPES[shape])
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, y))
     with h5py.File(tmp_path / "codes.h5", "w") as file:
         stored = file.create_dataset("values", data=X)
-        here, there = (
-            solvers.search_path(rows, y, folds, [0.01, 0.1], model, normalise=normalise) for rows in (X, stored)
-        )
-        design = normalised_design(stored, [np.arange(len(y))], normalise)
+        solver = solvers.PathSolver(model, normalisation)
+        here, there = (solver.cross_validate(rows, y, folds, [0.01, 0.1]) for rows in (X, stored))
+        design = solvers.normalised_design(stored, [np.arange(len(y))], normalisation)
         fitted = MODELS[model](C=0.1).fit_design(design, y)
     np.testing.assert_array_equal(here.accuracy, there.accuracy)
-    scaler = {None: FunctionTransformer, "l2": Normalizer, "standard": StandardScaler}[normalise]()
+    scaler = {None: FunctionTransformer, "l2": Normalizer, "standard": StandardScaler}[normalisation]()
     reference = MODELS[model](C=0.1).fit(scaler.fit_transform(X), y)
     np.testing.assert_allclose(fitted.coef_, reference.coef_, atol=2e-2 * abs(reference.coef_).max())
     weight = np.ones(len(y))
@@ -155,15 +154,15 @@ def test_rows_on_disk_are_as_good_as_an_array(model, shape, normalise, tmp_path)
     assert abs(ours / theirs - 1) < 1e-4
 
 
-def several(n: int, d: int, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def multi_label(n: int, d: int, n_labels: int) -> tuple[np.ndarray, np.ndarray]:
     """Make codes, and labels (n, n_labels) of 0 and 1: each row has two or three of them."""
     X, y = codes(n, d, n_labels)
     hot = np.eye(n_labels, dtype=np.uint8)
     return X, hot[y] | hot[(y + 1) % n_labels] | hot[np.where(X[:, 0] > 0.1, y, (y + 2) % n_labels)]
 
 
-def test_of_several_labels_each_is_learnt_against_its_absence():
-    X, Y = several(300, 60, 4)
+def test_each_of_several_labels_is_learned_against_its_absence():
+    X, Y = multi_label(300, 60, 4)
     ours = solvers.LinearSVM(C=1).fit(X, Y)
     scores = ours.decision_function(X)
     for label in range(4):
@@ -172,12 +171,12 @@ def test_of_several_labels_each_is_learnt_against_its_absence():
     np.testing.assert_array_equal(ours.predict(X), scores > 0)
 
 
-def test_a_search_of_several_labels_is_scored_by_the_mean_of_average_precisions():
-    X, Y = several(300, 60, 4)
+def test_the_path_of_multi_label_rows_is_scored_by_mean_average_precision():
+    X, Y = multi_label(300, 60, 4)
     Y[:, 3] = 0
     Y[90:110, 3] = 1
     folds = [(np.arange(100, 300), np.arange(100)), (np.arange(200), np.arange(200, 300))]
-    found = solvers.search_path(X, Y, folds, [0.1, 1], normalise="l2")
+    path = solvers.PathSolver(normalisation="l2").cross_validate(X, Y, folds, [0.1, 1])
     for place, C in enumerate([0.1, 1]):
         for fold, (fitted, held) in enumerate(folds):
             labels = [label for label in range(4) if Y[held, label].any()]
@@ -186,7 +185,7 @@ def test_a_search_of_several_labels_is_scored_by_the_mean_of_average_precisions(
                 for label in labels
             ]
             precisions = [average_precision_score(Y[held, k], s) for k, s in zip(labels, scores, strict=True)]
-            assert abs(found.accuracy[place, fold] - np.mean(precisions)) < 0.005
+            assert abs(path.accuracy[place, fold] - np.mean(precisions)) < 0.005
 
 
 @pytest.mark.parametrize("n_classes", [2, 4])
@@ -194,18 +193,18 @@ def test_a_search_of_several_labels_is_scored_by_the_mean_of_average_precisions(
 def test_held_out_scores_are_those_of_the_fold_that_did_not_see_the_row(model, n_classes):
     X, y = codes(200, 40, n_classes)
     folds = list(StratifiedKFold(4).split(X, y))[:3]
-    scores = solvers.held_out_scores(X, y, folds, 10.0, model, normalise="l2", tol=1e-8)
+    scores = solvers.PathSolver(model, "l2", tol=1e-8).held_out_scores(X, y, folds, 10.0)
     for fitted, held in folds:
         one = MODELS[model](C=10.0, tol=1e-8).fit(X[fitted], y[fitted])
         np.testing.assert_allclose(scores[held], one.decision_function(X[held]).reshape(scores[held].shape), atol=0.05)
     assert np.isnan(scores[np.setdiff1d(np.arange(200), np.concatenate([held for _, held in folds]))]).all()
 
 
-def test_a_class_that_a_fold_lacks_is_never_given():
+def test_a_class_that_a_fold_lacks_is_never_predicted():
     X, y = codes(120, 30, 4)
     folds = [(np.flatnonzero(y != 3), np.flatnonzero(y == 3)), (np.arange(0, 120, 2), np.arange(1, 120, 2))]
     for model in MODELS:
-        assert (solvers.search_path(X, y, folds, [1.0], model).accuracy[:, 0] == 0).all()
+        assert (solvers.PathSolver(model).cross_validate(X, y, folds, [1.0]).accuracy[:, 0] == 0).all()
 
 
 def test_constant_columns_and_rows_of_zeros_do_no_harm():
@@ -214,18 +213,19 @@ def test_constant_columns_and_rows_of_zeros_do_no_harm():
     folds = list(StratifiedKFold(3).split(X, y))
     for model, estimator in MODELS.items():
         assert np.isfinite(estimator().fit(X, y).coef_).all()
-        for normalise in (None, "l2", "standard"):
-            assert solvers.search_path(X, y, folds, [0.1], model, normalise=normalise).accuracy.mean() > 0.5
+        for normalisation in (None, "l2", "standard"):
+            solver = solvers.PathSolver(model, normalisation)
+            assert solver.cross_validate(X, y, folds, [0.1]).accuracy.mean() > 0.5
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-def test_what_is_left_to_fall_is_foretold_from_how_the_fall_slows(kind):
+def test_the_remaining_decrease_is_predicted_from_how_the_decrease_slows_down(kind):
     falls = [[8, 4, 2, 1, 0.5, 0.25, 0.125, 0.0625, 0.03125], [2.0] * 9, [0.0] * 9, [2.0**n for n in range(9)]]
     values = [kind(column) for column in 1000 - np.cumsum(falls, 1).T]
     xp = np if kind is np.array else torch
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        halving, even, still, faster = (float(left) for left in _remaining(values, xp))
+        halving, even, still, faster = (float(left) for left in remaining_decrease(values, xp))
     lately = sum(falls[0][5:])
     assert lately / 3 <= halving <= 2 * lately and halving >= 0.03125
     assert (even, still, faster) == (np.inf, 0, np.inf)
@@ -240,7 +240,7 @@ def test_the_same_on_torch_tensors():
             np.testing.assert_allclose(here.coef_, there.coef_, atol=2e-3)
 
 
-def test_a_grid_search_takes_them():
+def test_the_estimators_work_in_a_grid_search():
     X, y = codes(120, 20, 3)
     found = GridSearchCV(
         make_pipeline(StandardScaler(), solvers.LinearSVM()), {"linearsvm__C": [1e-3, 1e-2]}, cv=3
@@ -249,14 +249,15 @@ def test_a_grid_search_takes_them():
 
 
 @pytest.mark.parametrize("model", [solvers.LinearSVM, solvers.Softmax])
-def test_an_end_before_convergence_is_warned_of(model):
+def test_stopping_before_convergence_gives_a_warning(model):
     X, y = codes(300, 60, 5)
     with pytest.warns(ConvergenceWarning, match="within 2 iterations"):
         assert (model(C=1000, max_iter=2).fit(X, y).n_iter_ <= 2).all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model().fit(X, y)
-    assert not solvers.search_path(X, y, [(np.arange(200), np.arange(200, 300))], [1000], max_iter=1).converged.any()
+    folds = [(np.arange(200), np.arange(200, 300))]
+    assert not solvers.PathSolver(max_iter=1).cross_validate(X, y, folds, [1000]).converged.any()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,8 @@ def test_bad_input_is_refused_with_a_sentence(model, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         MODELS[model]().fit(**arguments)
     with pytest.raises(ValueError, match=sentence):
-        solvers.search_path(folds=[(np.arange(4), np.arange(4, 6))], Cs=[1], model=model, **arguments)
+        folds = [(np.arange(4), np.arange(4, 6))]
+        solvers.PathSolver(model).cross_validate(folds=folds, Cs=[1], **arguments)
 
 
 @pytest.mark.parametrize(
@@ -289,19 +291,20 @@ def test_bad_input_is_refused_with_a_sentence(model, changes, sentence):
         ({"folds": []}, "there must be a fold"),
         ({"model": "forest"}, "Unknown model 'forest'. Choose from: svm, softmax"),
         ({"folds": [(np.arange(4), np.arange(4, 6)), (np.array([0, 2]), np.arange(4))]}, "rows of fold 1 .*one class"),
-        ({"normalise": "max"}, "Unknown normalisation 'max'. Choose from: l2, standard"),
+        ({"normalisation": "max"}, "Unknown normalisation 'max'. Choose from: l2, standard"),
         ({"y": np.arange(5)}, r"X must be \(n, d\) and y \(n,\)"),
         ({"y": np.array([[0, 1]] * 3 + [[1, 1]] * 3)}, "Every row has the label of column 1"),
         ({"y": np.array([[0, 0]] * 3 + [[1, 0]] * 3)}, "No row has the label of column 1"),
         ({"y": np.array([[0, 2]] * 3 + [[1, 0]] * 3)}, "a matrix of 0 and 1"),
-        ({"y": np.array([[0, 1]] * 3 + [[1, 0]] * 3), "model": "softmax"}, "one label a row.* Take the SVM"),
+        ({"y": np.array([[0, 1]] * 3 + [[1, 0]] * 3), "model": "softmax"}, "one label per row.* Take the SVM"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(changes, sentence):
     X, y = codes(6, 4, 2)
     arguments = {"X": X, "y": y, "folds": [(np.arange(4), np.arange(4, 6))], "Cs": [1.0]} | changes
+    solver = solvers.PathSolver(arguments.pop("model", "svm"), arguments.pop("normalisation", None))
     with pytest.raises(ValueError, match=sentence):
-        solvers.search_path(**arguments)
+        solver.cross_validate(**arguments)
 
 
 @pytest.mark.parametrize("name", ["C", "tol", "max_iter"])

@@ -203,9 +203,11 @@ def write_patients(groups: np.ndarray) -> None:
 def test_images_of_a_group_share_a_fold(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, seen = np.arange(60) // 5, []
     write_patients(groups)
-    real = solvers.search_path
+    real = solvers.PathSolver.cross_validate
     monkeypatch.setattr(
-        solvers, "search_path", lambda X, y, folds, *a, **k: seen.extend(folds) or real(X, y, folds, *a, **k)
+        solvers.PathSolver,
+        "cross_validate",
+        lambda self, X, y, folds, Cs: seen.extend(folds) or real(self, X, y, folds, Cs),
     )
     assert run("classify", "--grid", GRID, "--group-by", "patient").code == 0
     for fitted, held in seen:

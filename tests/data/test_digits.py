@@ -10,7 +10,7 @@ import numpy as np
 from conftest import Outcome
 from PIL import Image
 
-from pipeline import config
+from pipeline import params
 from pipeline.classifiers import scoring, search
 from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.data.manifest import read_manifest
@@ -29,7 +29,7 @@ def test_the_early_layer_beats_the_late_one_and_raw_pixels(run: Run) -> None:
     manifest = read_manifest(Path("data/digits"))
     pixels = np.stack([np.asarray(Image.open(path), np.float32).ravel() for path in manifest.files()])
     trained_on = np.array([split == "train" for split in manifest.splits])
-    X, y, grid = pixels[trained_on], manifest.labels[trained_on], config.section("svm")
+    X, y, grid = pixels[trained_on], manifest.labels[trained_on], params.grid_of("svm")
     trained = search.train(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 5, 0))
     margins = trained.pipeline.decision_function(pixels[~trained_on])
     raw = scoring.score(manifest.labels[~trained_on], margins, manifest.classes).metrics["top1"]

@@ -1,4 +1,4 @@
-"""What the solvers refuse, in clear sentences."""
+"""Input that the solvers refuse, each with a sentence that says what is wrong."""
 
 from __future__ import annotations
 
@@ -6,42 +6,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.codes.spec import Rows
 
 BLOCK = 1024
+"""Number of rows that are checked at a time."""
 
 
-def samples(X: Any, y: Any) -> tuple[Any, np.ndarray, int]:
-    """Return codes (n, d) of a float dtype, labels and how many classes there are.
+def samples(X: Rows | ArrayLike, y: ArrayLike) -> tuple[Rows, np.ndarray, int]:
+    """Return codes (n, d) of a float dtype, class numbers (n,) int64 or labels (n, n_labels), the number of classes.
 
-    X: an array, or whatever has a shape and a dtype and gives rows for a slice, which is left where it is;
-    the labels are class numbers (n,), or (n, n_labels) of 0 and 1.
+    X: (n, d), an array or rows on disk, which stay there; y: (n,) labels of any type, or (n, n_labels) of 0 and 1.
     """
-    X, y = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X), np.asarray(y)
-    if X.dtype not in (np.float32, np.float64):
-        X = np.asarray(X, np.float32)
-    if len(X.shape) != 2 or y.shape[:1] != X.shape[:1] or y.ndim not in (1, 2):
-        raise ValueError(f"X must be (n, d) and y (n,) or (n, n_labels), but they are {X.shape} and {y.shape}.")
-    finite(X)
+    rows: Any = X if hasattr(X, "shape") and hasattr(X, "dtype") else np.asarray(X)
+    y = np.asarray(y)
+    if rows.dtype not in (np.float32, np.float64):
+        rows = np.asarray(rows, np.float32)
+    if len(rows.shape) != 2 or y.shape[:1] != rows.shape[:1] or y.ndim not in (1, 2):
+        raise ValueError(f"X must be (n, d) and y (n,) or (n, n_labels), but they are {rows.shape} and {y.shape}.")
+    finite(rows)
     if y.ndim == 2:
-        several(y)
-        return X, y, y.shape[1]
+        multi_label(y)
+        return rows, y, y.shape[1]
     classes, labels = np.unique(y, return_inverse=True)
     two_classes(classes)
-    return X, labels, len(classes)
+    return rows, labels, len(classes)
 
 
-def several(y: np.ndarray) -> None:
-    """Refuse labels (n, n_labels) other than 0 and 1, and columns where all rows are the same."""
+def multi_label(y: np.ndarray) -> None:
+    """Refuse labels (n, n_labels) other than 0 and 1, and columns that are the same in all rows."""
     if not np.isin(y, (0, 1)).all():
-        raise ValueError("Several labels a row must be a matrix of 0 and 1, a column a label.")
+        raise ValueError("Multi-label y must be a matrix of 0 and 1, with a column per label.")
     counts = (y > 0).sum(0)
     for column in np.flatnonzero((counts == 0) | (counts == len(y)))[:1]:
         which = "No row has" if counts[column] == 0 else "Every row has"
-        raise ValueError(f"{which} the label of column {column}. Take the column out: nothing tells it.")
+        raise ValueError(f"{which} the label of column {column}, so it cannot be learned. Take the column out.")
 
 
-def finite(X: Any) -> None:
-    """Refuse codes that are not finite, naming the first row of them."""
+def finite(X: Rows) -> None:
+    """Refuse codes that are not finite, and name the first row that has such a value."""
     for start in range(0, X.shape[0], BLOCK):
         bad = ~np.isfinite(X[start : start + BLOCK]).all(1)
         if bad.any():
@@ -55,9 +59,9 @@ def two_classes(classes: np.ndarray) -> None:
 
 
 def weighted_classes(labels: np.ndarray, weights: np.ndarray) -> None:
-    """Refuse weights (n, n_problems) that leave a problem rows of one class.
+    """Refuse weights (n, n_problems) that leave a problem with rows of one class.
 
-    Where rows have several labels, a fold may lack one: its column then says that no row has it.
+    Of multi-label rows a fold may lack a label: there its column says that no row has the label.
     """
     if labels.ndim == 2:
         return
@@ -67,26 +71,27 @@ def weighted_classes(labels: np.ndarray, weights: np.ndarray) -> None:
             raise ValueError(f"The rows{which} that have a weight are of one class. A classifier needs two classes.")
 
 
-def weights(sample_weight: Any, X: Any) -> np.ndarray:
-    """Return weights (n,) >= 0 of the dtype of X; 1 where none are given."""
+def weights(sample_weight: ArrayLike | None, X: Rows) -> np.ndarray:
+    """Return weights (n,) >= 0 of the dtype of X, 1 each for None."""
     n = X.shape[0]
     if sample_weight is None:
         return np.ones(n, X.dtype)
-    given = np.full(n, sample_weight, X.dtype) if np.isscalar(sample_weight) else np.asarray(sample_weight, X.dtype)
-    if given.shape != (n,):
+    values = np.asarray(sample_weight, X.dtype)
+    values = np.full(n, values) if values.ndim == 0 else values
+    if values.shape != (n,):
         raise ValueError(
-            f"sample_weight must have one weight for each of the {n} rows, but its shape is {given.shape}."
+            f"sample_weight must have one weight for each of the {n} rows, but its shape is {values.shape}."
         )
-    if not np.isfinite(given).all() or (given < 0).any():
-        row = int((~(given >= 0) | ~np.isfinite(given)).argmax())
-        raise ValueError(f"sample_weight must be finite and not negative, but that of row {row} is {given[row]}.")
-    if not given.any():
+    if not np.isfinite(values).all() or (values < 0).any():
+        row = int((~(values >= 0) | ~np.isfinite(values)).argmax())
+        raise ValueError(f"sample_weight must be finite and not negative, but that of row {row} is {values[row]}.")
+    if not values.any():
         raise ValueError("Every sample_weight is zero: no row is left to learn from.")
-    return given
+    return values
 
 
 def path(folds: Sequence[tuple[np.ndarray, np.ndarray]], Cs: Sequence[float]) -> None:
-    """Refuse folds without rows, and values of C that are none."""
+    """Refuse folds without rows, and values of C that are not positive and finite."""
     if not len(folds) or not all(len(fitted) and len(held) for fitted, held in folds):
         raise ValueError("Each fold needs rows to fit and rows held out, and there must be a fold.")
     if not len(Cs) or not all(np.isfinite(C) and C > 0 for C in Cs):

@@ -1,32 +1,33 @@
-"""Preconditioned nonlinear conjugate gradients on many convex problems side by side, one matrix product for all."""
+"""Preconditioned nonlinear conjugate gradients for many convex problems together, with one matrix product for all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from pipeline.classifiers.solvers.design import Design, eigh
-from pipeline.classifiers.solvers.losses import Loss
+from pipeline.classifiers.solvers.arrays import Array, Namespace, eigh
+from pipeline.classifiers.solvers.design import Design
+from pipeline.classifiers.solvers.losses import Derivatives, Loss
 
 RANK = 128
-"""Directions of the codes that the preconditioner knows; the others it takes for equally long."""
+"""Directions of the codes that the preconditioner knows; it treats all others as equally long."""
 
 WINDOW = 4
-"""Iterations, at least, over which the decrease of the objective is taken, to tell how much of it is left."""
+"""Iterations, at least, over which a decrease of the objective is measured to predict the decrease that remains."""
 
 LOOSE = 5
-"""How far the bound of the gradient may be above the tolerance when the decrease tells that it is reached."""
+"""How many times the tolerance the bound of the gradient may be when the predicted decrease is below the tolerance."""
 
 CHUNK = 16
-"""Columns whose line search is done at once: so many floats fill a line of the cache."""
+"""Columns whose line search is done together: so many floats fill a line of the CPU's cache."""
 
-MAX_RUNGS = 4
-"""Powers of ten below the first C, at most, from which it is led to."""
+MAX_WARM_UPS = 4
+"""Number of values of C below the first one, at most, that are solved before it, each ten times the one before."""
 
 TINY = 1e-300
+"""Added to denominators that may be 0."""
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,37 @@ class Objective:
     loss: Loss
     penalised: bool = True
 
-    def columns(self, units: Any) -> Any:
+    def columns(self, units: Array) -> Array:
         """Return the columns of the units, side by side."""
-        each = self.loss.columns
-        return (units[:, None] * each + self.design.xp.arange(each)).reshape(-1)
+        count = self.loss.columns
+        return (units[:, None] * count + self.design.xp.arange(count)).reshape(-1)
 
-    def problems(self, units: Any) -> Any:
+    def problems(self, units: Array) -> Array:
         """Return the problem of each column of the units."""
         return self.loss.problems[self.columns(units) // self.loss.columns]
 
-    def spread(self, values: Any, like: Any) -> Any:
-        """Return the value of each unit for each of its columns, in the dtype of `like`."""
+    def per_column(self, values: Array, like: Array) -> Array:
+        """Return the value of each unit for each of its columns, in the dtype of `like`, (width, n_columns)."""
         xp = self.design.xp
         return xp.asarray(values[xp.arange(like.shape[1]) // self.loss.columns], dtype=like.dtype)
 
-    def dot(self, A: Any, B: Any) -> Any:
-        """Return the inner products (n_units,) float64 of coefficients, over the columns of a unit."""
+    def dot(self, A: Array, B: Array) -> Array:
+        """Return the inner products (n_units,) float64 of coefficients, summed over the columns of a unit."""
         return (A * B).sum(0, dtype=self.design.xp.float64).reshape(-1, self.loss.columns).sum(1)
 
-    def penalty(self, W: Any) -> Any:
-        """Return the part of the coefficients that is penalised."""
+    def penalised_part(self, W: Array) -> Array:
+        """Return a view of the coefficients that are penalised."""
         return W if self.penalised or not self.design.intercept else W[:-1]
 
-    def forward(self, W: Any, units: Any) -> Any:
+    def forward(self, W: Array, units: Array) -> Array:
         """Return the scores of coefficients."""
         return self.design.forward(W, self.problems(units))
 
-    def at(self, C: float, W: Any, Z: Any, units: Any) -> tuple[Any, Any]:
+    def value_and_gradient(self, C: float, W: Array, Z: Array, units: Array) -> tuple[Array, Array]:
         """Return the objective (n_units,) float64 and its gradient (width, n_columns) at W, whose scores are Z."""
         losses = []
 
-        def residuals() -> Iterator[tuple[slice, Any]]:
+        def residuals() -> Iterator[tuple[slice, Array]]:
             for rows in self.design.blocks:
                 value, residual = self.loss.value(rows, Z[rows], units)
                 losses.append(value)
@@ -75,41 +76,44 @@ class Objective:
 
         gradient = self.design.backward(residuals(), self.problems(units))
         gradient *= C
-        self.penalty(gradient)[...] += self.penalty(W)
-        return 0.5 * self.dot(self.penalty(W), self.penalty(W)) + C * self._total(losses), gradient
+        penalised = self.penalised_part(W)
+        self.penalised_part(gradient)[...] += penalised
+        return 0.5 * self.dot(penalised, penalised) + C * self._total(losses), gradient
 
-    def along(self, Z: Any, D: Any, units: Any) -> Callable[[Any], tuple[Any, Any]]:
-        """Return what gives first and second derivative (n_units,) of the loss along scores D, at Z + t D."""
+    def along(self, Z: Array, D: Array, units: Array) -> Derivatives:
+        """Return a function for the first and second derivative (n_units,) by t of the loss at scores Z + t D."""
         parts = [self.loss.along(rows, Z[rows], D[rows], units) for rows in self.design.blocks]
 
-        def slopes(t: Any) -> tuple[Any, Any]:
-            firsts, seconds = zip(*(part(self.spread(t, Z)) for part in parts), strict=True)
+        def derivatives(t: Array) -> tuple[Array, Array]:
+            firsts, seconds = zip(*(part(self.per_column(t, Z)) for part in parts), strict=True)
             return self._total(firsts), self._total(seconds)
 
-        return slopes
+        return derivatives
 
-    def chunks(self, units: Any) -> Iterator[tuple[slice, slice]]:
-        """Yield some units at a time, with their columns, for what is done to each on its own."""
+    def chunks(self, units: Array) -> Iterator[tuple[slice, slice]]:
+        """Yield slices of a few units, and of their columns, for work that needs no product with the codes."""
         step = max(1, CHUNK // self.loss.columns)
         for first in range(0, len(units), step):
             last = min(first + step, len(units))
             yield slice(first, last), slice(first * self.loss.columns, last * self.loss.columns)
 
-    def curvature(self, Z: Any, units: Any) -> Any:
+    def curvature(self, Z: Array, units: Array) -> Array:
         """Return the curvature (n_units,) of the loss at scores Z, summed over the rows."""
         return self._total([self.loss.curvature(rows, Z[rows], units) for rows in self.design.blocks])
 
-    def gap(self, C: float, G: Any, bend: Any) -> Any:
-        """Return what the objective is above its minimum at most (n_units,), by the gradient G.
+    def gap_bound(self, C: float, G: Array, curvature: Array) -> Array:
+        """Return an upper bound (n_units,) of how far the objective is above its minimum, from the gradient G.
 
-        The penalty makes it 1-strongly convex: ½ ||G||². For an intercept not penalised, twice Newton's estimate.
+        The penalty makes it 1-strongly convex: ½ ||G||². For an intercept that is not penalised it is twice Newton's
+        estimate.
         """
-        gap = 0.5 * self.dot(self.penalty(G), self.penalty(G))
+        penalised = self.penalised_part(G)
+        gap = 0.5 * self.dot(penalised, penalised)
         if not self.penalised and self.design.intercept:
-            gap += self.dot(G[-1:], G[-1:]) / (C * bend + TINY)
+            gap += self.dot(G[-1:], G[-1:]) / (C * curvature + TINY)
         return gap
 
-    def _total(self, parts: Sequence[Any]) -> Any:
+    def _total(self, parts: Sequence[Array]) -> Array:
         return sum(self.design.xp.asarray(part, dtype=self.design.xp.float64) for part in parts)
 
 
@@ -122,25 +126,25 @@ class Spectrum:
     preconditioning", 2023). It was as good as the Cholesky factor of the Gram matrix, for a few products.
     """
 
-    vectors: Any
-    squares: Any
+    vectors: Array
+    squares: Array
 
     @classmethod
-    def of(cls, design: Design, weights: Any, rank: int = RANK) -> Spectrum:
+    def estimate(cls, design: Design, weights: Array, rank: int = RANK) -> Spectrum:
         """Return the spectrum of the rows of a design; weights: (n,)."""
-        xp, whole = design.xp, design.width <= 2 * rank
-        start = np.eye(design.width) if whole else np.random.default_rng(0).normal(size=(design.width, rank + 16))
+        xp, exact = design.xp, design.width <= 2 * rank
+        start = np.eye(design.width) if exact else np.random.default_rng(0).normal(size=(design.width, rank + 16))
         basis = xp.asarray(start, dtype=design.X.dtype)
-        for _ in range(0 if whole else 2):
+        for _ in range(0 if exact else 2):
             basis, _ = xp.linalg.qr(design.normal(basis, weights))
         small = basis.T @ design.normal(basis, weights)
         squares, inner = eigh((small + small.T) / 2, xp)
         kept = slice(-min(rank, len(squares)), None)
         return cls(basis @ inner[:, kept], xp.clip(squares[kept], 0, None) / (weights.sum() + TINY))
 
-    def precondition(self, G: Any, stiffness: Any) -> Any:
-        """Return P⁻¹ G for P = 1 + stiffness × the codes' Gram matrix, up to a factor; stiffness: (n_columns,)."""
-        floor, along = 1 + stiffness * self.squares[0], 1 + self.squares[:, None] * stiffness
+    def precondition(self, G: Array, factors: Array) -> Array:
+        """Return P⁻¹ G for P = 1 + factor × the codes' Gram matrix, up to a constant; factors: (n_columns,)."""
+        floor, along = 1 + factors * self.squares[0], 1 + self.squares[:, None] * factors
         return G + self.vectors @ ((floor / along - 1) * (self.vectors.T @ G))
 
 
@@ -148,14 +152,22 @@ class Spectrum:
 class Solution:
     """Coefficients W (width, n_columns), their scores Z (n, n_columns), iterations and convergence (n_units,)."""
 
-    W: Any
-    Z: Any
+    W: Array
+    Z: Array
     iterations: np.ndarray
     converged: np.ndarray
 
 
+@dataclass(frozen=True)
+class Tolerance:
+    """When to stop: tol: distance of the objective to its minimum, relative to itself; max_iter: iterations."""
+
+    tol: float = 2e-5
+    max_iter: int = 1000
+
+
 def zero_solution(objective: Objective) -> Solution:
-    """Return the solution of C = 0."""
+    """Return the solution for C = 0."""
     design, units = objective.design, objective.loss.units
     n_columns = units * objective.loss.columns
     W, Z = design.zeros(design.width, n_columns), design.zeros(design.n, n_columns)
@@ -163,156 +175,166 @@ def zero_solution(objective: Objective) -> Solution:
 
 
 @dataclass
-class _Live:
-    """What is still being solved: its units, and the state of the descent over their columns."""
+class _Descent:
+    """State of the units that are not solved yet.
 
-    units: Any
-    W: Any
-    Z: Any
-    bend: Any
-    stiffness: Any
-    values: list[Any] = field(default_factory=list)
-    gradient: Any = None
-    previous: Any = None
-    direction: Any = None
-    fall: Any = None
+    units: (n_units,); W, Z: coefficients and scores of their columns; curvature: (n_units,) of the loss; factors:
+    (n_columns,) of the preconditioner; values: the objective after each iteration, (n_units,); gradient, previous: the
+    gradients of this iteration and the last one, (width, n_columns); direction: the last direction; norms: (n_units,)
+    squared norms of the previous gradient in the preconditioner's metric.
+    """
 
-    def keep(self, kept: Any, columns: Any) -> None:
-        """Go on with some of the units; kept: (n_units,) bool, columns: (n_columns,) bool."""
-        self.units, self.bend, self.stiffness = self.units[kept], self.bend[kept], self.stiffness[columns]
+    units: Array
+    W: Array
+    Z: Array
+    curvature: Array
+    factors: Array
+    values: list[Array] = field(default_factory=list)
+    gradient: Array = None
+    previous: Array = None
+    direction: Array = None
+    norms: Array = None
+
+    def keep(self, kept: Array, columns: Array) -> None:
+        """Drop the units that are solved; kept: (n_units,) bool, columns: (n_columns,) bool."""
+        self.units, self.curvature, self.factors = self.units[kept], self.curvature[kept], self.factors[columns]
         self.values = [value[kept] for value in self.values]
         self.W, self.Z, self.gradient = self.W[:, columns], self.Z[:, columns], self.gradient[:, columns]
         if self.direction is not None:
             self.direction, self.previous = self.direction[:, columns], self.previous[:, columns]
-            self.fall = self.fall[kept]
+            self.norms = self.norms[kept]
 
 
-def minimise(
-    objective: Objective, spectrum: Spectrum, C: float, solution: Solution, tol: float, max_iter: int
-) -> Solution:
-    """Return the minimum for C, from the solution of another C, which is overwritten.
+def minimise(objective: Objective, spectrum: Spectrum, C: float, solution: Solution, tolerance: Tolerance) -> Solution:
+    """Return the minimum for C, starting at the solution for another C, which is overwritten.
 
-    A unit is done when its objective is above its minimum by no more than `tol` times itself: by the bound of the
-    gradient; or as its decrease over the last iterations foretells, where that bound allows five times as much (in
-    measurements it is ten to thirty times too careful for large C). An iteration takes one product with the codes
-    and one with their transpose. These are Polak and Ribière's conjugate gradients, which took a third of the
-    products of Newton-CG (Keerthi and DeCoste 2005; Lin, Weng and Keerthi 2008): no Hessian is solved for whose
-    margins change before it is.
+    A unit is solved when its objective is above its minimum by no more than `tol` times itself. Either the bound of the
+    gradient shows this, or the decrease over the last iterations predicts it and the bound is at most five times as
+    large (in measurements the bound is ten to thirty times too large where C is large). An iteration takes one product
+    with the codes and one with their transpose. These are Polak and Ribière's conjugate gradients, which took a third
+    of the products of Newton-CG (Keerthi and DeCoste 2005; Lin, Weng and Keerthi 2008): the latter solves for a Hessian
+    whose margins have changed before it is done.
     """
-    units = objective.design.xp.arange(objective.loss.units)
-    bend = objective.curvature(solution.Z, units)
-    live = _Live(units, solution.W, solution.Z, bend, objective.spread(C * bend, solution.W))
+    units, max_iter = objective.design.xp.arange(objective.loss.units), tolerance.max_iter
+    curvature = objective.curvature(solution.Z, units)
+    state = _Descent(units, solution.W, solution.Z, curvature, objective.per_column(C * curvature, solution.W))
     solution = Solution(solution.W, solution.Z, np.full(len(units), max_iter), np.zeros(len(units), bool))
     for iteration in range(max_iter + 1):
-        value, live.gradient = objective.at(C, live.W, live.Z, live.units)
-        done = _done(objective, C, live, value, tol)
-        if iteration == max_iter or 8 * int(done.sum()) >= len(done):
-            _write(objective, live, done, solution, iteration)
-            if iteration == max_iter or bool(done.all()):
+        value, state.gradient = objective.value_and_gradient(C, state.W, state.Z, state.units)
+        solved = _solved(objective, C, state, value, tolerance.tol)
+        if iteration == max_iter or 8 * int(solved.sum()) >= len(solved):
+            _store(objective, state, solved, solution, iteration)
+            if iteration == max_iter or bool(solved.all()):
                 break
-            live.keep(~done, objective.spread(~done, live.W) > 0)
-        _advance(objective, spectrum, C, live)
+            state.keep(~solved, objective.per_column(~solved, state.W) > 0)
+        _advance(objective, spectrum, C, state)
     return solution
 
 
-def _done(objective: Objective, C: float, live: _Live, value: Any, tol: float) -> Any:
-    """Say of each unit whether its objective is within `tol` of its minimum, (n_units,) bool."""
-    live.values.append(value)
-    bound = objective.gap(C, live.gradient, live.bend)
+def _solved(objective: Objective, C: float, state: _Descent, value: Array, tol: float) -> Array:
+    """Return for each unit whether its objective is within `tol` of its minimum, (n_units,) bool."""
+    state.values.append(value)
+    bound = objective.gap_bound(C, state.gradient, state.curvature)
     allowed = tol * value
-    remaining = _remaining(live.values, objective.design.xp)
+    remaining = remaining_decrease(state.values, objective.design.xp)
     return (bound <= allowed) | ((bound <= LOOSE * allowed) & (remaining <= 0.5 * allowed))
 
 
-def _remaining(values: list[Any], xp: Any) -> Any:
-    """Return how far each objective still is to fall, if it goes on falling as it did over the last iterations.
+def remaining_decrease(values: Sequence[Array], xp: Namespace) -> Array:
+    """Return how far each objective will still decrease, extrapolated from its decrease over the last iterations.
 
-    The decreases over two windows, the longer the more iterations there were, give the rate. One better than a
-    quarter is not believed, since the first steps from afar fall faster than those that follow.
+    values: (n_units,) after each iteration. The decreases over two windows, which are longer the more iterations there
+    were, give the rate. A rate better than a quarter is not believed, because the first steps decrease faster than
+    those that follow.
     """
     window = max(WINDOW, len(values) // 6)
     if len(values) <= 2 * window:
         return values[-1] + float("inf")
     earlier = values[-1 - 2 * window] - values[-1 - window]
-    lately = values[-1 - window] - values[-1]
-    slowing = (earlier - lately) * (earlier > lately)
-    slows = slowing >= 1e-9 * abs(lately)  # else there is no end in sight
-    rest = xp.where(slows, lately * lately / xp.where(slows, slowing + TINY, 1.0), float("inf"))
-    return xp.maximum(rest, lately / 3)
+    latest = values[-1 - window] - values[-1]
+    slowing = (earlier - latest) * (earlier > latest)
+    slows = slowing >= 1e-9 * abs(latest)  # otherwise no end is in sight
+    rest = xp.where(slows, latest * latest / xp.where(slows, slowing + TINY, 1.0), float("inf"))
+    return xp.maximum(rest, latest / 3)
 
 
-def _write(objective: Objective, live: _Live, done: Any, solution: Solution, iteration: int) -> None:
-    """Write what is live to the solution, which it may be already."""
-    if live.W is not solution.W:
-        columns = objective.columns(live.units)
-        solution.W[:, columns], solution.Z[:, columns] = live.W, live.Z
-    ended = np.asarray(live.units[done].tolist(), int)
-    solution.iterations[ended], solution.converged[ended] = iteration, True
+def _store(objective: Objective, state: _Descent, solved: Array, solution: Solution, iteration: int) -> None:
+    """Write the state to the solution, which may share its arrays."""
+    if state.W is not solution.W:
+        columns = objective.columns(state.units)
+        solution.W[:, columns], solution.Z[:, columns] = state.W, state.Z
+    units = np.asarray(state.units[solved].tolist(), int)
+    solution.iterations[units], solution.converged[units] = iteration, True
 
 
-def _advance(objective: Objective, spectrum: Spectrum, C: float, live: _Live) -> None:
+def _advance(objective: Objective, spectrum: Spectrum, C: float, state: _Descent) -> None:
     """Take a step of conjugate gradients."""
-    steepest = spectrum.precondition(live.gradient, live.stiffness)
-    fall = objective.dot(steepest, live.gradient)
-    if live.direction is None:
-        live.direction = -steepest
+    steepest = spectrum.precondition(state.gradient, state.factors)
+    norms = objective.dot(steepest, state.gradient)
+    if state.direction is None:
+        state.direction = -steepest
     else:
-        turned = fall - objective.dot(steepest, live.previous)
-        live.direction *= objective.spread((turned * (turned > 0)) / (live.fall + TINY), live.W)
-        live.direction -= steepest
-        uphill = objective.spread(objective.dot(live.direction, live.gradient) >= 0, live.W) > 0
-        live.direction[:, uphill] = -steepest[:, uphill]
-    live.previous, live.fall = live.gradient, fall
-    line_search(
-        objective, C, (live.W, live.Z), live.direction, objective.forward(live.direction, live.units), live.units
-    )
+        change = norms - objective.dot(steepest, state.previous)
+        state.direction *= objective.per_column((change * (change > 0)) / (state.norms + TINY), state.W)
+        state.direction -= steepest
+        uphill = objective.per_column(objective.dot(state.direction, state.gradient) >= 0, state.W) > 0
+        state.direction[:, uphill] = -steepest[:, uphill]
+    state.previous, state.norms = state.gradient, norms
+    scores = objective.forward(state.direction, state.units)
+    line_search(objective, C, (state.W, state.Z), (state.direction, scores), state.units)
 
 
-def line_search(objective: Objective, C: float, at: tuple[Any, Any], D: Any, scores: Any, units: Any) -> None:
-    """Move coefficients and their scores, in place, to the minimum along D (width, n_columns), which has `scores`.
+def line_search(
+    objective: Objective, C: float, point: tuple[Array, Array], direction: tuple[Array, Array], units: Array
+) -> None:
+    """Move a point along a direction to the minimum, in place.
 
-    By Newton's method within a bracket: the derivative along D rises, and is piecewise linear for the hinges.
+    point, direction: coefficients (width, n_columns) and their scores (n, n_columns). Newton's method within a bracket:
+    the derivative along the direction increases, and is piecewise linear for the hinges.
     """
-    W, Z = at
-    first = objective.dot(objective.penalty(W), objective.penalty(D))
-    second = objective.dot(objective.penalty(D), objective.penalty(D))
-    for some, columns in objective.chunks(units):
-        slopes = objective.along(Z[:, columns], scores[:, columns], units[some])
-        t = minimum_along(slopes, C, first[some], second[some], objective.design.xp)
-        step = objective.spread(t, D[:, columns])
+    (W, Z), (D, scores) = point, direction
+    first = objective.dot(objective.penalised_part(W), objective.penalised_part(D))
+    second = objective.dot(objective.penalised_part(D), objective.penalised_part(D))
+    for chunk, columns in objective.chunks(units):
+        derivatives = objective.along(Z[:, columns], scores[:, columns], units[chunk])
+        t = minimum_along(derivatives, C, first[chunk], second[chunk], objective.design.xp)
+        step = objective.per_column(t, D[:, columns])
         W[:, columns] += step * D[:, columns]
         Z[:, columns] += step * scores[:, columns]
 
 
-def minimum_along(slopes: Callable[[Any], tuple[Any, Any]], C: float, first: Any, second: Any, xp: Any) -> Any:
-    """Return where C times the loss of those slopes and a parabola, of that derivatives at 0, are lowest together."""
-    t, low, high = first * 0, first * 0, first * 0 + float("inf")
+def minimum_along(loss: Derivatives, C: float, first: Array, second: Array, xp: Namespace) -> Array:
+    """Return t (n_units,) at the minimum of C times a loss and a parabola along a direction.
+
+    loss: derivatives of the loss; first, second: (n_units,) derivatives of the parabola at t = 0.
+    """
+    t, low, high = xp.zeros_like(first), xp.zeros_like(first), xp.full_like(first, float("inf"))
     limit = None
     for _ in range(12):
-        loss_slope, loss_bend = slopes(t)
-        slope, bend = first + t * second + C * loss_slope, second + C * loss_bend
-        limit = 0.05 * abs(slope) if limit is None else limit
-        low, high = xp.where(slope < 0, t, low), xp.where(slope > 0, t, high)
-        newton = t - slope / (bend + TINY)
+        loss_first, loss_second = loss(t)
+        derivative, curvature = first + t * second + C * loss_first, second + C * loss_second
+        limit = 0.05 * abs(derivative) if limit is None else limit
+        low, high = xp.where(derivative < 0, t, low), xp.where(derivative > 0, t, high)
+        newton = t - derivative / (curvature + TINY)
         inside = (newton >= low) & (newton <= high)
         t = xp.where(inside, newton, xp.where(high < float("inf"), (low + high) / 2, 2 * low + 1))
-        if bool((abs(slope) <= limit).all()) and bool(inside.all()):
+        if bool((abs(derivative) <= limit).all()) and bool(inside.all()):
             break
     return t
 
 
 def solve_path(
-    objective: Objective, spectrum: Spectrum, Cs: Sequence[float], tol: float, max_iter: int
+    objective: Objective, spectrum: Spectrum, Cs: Sequence[float], tolerance: Tolerance
 ) -> Iterator[Solution]:
-    """Yield the solution for each C, ascending: the same arrays again and again.
+    """Yield the solution for each C, ascending; all of them share the same arrays.
 
-    Each starts where the line through the two before it lies lowest. A large first C from nothing takes three times
-    the iterations of a path that leads there, so smaller ones do.
+    Each starts at the minimum along the line through the two solutions before it. Where the first C is large, smaller
+    values are solved before it: without them it takes three times the iterations.
     """
     units = objective.design.xp.arange(objective.loss.units)
     reach = Cs[0] * float(spectrum.squares.sum())
-    rungs = [Cs[0] / 10**power for power in range(MAX_RUNGS, 0, -1) if reach > 10**power]
-    steps = [*rungs, *Cs]
+    warm_ups = [Cs[0] / 10**power for power in range(MAX_WARM_UPS, 0, -1) if reach > 10**power]
+    steps = [*warm_ups, *Cs]
     solution, before = zero_solution(objective), None
     for index, C in enumerate(steps):
         now = (solution.W + 0, solution.Z + 0) if 0 < index < len(steps) - 1 else None
@@ -320,8 +342,8 @@ def solve_path(
             W, Z = before
             W -= solution.W
             Z -= solution.Z
-            line_search(objective, C, (solution.W, solution.Z), -W, -Z, units)
+            line_search(objective, C, (solution.W, solution.Z), (-W, -Z), units)
         before = now
-        solution = minimise(objective, spectrum, C, solution, tol, max_iter)
-        if index >= len(rungs):
+        solution = minimise(objective, spectrum, C, solution, tolerance)
+        if index >= len(warm_ups):
             yield solution

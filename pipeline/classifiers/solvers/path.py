@@ -6,29 +6,32 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.classifiers.solvers import checks
-from pipeline.classifiers.solvers.descent import Objective, Solution, Spectrum, solve_path
+from pipeline.classifiers.solvers.descent import Objective, Solution, Spectrum, Tolerance, solve_path
 from pipeline.classifiers.solvers.design import NARROW, Design, compact
 from pipeline.classifiers.solvers.losses import LOSSES, PENALISED, Loss
+from pipeline.codes.spec import Rows
 
 Fold = tuple[np.ndarray, np.ndarray]
+"""Rows to fit and rows held out, (m,) int64 each."""
 
 STATE_SHARE = 0.5
-"""Share of the codes' bytes that the scores and coefficients of what is solved at once may take."""
+"""Size of the scores and coefficients that are solved together, as a share of the codes' bytes, if none is given."""
 
 
 @dataclass(frozen=True)
-class Path:
-    """What a search found, an array (n_Cs, n_folds) each.
+class PathResult:
+    """What cross-validation found, an array (n_Cs, n_folds) each, in the order of Cs.
 
-    accuracy: share of the held-out rows that are right; for several labels a row, the mean of their average
-    precisions; iterations: the most that a class took; converged: all classes did; seconds: (n_Cs,) wall time.
+    accuracy: share of the held-out rows that are predicted correctly; for multi-label rows, the mean of the labels'
+    average precisions; iterations: the most that a class took; converged: whether all classes did; seconds: (n_Cs,)
+    wall-clock time.
     """
 
     Cs: np.ndarray
@@ -38,161 +41,160 @@ class Path:
     seconds: np.ndarray
 
 
-def search_path(
-    X: Any,
-    y: np.ndarray,
-    folds: Sequence[Fold],
-    Cs: Sequence[float],
-    model: str = "svm",
-    *,
-    normalise: str | None = None,
-    sample_weight: np.ndarray | None = None,
-    tol: float = 2e-5,
-    max_iter: int = 1000,
-    memory: int | None = None,
-) -> Path:
-    """Cross-validate a linear classifier at each value of C.
+@dataclass(frozen=True)
+class PathSolver:
+    """A linear classifier that is fitted on all folds, and for all values of C, together.
 
-    X: (n, d) float32 codes, not copied: an array, or whatever has a shape and a dtype and gives rows for a slice;
-    y: (n,) labels, or (n, n_labels) of 0 and 1 for the SVM; folds: rows to fit and rows held out, one pair a fold;
-    model: "svm" or "softmax"; normalise: None, "l2" (each row to length 1) or "standard" (each column to mean 0 and
-    variance 1 over the rows that the fold fits); sample_weight: (n,) of the rows in the fit, a held-out row counts
-    once whatever it weighs; tol, max_iter: as in `LinearSVM`; memory: bytes that scores and coefficients may take
-    (half of what the codes take, if not given). Arrays in the result are in the order of Cs.
+    model: "svm" or "softmax"; normalisation: None, "l2" (each row to length 1) or "standard" (each column to mean 0 and
+    variance 1 over the rows that the fold fits); tol, max_iter: as in `LinearSVM`; memory: bytes that scores and
+    coefficients may take, by default half of the codes' bytes.
     """
-    checks.path(folds, Cs)
-    X, labels, n_classes = checks.samples(X, y)
-    kind = _Precision if labels.ndim == 2 else _Accuracy
-    tally = kind(labels, folds, len(Cs), floor=0.0 if model == "svm" and n_classes == 2 else -np.inf)
-    order = np.argsort(Cs, kind="stable")
-    ascending = [float(Cs[index]) for index in order]
-    task = _Task(X, labels, n_classes, folds, model, normalise, memory)
-    for problems, loss, solutions in task.solve(ascending, checks.weights(sample_weight, X), tol, max_iter):
-        for index, solution in zip(order, solutions, strict=True):
-            tally.add(int(index), problems, loss, solution)
-    return tally.path(np.asarray(Cs, float))
 
+    model: str = "svm"
+    normalisation: str | None = None
+    tol: float = 2e-5
+    max_iter: int = 1000
+    memory: int | None = None
 
-def held_out_scores(
-    X: Any,
-    y: np.ndarray,
-    folds: Sequence[Fold],
-    C: float,
-    model: str = "svm",
-    *,
-    normalise: str | None = None,
-    tol: float = 2e-5,
-    max_iter: int = 1000,
-    memory: int | None = None,
-) -> np.ndarray:
-    """Return the scores (n, n_columns) of each row by the fold that held it out, NaN where none did.
+    def cross_validate(
+        self,
+        X: Rows,
+        y: np.ndarray,
+        folds: Sequence[Fold],
+        Cs: Sequence[float],
+        sample_weight: ArrayLike | None = None,
+    ) -> PathResult:
+        """Fit each fold at each value of C, and score it on the rows that it holds out.
 
-    The arguments are those of `search`; two classes have one column, that of the second.
-    """
-    checks.path(folds, [C])
-    X, labels, n_classes = checks.samples(X, y)
-    scores = np.full((len(labels), n_classes), np.nan, X.dtype)
-    task = _Task(X, labels, n_classes, folds, model, normalise, memory)
-    for problems, loss, solutions in task.solve([float(C)], checks.weights(None, X), tol, max_iter):
-        found = next(solutions).Z.reshape(len(labels), len(problems), -1)
-        for place, problem in enumerate(problems):
-            held = folds[problem][1]
-            scores[held[:, None], loss.classes] = found[held, place]
-    if labels.ndim == 2 or n_classes > 2:
-        return scores
-    return scores[:, 1:] if model == "svm" else scores[:, 1:] - scores[:, :1]
+        X: (n, d) float32 codes, in memory or on disk, which are not copied; y: (n,) labels, or (n, n_labels) of 0 and 1
+        for the SVM; sample_weight: (n,) of the rows in the fits, while each held-out row counts once.
+        """
+        checks.path(folds, Cs)
+        task = self._task(X, y, folds)
+        order = np.argsort(Cs, kind="stable")
+        tally = task.tally(len(Cs))
+        ascending = [float(Cs[index]) for index in order]
+        for problems, loss, solutions in task.solve(ascending, checks.weights(sample_weight, task.X)):
+            for index, solution in zip(order, solutions, strict=True):
+                tally.add(int(index), problems, loss, solution)
+        return tally.result(np.asarray(Cs, float))
+
+    def held_out_scores(self, X: Rows, y: np.ndarray, folds: Sequence[Fold], C: float) -> np.ndarray:
+        """Return the scores (n, n_columns) of each row by the fold that held it out, NaN where none did.
+
+        X, y: as in `cross_validate`; two classes have one column, that of the second class.
+        """
+        checks.path(folds, [C])
+        task = self._task(X, y, folds)
+        scores = np.full((len(task.labels), task.n_classes), np.nan, task.X.dtype)
+        for problems, loss, solutions in task.solve([float(C)], checks.weights(None, task.X)):
+            outputs = next(solutions).Z.reshape(len(task.labels), len(problems), -1)
+            for place, problem in enumerate(problems):
+                held = folds[problem][1]
+                scores[held[:, None], loss.classes] = outputs[held, place]
+        if task.labels.ndim == 2 or task.n_classes > 2:
+            return scores
+        return scores[:, 1:] if self.model == "svm" else scores[:, 1:] - scores[:, :1]
+
+    def _task(self, X: Rows, y: np.ndarray, folds: Sequence[Fold]) -> _Task:
+        rows, labels, n_classes = checks.samples(X, y)
+        if self.model not in LOSSES:
+            raise ValueError(f"Unknown model {self.model!r}. Choose from: {', '.join(LOSSES)}.")
+        return _Task(self, rows, labels, n_classes, folds)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What is solved: codes, labels (n,) or (n, n_labels), folds, and how; `memory` in bytes, or None."""
+    """A solver with its input: codes (n, d), labels (n,) or (n, n_labels), and folds."""
 
-    X: Any
+    solver: PathSolver
+    X: Rows
     labels: np.ndarray
     n_classes: int
     folds: Sequence[Fold]
-    model: str
-    normalise: str | None
-    memory: int | None
 
-    def solve(
-        self, Cs: Sequence[float], each: np.ndarray, tol: float, max_iter: int
-    ) -> Iterator[tuple[range, Loss, Iterator[Solution]]]:
-        """Yield some problems, their loss, and their solutions for each C, ascending; each: (n,) weights."""
-        if self.model not in LOSSES:
-            raise ValueError(f"Unknown model {self.model!r}. Choose from: {', '.join(LOSSES)}.")
+    def tally(self, n_Cs: int) -> _Tally:
+        """Return an empty tally of the results."""
+        if self.labels.ndim == 2:
+            return _PrecisionTally(self.labels, self.folds, n_Cs)
+        one_column = self.solver.model == "svm" and self.n_classes == 2
+        return _AccuracyTally(self.labels, self.folds, n_Cs, floor=0.0 if one_column else -np.inf)
+
+    def solve(self, Cs: Sequence[float], sample_weight: np.ndarray) -> Iterator[tuple[range, Loss, Iterator[Solution]]]:
+        """Yield some problems, their loss, and their solutions for each C; Cs: ascending; sample_weight: (n,)."""
         weights = np.zeros((len(self.labels), len(self.folds)), self.X.dtype)
         for fold, (fitted, _) in enumerate(self.folds):
-            weights[fitted, fold] = each[fitted]
+            weights[fitted, fold] = sample_weight[fitted]
         checks.weighted_classes(self.labels, weights)
-        design = normalised_design(self.X, [fitted for fitted, _ in self.folds], self.normalise)
+        design = normalised_design(self.X, [fitted for fitted, _ in self.folds], self.solver.normalisation)
+        tolerance = Tolerance(self.solver.tol, self.solver.max_iter)
         for problems, part, loss in self._parts(design, weights):
-            objective = Objective(part, loss, PENALISED[self.model])
-            spectrum = Spectrum.of(part, loss.weights.mean(1))
-            yield problems, loss, solve_path(objective, spectrum, Cs, tol, max_iter)
+            objective = Objective(part, loss, PENALISED[self.solver.model])
+            spectrum = Spectrum.estimate(part, loss.weights.mean(1))
+            yield problems, loss, solve_path(objective, spectrum, Cs, tolerance)
 
     def _parts(self, design: Design, weights: np.ndarray) -> Iterator[tuple[range, Design, Loss]]:
-        """Yield problems, their design and their loss, so many at once as memory allows."""
-        apart = design.scale is not None and design.n * NARROW <= design.X.shape[1]
-        design = design if apart else compact(design)[0]
-        n_columns = _column_budget(design, self.memory)
-        step = 1 if apart else max(1, n_columns // self.n_classes)
+        """Yield problems, their design and their loss, as many together as the memory allows."""
+        separate = design.scale is not None and design.n * NARROW <= design.X.shape[1]  # each has a rotation of its own
+        design = design if separate else compact(design)[0]
+        n_columns = column_budget(design, self.solver.memory)
+        step = 1 if separate else max(1, n_columns // self.n_classes)
         for first in range(0, weights.shape[1], step):
             problems = slice(first, min(first + step, weights.shape[1]))
-            part = compact(design.of(problems))[0] if apart else design.of(problems)
-            loss = LOSSES[self.model](self.labels, weights[:, problems], self.n_classes)
-            for some in loss.split(n_columns):
-                yield range(problems.start, problems.stop), part, some
+            part = compact(design.of_problems(problems))[0] if separate else design.of_problems(problems)
+            loss = LOSSES[self.solver.model](self.labels, weights[:, problems], self.n_classes)
+            for piece in loss.split(n_columns):
+                yield range(problems.start, problems.stop), part, piece
 
 
-def normalised_design(X: Any, fitted: Sequence[np.ndarray], how: str | None) -> Design:
-    """Return the design of normalised codes; fitted: the rows whose statistics each problem takes."""
-    if how is None:
+def normalised_design(X: Rows, fitted: Sequence[np.ndarray], normalisation: str | None) -> Design:
+    """Return the design of normalised codes; fitted: for each problem the rows that its statistics are of."""
+    if normalisation is None:
         return Design(X)
-    if how == "l2":
+    if normalisation == "l2":
         lengths = np.concatenate([_lengths(X[block]) for block in Design(X).blocks])
         return Design(X, row_scale=1 / np.where(lengths == 0, 1, lengths))
-    if how != "standard":
-        raise ValueError(f"Unknown normalisation {how!r}. Choose from: l2, standard.")
-    found = fit_scalers(X, fitted)
-    centre = np.array([scaler.mean_ for scaler in found], X.dtype)
-    return Design(X, centre=centre, scale=np.array([1 / scaler.scale_ for scaler in found], X.dtype))
+    if normalisation != "standard":
+        raise ValueError(f"Unknown normalisation {normalisation!r}. Choose from: l2, standard.")
+    scalers = fit_scalers(X, fitted)
+    centre = np.array([scaler.mean_ for scaler in scalers], X.dtype)
+    return Design(X, centre=centre, scale=np.array([1 / scaler.scale_ for scaler in scalers], X.dtype))
 
 
 def _lengths(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ij,ij->i", rows, rows))
 
 
-def fit_scalers(X: Any, fitted: Sequence[np.ndarray]) -> list[StandardScaler]:
+def fit_scalers(X: Rows, fitted: Sequence[np.ndarray]) -> list[StandardScaler]:
     """Fit scikit-learn's scaler to the rows of each problem, in one pass over the codes, block by block."""
-    found = [StandardScaler() for _ in fitted]
-    inside = [np.isin(np.arange(X.shape[0]), rows) for rows in fitted]
+    scalers = [StandardScaler() for _ in fitted]
+    masks = [np.isin(np.arange(X.shape[0]), rows) for rows in fitted]
     for block in Design(X).blocks:
         values = X[block]
-        for scaler, mask in zip(found, inside, strict=True):
+        for scaler, mask in zip(scalers, masks, strict=True):
             if mask[block].any():
                 scaler.partial_fit(values[mask[block]])
-    return found
+    return scalers
 
 
-def _column_budget(design: Design, memory: int | None) -> int:
+def column_budget(design: Design, memory: int | None) -> int:
     """Return how many columns fit into the memory for them: the scores four times, the coefficients eight times."""
     size = STATE_SHARE * design.n * design.X.shape[1] if memory is None else memory / design.X.dtype.itemsize
     return max(32, int(size / (4 * design.n + 8 * min(design.n, design.width))))
 
 
 class _Tally(ABC):
-    """How well each fold does at each C, as the scores of classes come in."""
+    """Results of each fold at each C, which come in for some classes at a time."""
 
-    def __init__(self, labels: np.ndarray, folds: Sequence[Fold], n_Cs: int, floor: float) -> None:
-        self.labels, self.held, self.floor = labels, [held for _, held in folds], floor
+    def __init__(self, labels: np.ndarray, folds: Sequence[Fold], n_Cs: int) -> None:
+        self.labels, self.held = labels, [held for _, held in folds]
         self.iterations = np.zeros((n_Cs, len(folds)), int)
         self.converged = np.ones((n_Cs, len(folds)), bool)
         self.seconds = np.zeros(n_Cs)
         self.clock = time.perf_counter()
 
     def add(self, index: int, problems: range, loss: Loss, solution: Solution) -> None:
-        """Count the scores of some classes of some problems."""
+        """Take in the scores of some classes of some problems, for the C at `index`."""
         shape = (len(problems), -1)
         iterations, converged = solution.iterations.reshape(shape), solution.converged.reshape(shape)
         for place, problem in enumerate(problems):
@@ -209,40 +211,40 @@ class _Tally(ABC):
         """Take in the scores (n_held, n_classes) of some classes, of the held-out rows of a problem."""
 
     @abstractmethod
-    def reached(self) -> np.ndarray:
-        """Return what each C reached on each fold, (n_Cs, n_folds)."""
+    def accuracy(self) -> np.ndarray:
+        """Return the accuracy of each fold at each C, (n_Cs, n_folds)."""
 
-    def path(self, Cs: np.ndarray) -> Path:
-        """Return the result."""
-        return Path(Cs, self.reached(), self.iterations, self.converged, self.seconds)
+    def result(self, Cs: np.ndarray) -> PathResult:
+        """Return all results."""
+        return PathResult(Cs, self.accuracy(), self.iterations, self.converged, self.seconds)
 
 
-class _Accuracy(_Tally):
-    """Which class each held-out row is given: the share that is right."""
+class _AccuracyTally(_Tally):
+    """The share of held-out rows that are predicted correctly; only scores above `floor` make a prediction."""
 
     def __init__(self, labels: np.ndarray, folds: Sequence[Fold], n_Cs: int, floor: float) -> None:
-        super().__init__(labels, folds, n_Cs, floor)
-        self.best = [np.full((n_Cs, len(held)), floor) for held in self.held]
-        self.given = [np.zeros((n_Cs, len(held)), int) for held in self.held]
+        super().__init__(labels, folds, n_Cs)
+        self.highest = [np.full((n_Cs, len(held)), floor) for held in self.held]
+        self.predicted = [np.zeros((n_Cs, len(held)), int) for held in self.held]
 
     def count(self, index: int, problem: int, scores: np.ndarray, classes: np.ndarray) -> None:
-        """Let the highest score so far name the class."""
-        best, given = self.best[problem][index], self.given[problem][index]
+        """Predict the class of the highest score so far."""
+        highest, predicted = self.highest[problem][index], self.predicted[problem][index]
         top = scores.max(1)
-        given[top > best] = classes[scores.argmax(1)][top > best]
-        np.maximum(best, top, out=best)
+        predicted[top > highest] = classes[scores.argmax(1)][top > highest]
+        np.maximum(highest, top, out=highest)
 
-    def reached(self) -> np.ndarray:
-        """Return accuracies."""
-        right = [(given == self.labels[held]).mean(1) for given, held in zip(self.given, self.held, strict=True)]
-        return np.array(right).T
+    def accuracy(self) -> np.ndarray:
+        """Return the share of correct predictions."""
+        pairs = zip(self.predicted, self.held, strict=True)
+        return np.array([(predicted == self.labels[held]).mean(1) for predicted, held in pairs]).T
 
 
-class _Precision(_Tally):
-    """The average precision of each label, where a fold holds out a row that has it: their mean."""
+class _PrecisionTally(_Tally):
+    """The mean of the labels' average precisions, over the labels that a held-out row has."""
 
-    def __init__(self, labels: np.ndarray, folds: Sequence[Fold], n_Cs: int, floor: float) -> None:
-        super().__init__(labels, folds, n_Cs, floor)
+    def __init__(self, labels: np.ndarray, folds: Sequence[Fold], n_Cs: int) -> None:
+        super().__init__(labels, folds, n_Cs)
         self.precision = np.full((n_Cs, len(folds), labels.shape[1]), np.nan)
 
     def count(self, index: int, problem: int, scores: np.ndarray, classes: np.ndarray) -> None:
@@ -250,9 +252,9 @@ class _Precision(_Tally):
         truth = self.labels[self.held[problem]]
         for column, label in enumerate(classes):
             if truth[:, label].any():
-                found = average_precision_score(truth[:, label], scores[:, column])
-                self.precision[index, problem, label] = found
+                precision = average_precision_score(truth[:, label], scores[:, column])
+                self.precision[index, problem, label] = precision
 
-    def reached(self) -> np.ndarray:
-        """Return mean average precisions."""
+    def accuracy(self) -> np.ndarray:
+        """Return the mean average precision."""
         return np.nanmean(self.precision, axis=2)
