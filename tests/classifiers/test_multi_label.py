@@ -69,7 +69,7 @@ def test_several_labels_go_all_the_way(run: Run, project: Path) -> None:
     )
     assert outcome.code == 0 and len(outcome.out.splitlines()) == 4
     outcome = run("report")
-    assert outcome.code == 0 and "several labels" in outcome.out
+    assert outcome.code == 0 and "multi-label: mixtures" in outcome.out
     mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7", "--model", "softmax"), "several labels", "svm")
     for command in ("finetune", "advise"):
         mistake(run(command, "--dataset", "mixtures"), "several labels")
