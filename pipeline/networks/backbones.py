@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from pipeline import errors
 from pipeline.images.transforms import Transform
 from pipeline.networks import tinyvgg, weights
 from pipeline.networks.fully_convolutional import FullyConvolutional
-from pipeline.networks.graph import trace
+from pipeline.networks.graph import cut_graph, trace
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -31,6 +33,9 @@ class Build(Protocol):
     """Build a network with random weights."""
 
     def __call__(self, *, num_classes: int = ...) -> nn.Module: ...
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -246,17 +251,19 @@ def native_transform(backbone: Backbone) -> Transform:
     return _transform_of(_reference_weights(backbone))
 
 
-def load(backbone: Backbone, origin: str) -> tuple[nn.Module, Transform]:
+def load(backbone: Backbone, origin: str, nodes: Collection[str] = ()) -> tuple[nn.Module, Transform]:
     """Build the network and load its weights; return it in eval mode with the transform that goes with them.
 
     origin: "default"; the name of one of torchvision's (IMAGENET1K_V2); "random" or "random:SEED"; or a local
-    .pth, .pt or .safetensors file with a state dict. A file's number of classes may differ from ImageNet's.
+    .pth, .pt, .ckpt, .bin or .safetensors file with a state dict. A file's number of classes may differ from
+    ImageNet's. nodes: the graph nodes that are needed; tensors that these do not need may be missing from a file, and
+    are zero then. Without nodes, all tensors are needed.
     Raises PipelineError for unknown weights, and for weights that do not fit.
     """
     reference = _reference_weights(backbone)
     if re.fullmatch(r"random(:\d+)?", origin):
         return _random_model(backbone, int(origin[7:] or 0)), _transform_of(reference)
-    if Path(origin).suffix in (".pth", ".pt", ".safetensors"):
+    if Path(origin).suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
         state = weights.read_state(Path(origin).expanduser())
     elif backbone.weights is None:
         if origin != "default":
@@ -265,7 +272,7 @@ def load(backbone: Backbone, origin: str) -> tuple[nn.Module, Transform]:
     else:
         reference = _torchvision_weights(backbone.name, backbone.weights, origin)
         state = weights.read_state(weights.fetch(reference.url), weights.hash_in_name(reference.url))
-    return _with_state(backbone, state, origin), _transform_of(reference)
+    return _with_state(backbone, state, origin, nodes), _transform_of(reference)
 
 
 def _random_model(backbone: Backbone, seed: int) -> nn.Module:
@@ -298,21 +305,47 @@ def _transform_of(reference: Weights | None) -> Transform:
     return Transform(resize, crop, interpolation, tuple(preset.mean), tuple(preset.std))
 
 
-def _with_state(backbone: Backbone, state: dict[str, torch.Tensor], origin: str) -> nn.Module:
-    """Build the network with as many classes as the state dict has, and load it."""
+def _with_state(
+    backbone: Backbone, state: dict[str, torch.Tensor], origin: str, nodes: Collection[str] = ()
+) -> nn.Module:
+    """Build the network with as many classes as the state dict has, and load it; log what of it was not used."""
+    n_tensors = len(state)
+    state, prefix = weights.without_prefix(state, _tensor_names(backbone.name))
     if backbone.name.startswith("densenet"):  # torchvision's files still use the names of an older release
         state = {re.sub(r"(norm|relu|conv)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
     model = _build_for(backbone, state)
     expected = model.state_dict()
-    names = sorted(expected.keys() | state.keys())
-    wrong = [name for name in names if not _fits(expected.get(name), state.get(name))]
+    needed = _needed_names(model, nodes) if nodes else frozenset(expected)
+    parts = {name.split(".")[0] for name in needed}
+    strange = {name for name in state.keys() - expected.keys() if not nodes or name.split(".")[0] in parts}
+    wrong = sorted(name for name in needed | strange if not _fits(expected.get(name), state.get(name)))
     if wrong:
         raise errors.PipelineError(
             f"The weights {origin} do not fit {backbone.name}: {len(wrong)} of its tensors are missing, unknown or of "
             f"another shape, the first is {wrong[0]!r}. Choose the backbone that they were saved from."
         )
-    model.load_state_dict(state, strict=False)
+    used = {name: value for name, value in state.items() if name in expected and _fits(expected[name], value)}
+    absent = {name: torch.zeros_like(value) for name, value in expected.items() if name not in used}
+    model.load_state_dict(used | absent)
+    if prefix:
+        logger.info("%s: the prefix %r was removed from the names of its tensors.", origin, prefix)
+    if n_tensors > len(used):
+        logger.info("%s: %d of its %d tensors are not used.", origin, n_tensors - len(used), n_tensors)
+    if absent_names := sorted(name for name in absent if expected[name].dtype != torch.int64):
+        logger.info("%s lacks %r and others after the layers that are used.", origin, absent_names[0])
     return model.eval()
+
+
+@cache
+def _tensor_names(backbone: str) -> frozenset[str]:
+    """Return the names of all of a network's tensors."""
+    with torch.device("meta"):
+        return frozenset(get(backbone).build().state_dict())
+
+
+def _needed_names(model: nn.Module, nodes: Collection[str]) -> frozenset[str]:
+    """Return the names of the tensors that some graph nodes need."""
+    return frozenset(cut_graph(copy.deepcopy(model).to("meta"), set(nodes)).state_dict())
 
 
 def _build_for(backbone: Backbone, state: Mapping[str, torch.Tensor]) -> nn.Module:

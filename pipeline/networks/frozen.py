@@ -61,7 +61,7 @@ class FrozenNetwork(nn.Module):
             layer: pooling.pool_for(shapes.get(node, ()), pool, layer=layer, default=backbone.pool)
             for layer, node in self.nodes.items()
         }
-        model, native = backbones.load(backbone, origin)
+        model, native = backbones.load(backbone, origin, set(self.nodes.values()))
         self.transform, self.relu = framing.of(native), relu
         self.specs = self._specs(name, origin, weights.state_sha256(model))
         self.widths = {

@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -20,6 +20,12 @@ from pipeline import errors, files
 from pipeline.codes.spec import CodesSpec
 
 logger = logging.getLogger(__name__)
+
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net")
+"""Names under which training programs keep a state dict in a checkpoint; averaged weights are preferred."""
+
+PREFIXES = re.compile(r"((_orig_mod|module|model|backbone|encoder|net|network|student|teacher)\.)+")
+"""What wrappers put before the names of a network's tensors."""
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
@@ -40,12 +46,38 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
         raise errors.PipelineError(
             f"{path} is no file of weights that can be read safely ({errors.first_line(error)})."
         ) from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    state = _unwrapped(state, path)
+    if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise errors.PipelineError(f"{path} holds no state dict. Save one with torch.save(model.state_dict(), …).")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return {str(name): value for name, value in state.items()}
+
+
+def _unwrapped(content: object, path: Path) -> object:
+    """Return the state dict within a checkpoint of a training program, and log which one was taken of several."""
+    while isinstance(content, dict):
+        inside = [name for name in WRAPPERS if isinstance(content.get(name), dict) and content[name]]
+        if not inside:
+            break
+        if len(inside) > 1:
+            logger.info("%s holds %s: %s is taken.", path, " and ".join(inside), inside[0])
+        content = content[inside[0]]
+    return content
+
+
+def without_prefix(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> tuple[dict[str, torch.Tensor], str]:
+    """Return a state dict by the names that a network has, and the prefix that was removed for that ("" for none).
+
+    Wrappers of networks put prefixes before the names, such as _orig_mod. (torch.compile), module. (DataParallel) or
+    model. (Lightning). The prefix taken is the one with which most tensors get a name that is expected.
+    """
+    found = {match.group() for name in state if (match := PREFIXES.match(name))}
+    prefixes = {prefix[:end] for prefix in found for end in range(len(prefix) + 1) if prefix[:end].endswith(".")} | {""}
+
+    def n_expected(prefix: str) -> int:
+        return sum(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in state)
+
+    best = max(sorted(prefixes), key=n_expected)
+    return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}, best
 
 
 def write_state(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, str]) -> None:
