@@ -21,6 +21,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from pipeline.data import sources
+from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.model import TunableNetwork
@@ -67,7 +68,7 @@ def tutorial(folder: Path, backbone: str, batch: int, device: str, workers: int)
 
 def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name: str) -> Callable[[], Iterator[int]]:
     """Return our epoch with a recipe: the same images, batch size, augmentation and steps; all layers train."""
-    listed = [ListedImage(image.path, image.label, "train") for image in sources.list_folder(folder)]
+    listed = [ListedImage(image.path, image.label, "train") for image in list_folder(folder).images]
     with tempfile.TemporaryDirectory() as made:
         write_manifest(Path(made), sources.add_digests(listed))
         manifest = read_manifest(Path(made))

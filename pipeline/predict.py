@@ -20,7 +20,7 @@ from pipeline import command_line, errors
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
 from pipeline.config import Predict
-from pipeline.data import sources
+from pipeline.data import folders
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import parallel
@@ -82,7 +82,7 @@ def list_paths(given: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
         if name == "-":
             yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
         elif Path(name).is_dir():
-            yield from sources.files_below(Path(name))
+            yield from folders.files_below(Path(name))
         else:
             yield Path(name)
 

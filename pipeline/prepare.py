@@ -11,82 +11,109 @@ from typing import Any
 
 from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
-from pipeline.data import downloads, sources
+from pipeline.data import downloads, folders, sources
+from pipeline.data.listing import Listing, Skipped
 from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
+from pipeline.data.tables import SUFFIXES, expand_home, list_csv
 from pipeline.images import decoding, parallel
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
 
 
+SHOWN = 3
+"""How many names the summary shows of what was skipped or lost."""
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What came of a dataset: its images with their splits, the bad files with reasons, copies across splits."""
+    """A dataset that is ready to be written.
+
+    images: those that can be used, with their splits; bad: files that give no image, each with the reason; leaks: the
+    images whose bytes occur in several splits; listing: what the source offered.
+    """
 
     images: list[ListedImage]
     bad: list[tuple[str, str]]
     leaks: list[ListedImage]
+    listing: Listing
 
 
-def list_source(source: str, folder: Path) -> list[ListedImage]:
-    """List the images of a named dataset (written or downloaded to `folder`), a folder or a CSV."""
+def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
+    """List the images of a named dataset, which is written or downloaded to `folder`, of a folder, or of a CSV file.
+
+    layout: how images lie in a folder, one of `folders.LAYOUTS`.
+    """
+    path = expand_home(source)
+    if source not in SOURCES and path.is_dir():
+        return folders.list_folder(path, layout)
+    if layout != "auto":
+        raise errors.PipelineError(f"--layout {layout} is for folders of images, and {source} is none. Leave it out.")
     if source in SOURCES:
-        return SOURCES[source](folder)
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return sources.list_folder(path)
-    if path.suffix.lower() == ".csv" and path.exists():
-        return sources.list_csv(path)
+        return Listing(SOURCES[source](folder))
+    if path.suffix.lower() in SUFFIXES and path.exists():
+        return list_csv(path)
+    if path.exists():
+        raise errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(SUFFIXES)}).")
     if "/" in source or path.suffix:
         raise errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
     raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
 
 
 def check(path: Path) -> str:
-    """Decode one file and return its digest; raise `BadImage` where it gives no picture."""
+    """Decode one file and return its digest; raise `BadImage` if it gives no image."""
     data = decoding.read_bytes(path)
     decoding.decode(data)
     return decoding.digest(data)
 
 
-def prepare(
-    listed: Sequence[ListedImage], shares: dict[str, float], seed: int, threads: int, group_by: str = ""
-) -> Prepared:
-    """Open every listed file, set the bad ones aside, give the others splits, and look for leakage."""
+def prepare(listing: Listing, shares: dict[str, float], seed: int, threads: int, group_by: str = "") -> Prepared:
+    """Read every listed file, leave out those that give no image, give the others splits, and look for leakage."""
     from tqdm import tqdm
 
-    paths = [image.path for image in listed]
+    paths = [image.path for image in listing.images]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = list(tqdm(checked, "checking", len(paths), unit="image", disable=None))
-    good = [replace(image, digest=r) for image, r in zip(listed, results, strict=True) if isinstance(r, str)]
-    bad = [(str(i.path), str(r)) for i, r in zip(listed, results, strict=True) if isinstance(r, decoding.BadImage)]
+    checked_images = list(zip(listing.images, results, strict=True))
+    good = [replace(image, digest=result) for image, result in checked_images if isinstance(result, str)]
+    bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
-    return Prepared(images, bad, find_leaks(images))
+    return Prepared(images, bad, find_leaks(images), replace(listing, notes=[*listing.notes, *split_notes(good)]))
 
 
-def validate_column(listed: Sequence[ListedImage], name: str, source: str) -> None:
+def split_notes(images: Sequence[ListedImage]) -> list[str]:
+    """Say which splits of the source are used for something else; the images are as the source lists them."""
+    given = {image.split for image in images}
+    if given == {"train", "val"}:
+        return ["The source has no test split, so its val split is used for testing."]
+    if given == {"train"}:
+        return ["The source has a train split only, so the splits are drawn from it."]
+    return []
+
+
+def validate_column(listing: Listing, name: str, source: str) -> None:
     """Refuse to group by a column that the source does not have, or has without a value."""
     if not name:
         return
-    for image in listed:
+    for image in listing.images:
         if name not in image.metadata:
             raise errors.unknown("column", name, image.metadata, where=f"--group-by in {source}")
-        if not image.metadata[name]:
+        if not image.metadata[name].strip():
             raise errors.PipelineError(
                 f"{image.path} has no value in the column {name!r}. Fill it in: its group is unknown."
             )
 
 
 def validate_groups(prepared: Prepared, name: str, source: str) -> None:
-    """Refuse splits of the source's own that part a group."""
+    """Refuse a source whose splits part a group."""
     splits: dict[str, set[str | None]] = {}
     for image in prepared.images if name else ():
         splits.setdefault(image.metadata[name], set()).add(image.split)
-    if parted := sorted(group for group, found in splits.items() if len(found) > 1):
+    if parted := sorted(group for group, parts in splits.items() if len(parts) > 1):
         raise errors.PipelineError(
-            f"The splits of {source} part {len(parted)} groups of {name!r}, the first is {parted[0]!r}. Mend the "
+            f"The splits of {source} part {len(parted)} groups of {name!r}, the first is {parted[0]!r}. Correct the "
             "column split, or take it out."
         )
 
@@ -95,12 +122,15 @@ def validate_usable(prepared: Prepared, source: str) -> None:
     """Refuse a dataset that no classifier could learn from."""
     if not prepared.images:
         raise errors.PipelineError(
-            f"None of the {len(prepared.bad)} files of {source} is an image: {_first(prepared.bad)}."
+            f"None of the {len(prepared.bad)} files of {source} can be read as an image: {_first(prepared.bad)}."
         )
     classes = {split: {name for i in prepared.images if i.split == split for name in i.classes} for split in SPLITS}
     every = set().union(*classes.values())
     if len(every) < 2:
-        raise errors.PipelineError(f"{source} has one class only, {every.pop()!r}. A classifier needs two or more.")
+        names = f"one class only, {every.pop()!r}" if every else "no classes"
+        raise errors.PipelineError(f"{source} has {names}{_lost_hint(prepared)}. A classifier needs two or more.")
+    if not any(image.split == "train" for image in prepared.images):
+        raise errors.PipelineError(f"{source} has no images in the train split. Add some, or take the splits out.")
     for split in ("test", "val"):
         if untrained := sorted(classes[split] - classes["train"]):
             raise errors.PipelineError(
@@ -110,25 +140,89 @@ def validate_usable(prepared: Prepared, source: str) -> None:
 
 
 def write(prepared: Prepared, folder: Path) -> None:
-    """Write bad.csv and leakage.csv, and last of all the manifest that makes the dataset a prepared one."""
+    """Write bad.csv, skipped.csv and leakage.csv, and last of all the manifest, without which nothing is prepared."""
     files.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
+    skipped = [(entry.path, entry.reason, entry.files) for entry in prepared.listing.skipped]
+    files.write_csv(folder / "skipped.csv", ("path", "reason", "files"), skipped)
     leaks = [(image.digest, image.split, image.label, image.path) for image in prepared.leaks]
     files.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), leaks)
     write_manifest(folder, prepared.images)
 
 
 def summary(prepared: Prepared, folder: Path) -> str:
-    """Say what is in the dataset, and what was set aside."""
+    """Say what is in the dataset, what was found and skipped and why, and what to do next."""
     counts = Counter(image.split for image in prepared.images)
     splits = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
     classes = {name for image in prepared.images for name in image.classes}
-    lines = [f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})"]
+    lines = [
+        f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})",
+        *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
+        *prepared.listing.notes,
+        f"Next: python -m pipeline.extract --dataset {folder.name if folder.parent == Path('data') else folder}",
+    ]
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def table(prepared: Prepared, folder: Path) -> list[tuple[int, str]]:
+    """Return the counts of files and what each count is of: found, used, skipped by reason, lost and copied."""
+    skipped = prepared.listing.skipped
+    found = len(prepared.images) + len(prepared.bad) + sum(entry.files for entry in skipped)
+    rows = [(found, "files found"), (len(prepared.images), "images used")]
     if prepared.bad:
-        lines.append(f"{len(prepared.bad)} bad files set aside, see {folder / 'bad.csv'}: {_first(prepared.bad)}")
+        rows.append((len(prepared.bad), f"bad files skipped, see {folder / 'bad.csv'}:"))
+        rows += _by_reason([Skipped(path, reason) for path, reason in prepared.bad])
+    rows += _by_reason(skipped)
+    if lost := lost_classes(prepared):
+        rows.append((len(lost), f"classes lost, since none of their files can be used: {_shown(lost)}"))
+    rows += _copies(prepared.images)
     if prepared.leaks:
-        copies = len({image.digest for image in prepared.leaks})
-        lines.append(f"Leakage: {copies} images occur in more than one split, see {folder / 'leakage.csv'}")
-    return "\n".join(lines)
+        rows.append(
+            (len({image.digest for image in prepared.leaks}), f"images in several splits, see {folder / 'leakage.csv'}")
+        )
+    return rows
+
+
+def lost_classes(prepared: Prepared) -> list[str]:
+    """Return the classes of the source that no usable image has, sorted."""
+    offered = {name for image in prepared.listing.images for name in image.classes} | set(prepared.listing.empty)
+    return sorted(offered - {name for image in prepared.images for name in image.classes})
+
+
+def _lost_hint(prepared: Prepared) -> str:
+    lost = lost_classes(prepared)
+    first = f" ({_first(prepared.bad)})" if prepared.bad else ""
+    return f", and no usable image of {_shown(lost)}{first}" if lost else ""
+
+
+def _by_reason(skipped: Sequence[Skipped]) -> list[tuple[int, str]]:
+    """Return how many files were skipped for each reason, with the first names."""
+    reasons: dict[str, list[Skipped]] = {}
+    for entry in skipped:
+        reasons.setdefault(entry.reason.split(":")[0], []).append(entry)
+    return [
+        (sum(entry.files for entry in entries), f"skipped, {reason}: {_shown([entry.path for entry in entries])}")
+        for reason, entries in reasons.items()
+    ]
+
+
+def _copies(images: Sequence[ListedImage]) -> list[tuple[int, str]]:
+    """Return how many images are copies of others, and how many of these have another label."""
+    first: dict[str, ListedImage] = {}
+    copies = [image for image in images if first.setdefault(image.digest, image) is not image]
+    conflicts = [image for image in copies if image.label != first[image.digest].label]
+    rows = []
+    if copies:
+        rows.append((len(copies), f"of these are copies of others: {_shown([str(image.path) for image in copies])}"))
+    if conflicts:
+        other = first[conflicts[0].digest]
+        pair = f"{str(conflicts[0].path)!r} ({conflicts[0].label}) is {str(other.path)!r} ({other.label})"
+        rows.append((len(conflicts), f"of the copies have another label: {pair}"))
+    return rows
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f", … ({len(names) - SHOWN} more)" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more
 
 
 def _first(bad: Sequence[tuple[str, str]]) -> str:
@@ -137,10 +231,17 @@ def _first(bad: Sequence[tuple[str, str]]) -> str:
 
 
 def name_of(source: str, project: Mapping[str, Any]) -> str:
-    """Return a dataset's name: the one that params.yaml gives to its own source, else the last part of the source."""
+    """Return a dataset's name: the one that params.yaml gives to its own source, else the last part of the source.
+
+    The suffix of a CSV file is cut off; a folder keeps its whole name.
+    """
     if source == str(project["source"]):
         return str(project["dataset"])
-    return Path(source).expanduser().resolve().with_suffix("").name
+    path = expand_home(source)
+    name = path.stem if path.suffix.lower() in SUFFIXES and not path.is_dir() else path.resolve().name
+    if not source or not name:
+        raise errors.PipelineError(f"The dataset {source!r} gives no name for the prepared folder. Name it with --out.")
+    return name
 
 
 def run(settings: Prepare) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from urllib.error import URLError
 
 from pipeline import errors
-from pipeline.data import sources
+from pipeline.data.folders import list_folder
 from pipeline.data.manifest import SPLITS, ListedImage
 
 Splits = Mapping[str | None, dict[str, Any]]
@@ -127,7 +127,7 @@ def _hymenoptera(root: Path) -> list[ListedImage]:
     unpack_zip(archive, root)
     if content_sha256(unpacked) != HYMENOPTERA_SHA256:
         raise RuntimeError("the files in it are not those of the tutorial")
-    return sources.list_folder(unpacked)
+    return list(list_folder(unpacked).images)
 
 
 def _download(url: str, path: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Outcome, write_photos
+from conftest import ROOT, Outcome, spawn, write_photos
 from helpers import mistake
 
 from pipeline.data import sources
@@ -93,7 +94,7 @@ def test_bad_files_are_listed_with_reasons_and_the_rest_goes_on(run: Run, photos
     (photos / "blue" / "half.png").write_bytes(good[: len(good) // 2])
     (photos / "blue" / ".DS_Store").write_bytes(b"ignored")
     outcome = run("prepare", "--dataset", photos)
-    assert outcome.code == 0 and "36 images" in outcome.out and "3 bad files" in outcome.out
+    assert outcome.code == 0 and "36 images" in outcome.out and "3  bad files" in outcome.out
     reasons = {Path(row["path"]).name: row["reason"] for row in rows(Path("data/photos/bad.csv"))}
     assert reasons.keys() == {"empty.jpg", "notes.txt", "half.png"}
     assert "zero bytes" in reasons["empty.jpg"] and "truncated" in reasons["half.png"]
@@ -113,7 +114,7 @@ def test_the_same_bytes_in_two_splits_are_leakage(run: Run, tmp_path: Path) -> N
     write_photos(folder / "test", {"a": 3, "b": 3}, seed=9)
     (folder / "test" / "b" / "copy.png").write_bytes((folder / "train" / "a" / "00.png").read_bytes())
     outcome = run("prepare", "--dataset", folder)
-    assert "Leakage: 1 images" in outcome.out
+    assert "1  images in several splits" in outcome.out
     leaks = rows(Path("data/set/leakage.csv"))
     assert [(row["split"], row["label"]) for row in leaks] == [("test", "b"), ("train", "a")]
 
@@ -147,6 +148,77 @@ def test_odd_file_names_survive(run: Run, photos: Path, name: str | bytes) -> No
 def test_images_below_the_prepared_folder_are_stored_by_relative_path(run: Run, photos: Path) -> None:
     run("prepare", "--dataset", photos, "--out", photos)
     assert all(not Path(row["path"]).is_absolute() for row in rows(photos / "manifest.csv"))
+
+
+# The table at the end
+
+
+def test_the_table_names_all_that_is_not_used(run: Run, photos: Path) -> None:
+    for colour, name in (("green", "@eaDir"), ("blue", ".thumbnails")):
+        shutil.copytree(photos / colour, photos / colour / name)
+    shutil.copy(photos / "red" / "00.png", photos / "red" / "copy.png")
+    shutil.copy(photos / "red" / "01.png", photos / "blue" / "wrong.png")
+    shutil.copy(photos / "red" / "02.png", photos / "loose.png")
+    (photos / "heic").mkdir()
+    (photos / "heic" / "1.heic").write_bytes(b"no image")
+    (photos / "none").mkdir()
+    outcome = run("prepare", "--dataset", photos)
+    assert outcome.code == 0, outcome.err
+    for line in (
+        "photos: 38 images, 3 classes",
+        "64  files found",
+        "38  images used",
+        "1  bad files skipped, see data/photos/bad.csv",
+        "24  skipped, hidden or system file",
+        "1  skipped, lies beside the class folders, so its class is unknown",
+        "2  classes lost, since none of their files can be used: 'heic', 'none'",
+        "2  of these are copies of others",
+        "1  of the copies have another label",
+        "Next: python -m pipeline.extract --dataset photos",
+    ):
+        assert line in outcome.out, outcome.out
+    skipped = rows(Path("data/photos/skipped.csv"))
+    assert sum(int(row["files"]) for row in skipped) == 25
+
+
+def test_copies_never_part(run: Run, photos: Path) -> None:
+    for path in sorted(photos.glob("*/*.png")):
+        shutil.copy(path, path.with_name(f"again-{path.name}"))
+    assert "36  of these are copies" in run("prepare", "--dataset", photos, "--val", 0.2).out
+    splits: dict[str, set[str]] = {}
+    for row in rows(Path("data/photos/manifest.csv")):
+        splits.setdefault(row["digest"], set()).add(row["split"])
+    assert len(splits) == 36 and all(len(each) == 1 for each in splits.values())
+
+
+def test_a_suffix_is_cut_from_csv_files_only(run: Run, photos: Path, tmp_path: Path) -> None:
+    for name in ("pets.v1", "pets.v2", "pets.csv"):
+        shutil.copytree(photos, tmp_path / name)
+        assert run("prepare", "--dataset", tmp_path / name).code == 0
+    (tmp_path / "list.v3.csv").write_text("path,label\nphotos/red/00.png,a\nphotos/blue/00.png,b\n")
+    assert run("prepare", "--dataset", tmp_path / "list.v3.csv", "--test", 0).code == 0
+    assert {path.name for path in Path("data").iterdir()} == {"pets.v1", "pets.v2", "pets.csv", "list.v3"}
+
+
+def test_rows_of_missing_files_are_named(run: Run, photos: Path) -> None:
+    (photos / "list.csv").write_text("path,label\nred/00.png,a\nred/gone.png,c\nblue/00.png,b\n")
+    outcome = run("prepare", "--dataset", photos / "list.csv", "--test", 0)
+    assert outcome.code == 0 and "gone.png" in outcome.out and "1  classes lost" in outcome.out
+    assert "No such file" in rows(Path("data/list/bad.csv"))[0]["reason"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_stdout_of_any_encoding_shows_what_it_can(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    (photos / "blue" / "00.png").rename(os.fsdecode(os.fsencode(photos) + b"/blue/\xff \xe2\x82\xac.jpg"))
+    (photos / "\u20ac").mkdir()
+    (photos / "red").rename(photos / "caf\u00e9")
+    (photos / "green").rename(os.fsdecode(os.fsencode(photos) + b"/gr\xfcn"))
+    with spawn("prepare", "--dataset", photos, cwd=photos.parent) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0 and "36 images, 3 classes" in out, err
 
 
 # Mistakes
@@ -193,7 +265,7 @@ def test_a_folder_beside_train_that_is_no_split(run: Run, tmp_path: Path) -> Non
         ("file,label\nx.png,a", ("lacks the column 'path'",)),
         ("path,label\n", ("lists no images",)),
         ("path,label\nx.png,\n", ("line 2", "missing")),
-        ("path,label,split\nx.png,a,training\n", ("line 2", "'training'", "train, val, test")),
+        ("path,label,split\nx.png,a,holdout\n", ("line 2", "'holdout'", "train, val, test")),
         ("path,label,split\nx.png,a,train\ny.png,b,\n", ("some lines have a split",)),
     ],
 )

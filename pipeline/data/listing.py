@@ -1,0 +1,73 @@
+"""What a source offers: its images, what it skips, and what a user should know about how it was read."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.data.manifest import ListedImage
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""The split that each usual name stands for; names are compared without regard to case."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that is not used, or a folder with `files` of them, and the reason."""
+
+    path: str
+    reason: str
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a source.
+
+    skipped: files that are not used; notes: sentences on how the source was read; empty: classes without any file.
+    """
+
+    images: Sequence[ListedImage]
+    skipped: Sequence[Skipped] = ()
+    notes: Sequence[str] = ()
+    empty: Sequence[str] = field(default=())
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a name stands for, or None if it is not the name of a split."""
+    return SPLIT_NAMES.get(name.strip().lower())
+
+
+def clean_name(name: str) -> str:
+    """Return the name of a class in NFC and without spaces around it.
+
+    Bytes of a folder's name that are not valid UTF-8 are read as Windows-1252, if they are valid there.
+    """
+    if not is_text(name):
+        name = os.fsencode(name).decode("cp1252", "replace")
+    return unicodedata.normalize("NFC", name).strip()
+
+
+def is_text(name: str) -> bool:
+    """Return whether a name is free of bytes that could not be decoded."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def case_notes(classes: Iterable[str]) -> list[str]:
+    """Return a warning for each set of class names that differ only by case."""
+    same: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(set(classes)):
+        same[name.casefold()].append(name)
+    return [
+        f"The classes {', '.join(map(repr, names))} differ only by case, and count as different classes: rename "
+        "them if they are the same."
+        for names in same.values()
+        if len(names) > 1
+    ]

@@ -1,0 +1,286 @@
+"""CSV files of images, as people have them: any usual encoding, separator and spelling of the header."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.data.listing import Listing, case_notes, clean_name, is_text, split_of
+from pipeline.data.manifest import RESERVED_COLUMNS, SPLITS, ListedImage, parse_labels
+from pipeline.errors import PipelineError
+
+SUFFIXES = (".csv", ".tsv")
+SEPARATORS = ",;\t|"
+FIRST_LINE = "Its first line must read: path,label[,split]."
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+"""Byte order marks and the encodings that they stand for, the longer ones first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a CSV file: the number of its last line, and its cells by column."""
+
+    line: int
+    cells: Mapping[str, str]
+
+
+def decode_text(data: bytes, path: Path) -> tuple[str, list[str]]:
+    """Return the text of a file, and notes if it had to be guessed: UTF-8, UTF-16, UTF-32, or else Windows-1252."""
+    encoding, mark = next(((name, mark) for mark, name in MARKS if data.startswith(mark)), ("", b""))
+    if not encoding and b"\0" in data[:1000]:
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    try:
+        return data[len(mark) :].decode(encoding or "utf-8"), []
+    except UnicodeDecodeError as error:
+        if encoding.startswith(("utf-16", "utf-32")):
+            reason = f"{path} is not valid {encoding.upper()} ({error.reason})"
+            raise PipelineError(f"{reason}. Save it as UTF-8.") from error
+    lines = [_decode_line(line) for line in data[len(mark) :].split(b"\n")]
+    guessed = [text.strip() for text, certain in lines if not certain]
+    note = (
+        f"{path} is not valid UTF-8: {len(guessed)} of its lines were read as Windows-1252, the first is "
+        f"{guessed[0]!r}. If that is wrong, save the file as UTF-8."
+    )
+    return "\n".join(text for text, _ in lines), [note]
+
+
+def _decode_line(line: bytes) -> tuple[str, bool]:
+    """Return the text of a line, and whether it is UTF-8; bytes that no encoding knows are kept (surrogateescape)."""
+    try:
+        return line.decode("utf-8"), True
+    except UnicodeDecodeError:
+        pass
+    try:
+        return line.decode("cp1252"), False
+    except UnicodeDecodeError:
+        return line.decode("utf-8", "surrogateescape"), False
+
+
+def read_table(path: Path) -> tuple[list[Row], list[str]]:
+    """Return the rows of a CSV file that has the columns path and label (or labels), and notes on how it was read."""
+    text, notes = decode_text(path.read_bytes(), path)
+    if not text.strip():
+        raise PipelineError(f"{path} is empty. {FIRST_LINE}")
+    records = _parse(text, _find_separator(text), path)
+    _, first = next(records, (0, []))
+    header = _read_header(first, path)
+    rows = [Row(line, _named(cells, header, path, line)) for line, cells in records]
+    if not rows:
+        raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
+    return rows, notes
+
+
+def _find_separator(text: str) -> str:
+    """Return the separator with which the first line has the columns that are needed, or else the most columns."""
+    first = next(line for line in text.splitlines() if line.strip())
+
+    def fitness(separator: str) -> tuple[bool, int]:
+        names = [_column(cell) for cell in first.split(separator)]
+        return "path" in names and not {"label", "labels"}.isdisjoint(names), len(names)
+
+    return max(SEPARATORS, key=fitness)
+
+
+def _column(cell: str) -> str:
+    """Return the name of a column: without quotes and spaces, and in lower case if it is one that the program reads."""
+    name = cell.replace("\ufeff", "").strip().strip('"').strip()
+    return name.lower() if name.lower() in RESERVED_COLUMNS else name
+
+
+def _parse(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the last line and the cells of each record that is not blank."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise PipelineError(
+            f"{path}, line {reader.line_num}: not a valid CSV file ({error}). Look for a quotation mark without its "
+            "pair."
+        ) from error
+
+
+def _read_header(cells: Sequence[str], path: Path) -> list[str]:
+    names = [_column(cell) for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    if {"label", "labels"} <= set(names):
+        raise PipelineError(f"{path} has both columns 'label' and 'labels'. Take one of them out.")
+    for name in ("path", "labels" if "labels" in names else "label"):
+        if name not in names:
+            shown = ", ".join(map(repr, names))[:200] or "none"
+            raise PipelineError(f"{path} lacks the column {name!r}; its columns are: {shown}. {FIRST_LINE}")
+    for name in names:
+        if name and names.count(name) > 1:
+            raise PipelineError(f"{path} has two columns {name!r}. Take one of them out.")
+    return names
+
+
+def _named(cells: Sequence[str], header: Sequence[str], path: Path, line: int) -> dict[str, str]:
+    if any(cell.strip() for cell in cells[len(header) :]):
+        raise PipelineError(
+            f"{path}, line {line}: {len(cells)} cells where the first line has {len(header)}. Put quotation marks "
+            "around cells that contain the separator."
+        )
+    return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))
+
+
+def list_csv(path: Path) -> Listing:
+    """List the images of a CSV file with the columns path, label or labels and, if it likes, split.
+
+    Relative paths start at its folder. A column `labels` names any number of classes per image, with semicolons between
+    them; so do several rows with the same path and different labels. Other columns are kept as metadata.
+    """
+    rows, notes = read_table(path)
+    images = [_read_row(row, path) for row in rows]
+    if len({image.split is None for image in images}) > 1:
+        raise PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
+    merged, merge_notes = _merge_rows(images, path)
+    if not any(_exists(image.path) for image in merged):
+        raise PipelineError(
+            f"None of the {len(merged)} files of {path} exists, the first is {str(merged[0].path)!r}. Relative paths "
+            "start at the folder of the CSV file."
+        )
+    classes = {name for image in merged for name in image.classes}
+    return Listing(merged, (), [*notes, *merge_notes, *_semicolon_notes(merged), *case_notes(classes)])
+
+
+def _read_row(row: Row, path: Path) -> ListedImage:
+    multi_label = "labels" in row.cells
+    names = [clean_name(name) for name in parse_labels(row.cells["labels"])] if multi_label else []
+    label = ";".join(sorted(set(names))) if multi_label else clean_name(row.cells["label"])
+    where = f"{path}, line {row.line}"
+    if not row.cells["path"].strip() or (not label and not multi_label):
+        raise PipelineError(f"{where}: the path or the label is missing. Fill it in, or drop the line.")
+    if "\0" in row.cells["path"]:
+        raise PipelineError(f"{where}: the path contains a zero byte. Save the file as UTF-8.")
+    if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels")):
+        raise PipelineError(f"{where}: the label is neither valid UTF-8 nor Windows-1252. Save the file as UTF-8.")
+    metadata = {name: value for name, value in row.cells.items() if name and name not in RESERVED_COLUMNS}
+    split = _read_split(row.cells.get("split", ""), where)
+    return ListedImage(find_file(path.parent, row.cells["path"]), label, split, multi_label, metadata)
+
+
+def _read_split(name: str, where: str) -> str | None:
+    if not name.strip():
+        return None
+    if (split := split_of(name)) is None:
+        raise PipelineError(f"{where}: unknown split {name!r}. Choose from: {', '.join(SPLITS)}.")
+    return split
+
+
+def find_file(folder: Path, cell: str) -> Path:
+    """Return the file that a cell names: the first spelling of it that exists, or else the cell as it is.
+
+    Spellings are the cell itself, without spaces around it, from the home folder if it starts with `~`, with slashes
+    instead of backslashes, in NFC or NFD, and with the bytes of Windows-1252 instead of UTF-8.
+    """
+    return next((path for path in _spellings(folder, cell) if _exists(path)), folder / cell.strip())
+
+
+def _spellings(folder: Path, cell: str) -> Iterator[Path]:
+    yield folder / cell
+    for text in dict.fromkeys((cell.strip(), cell.strip().replace("\\", "/"))):
+        yield folder / text
+        if text.startswith("~"):
+            yield expand_home(text)
+        if not text.isascii():
+            yield folder / unicodedata.normalize("NFC", text)
+            yield folder / unicodedata.normalize("NFD", text)
+            yield folder / os.fsdecode(text.encode("cp1252", "ignore"))
+
+
+def expand_home(text: str) -> Path:
+    """Return a path that starts at the home folder if the text starts with `~`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, for one thing
+        return False
+
+
+def _merge_rows(images: Sequence[ListedImage], path: Path) -> tuple[list[ListedImage], list[str]]:
+    """Return one image for each path, with the labels of all its rows, and notes on what was merged."""
+    rows: dict[str, list[ListedImage]] = {}
+    for image in images:
+        rows.setdefault(os.path.normpath(image.path.absolute()), []).append(image)
+    several = [same for same in rows.values() if len(same) > 1]
+    for same in several:
+        _validate_same_split(same, path)
+    different = [same for same in several if len({image.label for image in same}) > 1]
+    notes = _merge_notes(several, different, len(rows), path)
+    if not different:
+        return [same[0] for same in rows.values()], notes
+    _validate_no_semicolons(images, path)
+    return [replace(same[0], label=_joined(same), multi_label=True) for same in rows.values()], notes
+
+
+def _joined(same: Sequence[ListedImage]) -> str:
+    return ";".join(sorted({name for image in same for name in image.classes}))
+
+
+def _validate_same_split(same: Sequence[ListedImage], path: Path) -> None:
+    splits = sorted({str(image.split) for image in same})
+    if len(splits) > 1:
+        raise PipelineError(
+            f"{path} lists {str(same[0].path)!r} in the splits {' and '.join(splits)}. Take it out of one of them."
+        )
+
+
+def _validate_no_semicolons(images: Sequence[ListedImage], path: Path) -> None:
+    """Refuse class names with semicolons where these must separate the labels of an image."""
+    for image in images:
+        if not image.multi_label and ";" in image.label:
+            raise PipelineError(
+                f"{path} has several rows per image, and the label {image.label!r} has a semicolon, which separates "
+                "labels. Rename that class."
+            )
+
+
+def _merge_notes(
+    several: Sequence[Sequence[ListedImage]], different: Sequence[Sequence[ListedImage]], count: int, path: Path
+) -> list[str]:
+    repeated = sum(len(same) - len({image.label for image in same}) for same in several)
+    metadata = [same for same in several if any(image.metadata != same[0].metadata for image in same)]
+    notes = []
+    if different:
+        names = ", ".join(sorted({image.label for image in different[0]}))
+        notes.append(
+            f"{len(different)} of {count} files of {path} have rows with different labels, the first is "
+            f"{str(different[0][0].path)!r} ({names}): they are read as several labels per image. If each file should "
+            "have one label, correct these rows."
+        )
+    if repeated:
+        notes.append(f"{repeated} rows of {path} repeat the path and label of an earlier row, and count once.")
+    if metadata:
+        notes.append(
+            f"{len(metadata)} files of {path} have rows with different values in other columns, the first is "
+            f"{str(metadata[0][0].path)!r}: the values of the first row are kept."
+        )
+    return notes
+
+
+def _semicolon_notes(images: Iterable[ListedImage]) -> list[str]:
+    names = sorted({image.label for image in images if not image.multi_label and ";" in image.label})
+    if not names:
+        return []
+    return [f"{names[0]!r} is read as one class. If semicolons separate several labels, name the column 'labels'."]
