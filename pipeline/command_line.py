@@ -6,7 +6,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar, get_args
+from io import TextIOWrapper
+from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 from pipeline import errors, params
 from pipeline.config import COMMANDS, GROUPS, SETTINGS, Command, choices_of, extra_of
@@ -43,6 +44,7 @@ def run_command(
         flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
         config, origins = params.load(settings, flags)
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
+        escape_unknown_characters(sys.stdout)
         run(config)
     except (PipelineError, OSError, KeyboardInterrupt) as error:
         if "--debug" in arguments:
@@ -56,6 +58,12 @@ def _origin_of(error: BaseException, origins: Mapping[str, Origin]) -> str:
     """Say where the setting that an error is about came from, unless it stands on the command line."""
     origin = origins.get(getattr(error, "setting", ""))
     return f" ({error.setting} is set by {origin.name}.)" if origin and origin.in_file else ""  # type: ignore[attr-defined]
+
+
+def escape_unknown_characters(stream: TextIO) -> None:
+    """Let a stream write characters that its encoding lacks as escapes, instead of raising UnicodeEncodeError."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def set_up_logging(quiet: bool = False, verbose: bool = False) -> None:

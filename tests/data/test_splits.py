@@ -79,6 +79,7 @@ def test_a_fold_without_a_class_to_learn_from_is_refused() -> None:
 
 COPIES, IMAGES = 4, 60
 GRID = {"l2": {"C": [1.0, 100.0]}}
+PLAN = search.SearchPlan("svm", GRID, folds=4, seed=0)
 
 
 def copied_noise() -> reader.Codes:
@@ -100,22 +101,23 @@ def chance(accuracy: float) -> None:
     assert 0.25 <= accuracy <= 0.75
 
 
+def training_data(noise: reader.Codes, units: np.ndarray | None = None) -> search.TrainingData:
+    return search.TrainingData(noise.values, noise.labels, find_units(noise.digests) if units is None else units)
+
+
 def test_copies_parted_would_score_high(noise: reader.Codes) -> None:
-    splits = make_folds(noise.labels, 5, 0)
-    assert search.train(noise.values, noise.labels, "svm", GRID, splits).chosen["accuracy"] > 0.95
+    parted = training_data(noise, np.arange(len(noise.labels)))
+    assert search.train(parted, PLAN).chosen["accuracy"] > 0.95
 
 
 def test_cross_validation_of_copied_noise_is_at_chance(noise: reader.Codes) -> None:
-    units = find_units(noise.digests)
-    trained = search.train(noise.values, noise.labels, "svm", GRID, make_folds(noise.labels, 5, 0, units))
-    chance(trained.chosen["accuracy"])
-    nested = search.nested_cv(noise.values, noise.labels, "svm", GRID, folds=4, seed=0, groups=units)
-    chance(nested["accuracy"])
+    chance(search.train(training_data(noise), PLAN).chosen["accuracy"])
+    chance(search.nested_cv(training_data(noise), PLAN)["accuracy"])
 
 
 def test_few_shots_of_copied_noise_are_at_chance(noise: reader.Codes) -> None:
-    scheme = {"draws": 4, "folds": 3, "seed": 0, "groups": find_units(noise.digests)}
-    draws = few_shot.learning_curve(noise.values, noise.labels, "svm", GRID, [2, 8, 20], **scheme)
+    data = training_data(noise)
+    draws = few_shot.learning_curve(data, PLAN, [2, 8, 20], few_shot.hold_out_quarters(data, 4, 0))
     for shots in (2, 8, 20):
         chance(float(np.mean([draw.accuracy for draw in draws if draw.shots == shots])))
 
