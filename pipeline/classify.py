@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,8 @@ from pipeline.data.manifest import MANIFEST, read_manifest
 from pipeline.data.splits import find_units, validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1024
 MIN_MEMORY = 100_000_000
@@ -46,6 +50,9 @@ def run(settings: Classify) -> None:
         validate_dataset(file, address.data, settings.dataset)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
         units = training_units(codes, address.data, settings.group_by)
+        if settings.drop_small_classes:
+            codes, units = without_small_classes(codes, units, settings.folds)
+        validate_different(codes)
         validate_trainable(codes.labels, codes.classes, settings.folds, units)
         data = training_data(codes, units)
         if shots:
@@ -148,6 +155,33 @@ def parse_bytes(text: str) -> int:
     if count < MIN_MEMORY:
         raise errors.PipelineError(f"--memory {text} is too little to work in. Allow {MIN_MEMORY // 10**6}MB or more.")
     return count
+
+
+def without_small_classes(codes: reader.Codes, units: np.ndarray, folds: int) -> tuple[reader.Codes, np.ndarray]:
+    """Return codes, and their units, without the classes that have fewer units than folds; log their names."""
+    if in_blocks(codes) or codes.labels.ndim == 2:
+        raise errors.PipelineError("--drop-small-classes is for one label per image, without --memory. Leave one out.")
+    counts = {number: len(np.unique(units[codes.labels == number])) for number in np.unique(codes.labels).tolist()}
+    small = [number for number, count in counts.items() if count < folds]
+    for number in small:
+        logger.warning("Left out: class %r, with %d training images or groups.", codes.classes[number], counts[number])
+    rows = np.flatnonzero(~np.isin(codes.labels, small))
+    paths, splits, digests = (
+        tuple(column[row] for row in rows) for column in (codes.paths, codes.splits, codes.digests)
+    )
+    kept = replace(
+        codes, values=codes.values[:][rows], labels=codes.labels[rows], paths=paths, splits=splits, digests=digests
+    )
+    return kept, units[rows]
+
+
+def validate_different(codes: reader.Codes) -> None:
+    """Refuse codes that are all the same: nothing can be learned from them."""
+    if len(codes.labels) > 1 and count_constant_features(codes.values) == codes.values.shape[1]:
+        raise errors.PipelineError(
+            f"All {len(codes.labels)} training images have the same code in layer {codes.spec.layer}, so nothing can "
+            "be learned. Look at the images (they may be nearly black), or take another layer, --weights or --pool."
+        )
 
 
 def training_units(codes: reader.Codes, folder: Path, group_by: str) -> np.ndarray:

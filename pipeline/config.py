@@ -243,6 +243,9 @@ class Classify(Address):
     folds: int = setting(5, "Number of folds of the cross-validation.", ge=2)
     seed: int = setting(0, "Seed of the folds and draws.", ge=0)
     group_by: str = setting("", "Column of the dataset's CSV file: images with the same value stay in the same fold.")
+    drop_small_classes: bool = setting(
+        False, "Leave out classes with fewer training images (or groups) than folds; their test images count as errors."
+    )
     rule: Literal["best", "one-standard-error"] = setting(
         "best", "Which setting is taken: the best, or the most regularised one within one standard error of it."
     )

@@ -110,7 +110,7 @@ def linear(classifier: persistence.SavedClassifier) -> tuple[np.ndarray, np.ndar
         raise errors.PipelineError(
             f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax or ridge."
         )
-    weights, bias = model.coef_, np.ravel(model.intercept_)
+    weights, bias = np.atleast_2d(model.coef_), np.ravel(model.intercept_)  # ridge of two classes has a vector
     if len(weights) == 1:
         weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
     every = np.zeros((len(classifier.classes), weights.shape[1]), np.float32)

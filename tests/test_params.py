@@ -13,7 +13,7 @@ from conftest import ROOT, Outcome
 from helpers import mistake
 
 from pipeline import params
-from pipeline.classifiers import search
+from pipeline.classifiers import cv_table, search
 from pipeline.config import COMMANDS, GRIDS, Classify, Extract, Finetune, Project, choices_of, extra_of
 from pipeline.finetuning import recipes
 from pipeline.images import decoding
@@ -142,7 +142,7 @@ def test_wrong_flags_are_one_sentence(run: Run) -> None:
 def test_choices_are_those_of_the_rooms() -> None:
     """The settings lie below the rooms, so they repeat the names of what the rooms offer."""
     assert set(GRIDS) == set(search.CLASSIFIERS)
-    assert set(choices_of(annotation_of("classify", "rule"))) == set(search.RULES)
+    assert set(choices_of(annotation_of("classify", "rule"))) == set(cv_table.RULES)
     assert set(choices_of(annotation_of("extract", "decoder"))) == {"auto", *decoding.DECODERS}
     assert set(choices_of(annotation_of("finetune", "recipe"))) == set(recipes.RECIPES)
     for name, choices in recipes.CHOICES.items():

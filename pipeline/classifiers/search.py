@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,8 @@ from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
 from pipeline.classifiers.preprocessing import SignedRoot, signed_root_rows
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
+
+logger = logging.getLogger(__name__)
 
 PATH_MODELS = {"svm": 2_000, "softmax": 2_000}
 """The models for which all values of C are solved together, and the iterations allowed for each."""
@@ -107,8 +110,9 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
     only; memory: bytes for the state of the search. Of equally good settings the first wins.
     """
     splits = data.folds(plan.folds, plan.seed)
+    grid = feasible_grid(plan.grid, min(len(fitted) for fitted, _ in splits))
     search = partial(cross_validate, data.X, data.y, plan.model, splits=splits, memory=memory)
-    table, extensions = cv_table.tabulate(search(grid=plan.grid)), []
+    table, extensions = cv_table.tabulate(search(grid=grid)), []
     for _ in range(plan.extend_grid):
         extension = cv_table.extend_grid(table)
         if not extension:
@@ -118,6 +122,18 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
     chosen = cv_table.RULES[plan.rule](table)
     pipeline, converged = refit(data.X, data.y, plan.model, chosen["normalisation"], chosen["parameters"])
     return SearchResult(pipeline, converged, chosen, table, extensions)
+
+
+def feasible_grid(grid: Grid, n_rows: int) -> Grid:
+    """Return a grid without numbers of neighbours above `n_rows`, the rows of the smallest fold; log what is cut."""
+    feasible = {}
+    for normalisation, values in grid.items():
+        numbers = values.get("n_neighbors", [])
+        if cut := [number for number in numbers if number > n_rows]:
+            logger.info("n_neighbors %s are left out: a fold has %d images to learn from.", cut, n_rows)
+            values = {**values, "n_neighbors": [number for number in numbers if number <= n_rows] or [n_rows]}
+        feasible[normalisation] = values
+    return feasible
 
 
 def cross_validate(

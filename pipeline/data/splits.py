@@ -158,7 +158,7 @@ def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups
     if counts[fewest] < folds:
         raise PipelineError(
             f"The class {classes[fewest]!r} has {_count(counts[fewest], 'training image')}, fewer than the "
-            f"{folds} folds. Add images, or {_way_out(counts[fewest])}."
+            f"{folds} folds. Add images, {_way_out(counts[fewest])}."
         )
     if groups is not None:
         _validate_groups(y, classes, folds, groups)
@@ -170,7 +170,8 @@ def _count(number: int, noun: str) -> str:
 
 def _way_out(count: int) -> str:
     """Say what to do with a class that has `count` images or groups, fewer than there are folds."""
-    return f"take --folds {count}" if count > 1 else "take the class out"
+    few = f"take --folds {count}, " if count > 1 else ""
+    return f"{few}or leave such classes out with --drop-small-classes"
 
 
 def _validate_multi_label(counts: np.ndarray, n: int, classes: Sequence[str]) -> None:

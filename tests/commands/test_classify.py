@@ -323,3 +323,34 @@ def test_a_mistake_leaves_the_earlier_classifier(run: Run) -> None:
 def test_an_empty_grid_is_refused() -> None:
     with pytest.raises(errors.PipelineError, match="must read"):
         search.validate_grid("svm", {})
+
+
+# Shapes at the edge
+
+
+def test_a_class_of_one_image_can_be_left_out(run: Run) -> None:
+    labels = [0] * 8 + [1] * 8 + [2]
+    write_codes(CODES, labels, ["train"] * 17, ["ant", "bee", "fly"])
+    flags = ("--grid", "{l2: {C: [1]}}", "--folds", 2)
+    mistake(run("classify", *flags), "class 'fly' has 1 training image", "--drop-small-classes")
+    outcome = run("classify", *flags, "--drop-small-classes")
+    assert outcome.code == 0 and "Left out: class 'fly'" in outcome.err and "16 images" in outcome.out
+
+
+def test_numbers_of_neighbours_are_cut_to_what_the_folds_allow(run: Run) -> None:
+    write_training(per_class=8)
+    outcome = run("classify", "--model", "knn", "--folds", 2)
+    assert outcome.code == 0 and "n_neighbors [10, 20] are left out: a fold has 9 images" in outcome.err
+
+
+def test_codes_that_are_all_the_same(run: Run) -> None:
+    put_codes(CODES, np.ones((20, 4)), Listing(*alike(20)))
+    mistake(run("classify"), "All 20 training images have the same code in layer fc7")
+    put_codes(CODES, np.zeros((20, 4)), Listing(*alike(20)))
+    mistake(run("classify"), "have the same code")
+
+
+def alike(count: int) -> tuple[list[str], list[int], list[str], list[str], list[str]]:
+    """Return what stands beside the codes of two classes: paths, labels, splits, digests, classes."""
+    paths, digests = ([f"{number:{shape}}" for number in range(count)] for shape in ("", "064"))
+    return paths, [number % 2 for number in range(count)], ["train"] * count, digests, ["a", "b"]

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, write_photos
-from sklearn.pipeline import Pipeline
+from conftest import Outcome, make_spec, write_photos
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer
 
 from pipeline import export
 from pipeline.classifiers import persistence
@@ -182,3 +184,12 @@ def test_without_the_extra_it_says_how_to_get_it(run: Run, project: Path, monkey
     assert outcome.code == 2 and outcome.err == (
         "Error: To export, onnxscript must be installed: pip install -e '.[export]'.\n"
     )
+
+
+def test_ridge_of_two_classes_has_two_rows_of_weights() -> None:
+    X, y = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.arange(20) % 2
+    pipeline = make_pipeline(Normalizer(), RidgeClassifier()).fit(X, y)
+    classifier = persistence.SavedClassifier(pipeline, make_spec(), ("ant", "bee"))
+    weights, bias = export.linear(classifier)
+    margins = Normalizer().transform(X) @ weights.T + bias
+    np.testing.assert_allclose(margins, persistence.margins(classifier, X), atol=1e-5)
