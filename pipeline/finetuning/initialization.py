@@ -11,6 +11,7 @@ from sklearn.base import clone
 from pipeline import errors
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
+from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import CodesSpec
 from pipeline.data.manifest import Manifest
 from pipeline.data.splits import assign_splits
@@ -92,7 +93,7 @@ def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: 
     """Start from a trained classifier of codes.
 
     Where the validation images were held out of the training split, it is trained again without them: on images of its
-    own training its accuracy would be too high.
+    own training its accuracy would be too high. Raise PipelineError if its codes are not those of the dataset.
     """
     classifier = persistence.load(path)
     if classifier.classes != data.manifest.classes:
@@ -103,6 +104,7 @@ def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: 
     rebuild_network(classifier.spec, origin)  # raises PipelineError for other weights than those of the codes
     head = Head.from_classifier(classifier, dropout)
     if data.held_out:
+        validate_dataset(codes_path, data.manifest.root, str(data.manifest.root))
         kept = {data.manifest.paths[row] for row in data.train}
         head = Head.from_classifier(retrain_on(classifier, codes_path, kept), dropout)
     return InitialState(classifier.spec, head, origin)

@@ -154,6 +154,16 @@ def test_held_out_validation_images_are_not_in_the_classifiers_training(run: Run
     assert accuracy("softmax", str(codes_path), "train") > correct.mean(), "it is more accurate on its training images"
 
 
+def test_codes_with_other_labels_than_the_dataset_are_refused(run: Run, tmp_path: Path) -> None:
+    prepare_photos(run, tmp_path, "--test", 0.25)
+    manifest = Path("data/photos/manifest.csv")
+    line = next(line for line in manifest.read_text().splitlines() if ",a,train" in line)
+    manifest.write_text(manifest.read_text().replace(line, line.replace(",a,train", ",b,train")))
+    mistake(
+        run("finetune", *ADDRESS, *QUICK), "is labelled 'a' in the codes and 'b' in the dataset", "pipeline.extract"
+    )
+
+
 def test_training_from_scratch_learns(run: Run, photos: Path) -> None:
     write_photos(photos, {"red": 30, "green": 30, "blue": 30})
     run("prepare", "--dataset", photos, "--test", 0.2, "--val", 0.2)
