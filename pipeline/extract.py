@@ -25,28 +25,25 @@ EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
 
 def choose_settings(
-    network: FrozenNetwork, extraction: runner.Extraction, folder: Path, asked: Mapping[str, str]
+    network: FrozenNetwork, extraction: runner.Extraction, folder: Path, requested: Mapping[str, str]
 ) -> tuple[FrozenNetwork, str]:
-    """Return the network in the precision and with the decoder to use, and a line a choice, with the reason.
+    """Return the network with the chosen precision and decoder, and a line per choice with its reason.
 
-    "auto" stays with what was chosen before, so that its codes are found again, or else tries some images.
+    requested: {"precision": name, "decoder": name}. "auto" takes the choice of an earlier run, so that its codes are
+    found again, or else tries the choices on some of the images.
     """
     from pipeline.extraction import autotune
     from pipeline.images import torchcodec
 
-    fixed = {name: value for name, value in asked.items() if value != AUTO}
+    fixed = {name: value for name, value in requested.items() if value != AUTO}
     if fixed.get("decoder") == decoding.TORCHCODEC:
         torchcodec.validate_usable(network.transform, network.mean.device)
-    before: dict[str, str] = {}
-    why = ""
-    if AUTO in asked.values():
-        before, why = earlier_choices(network, extraction, folder, fixed)
-    choices = before | fixed
-    reasons = dict.fromkeys(before, why) | dict.fromkeys(fixed, "as asked")
+    earlier, reason = earlier_choices(network, extraction, folder, fixed) if len(fixed) < len(requested) else ({}, "")
+    choices = earlier | fixed
+    reasons = dict.fromkeys(earlier, reason) | dict.fromkeys(fixed, "as asked")
     if "precision" not in choices:
-        choices["precision"], reasons["precision"] = autotune.choose_precision(
-            network, extraction.first_images(network)
-        )
+        images = extraction.first_images(network)
+        choices["precision"], reasons["precision"] = autotune.choose_precision(network, images)
     network = network.at(precision=choices["precision"])
     if "decoder" not in choices:
         files = extraction.manifest.files()
@@ -60,19 +57,22 @@ def choose_settings(
 def earlier_choices(
     network: FrozenNetwork, extraction: runner.Extraction, folder: Path, fixed: Mapping[str, str]
 ) -> tuple[dict[str, str], str]:
-    """Return the precision and the decoder of codes that are there, of all images or some, or of fine-tuned weights."""
+    """Return the precision and the decoder of codes from an earlier run, or of fine-tuned weights, and the reason.
+
+    fixed: the choices that the user made, which the codes must have. Returns ({}, "") where there is nothing earlier.
+    """
     from pipeline.networks import weights
     from pipeline.networks.frozen import PRECISIONS
 
-    columns = runner.metadata_of(extraction.manifest)
+    metadata = runner.metadata_of(extraction.manifest)
     for precision, decoder in product(PRECISIONS, decoding.DECODERS):
-        found = {"precision": precision, "decoder": decoder}
-        if all(found[name] == value for name, value in fixed.items()):
+        choices = {"precision": precision, "decoder": decoder}
+        if all(choices[name] == value for name, value in fixed.items()):
             for layer, spec in network.specs.items():
                 transform = replace(spec.transform, decoder=decoder)
                 spec = replace(spec, precision=precision, transform=transform)
-                if has_earlier_rows(folder / f"{layer}.h5", spec, columns):
-                    return found, "as in an earlier run"
+                if has_earlier_rows(folder / f"{layer}.h5", spec, metadata):
+                    return choices, "as in an earlier run"
     tuned = weights.read_spec(next(iter(network.specs.values())).weights)
     if tuned is None:
         return {}, ""
@@ -133,11 +133,11 @@ def run(settings: Extract) -> None:
     print(why)
     with claim_folder(folder):
         runner.extract(extraction, network, folder)
-    for line in (*extraction.notes, *(f"Set aside {path!r}: {reason}" for path, reason in extraction.bad.items())):
+    for line in (*extraction.notes, *(f"Skipped {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(manifest.paths) - len(extraction.bad)
     for layer, width in network.widths.items():
-        print(f"{folder / layer}.h5: {count} × {width}, {len(extraction.bad)} images set aside")
+        print(f"{folder / layer}.h5: {count} × {width}, {len(extraction.bad)} images skipped")
     print(
         f"{extraction.forwarded} images went through the network, the others were there from earlier runs or are copies"
     )

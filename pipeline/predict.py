@@ -1,4 +1,4 @@
-"""Tell the classes of new images with a saved classifier: CSV or JSON lines on stdout, all else on stderr."""
+"""Predict the classes of new images with a saved classifier: CSV or JSON lines on stdout, all else on stderr."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNDECODABLE = "surrogateescape"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an image shows: the classes of the highest margins, best first, each with its probability or margin."""
+    """The classes of an image with the highest margins, best first, each with its probability or margin."""
 
     path: Path
     classes: tuple[str, ...]
@@ -72,13 +72,13 @@ def predict_batch(classifier: persistence.SavedClassifier, batch: CodesBatch[Pat
     values = margins if probabilities is None else probabilities
     best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
     for path, order, row in zip(batch.keys, best, values, strict=True):
-        names = tuple(classifier.classes[place] for place in order)
+        names = tuple(classifier.classes[label] for label in order)
         yield Prediction(path, names, tuple(round(float(value), 6) for value in row[order]))
 
 
-def list_paths(given: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
-    """Yield the images named: files as they are, all files below folders, and for `-` the paths on `lines`."""
-    for name in given:
+def list_paths(names: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
+    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`."""
+    for name in names:
         if name == "-":
             yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
         elif Path(name).is_dir():
@@ -88,23 +88,24 @@ def list_paths(given: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
 
 
 def csv_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
-    """Write the header path,rank,class,`measure`; return what writes a prediction, a line a class."""
+    """Write the header path,rank,class,`measure`; return a function that writes a prediction, one line per class."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("path", "rank", "class", measure))
 
-    def write(found: Prediction) -> None:
-        rows = zip(found.classes, found.values, strict=True)
-        writer.writerows((found.path, rank, *row) for rank, row in enumerate(rows, start=1))
+    def write(prediction: Prediction) -> None:
+        rows = zip(prediction.classes, prediction.values, strict=True)
+        writer.writerows((prediction.path, rank, *row) for rank, row in enumerate(rows, start=1))
 
     return write
 
 
 def json_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
-    """Return what writes a prediction as one line, {"path": …, "top": [{"class": …, `measure`: …}]}."""
+    """Return a function that writes a prediction as one line, {"path": …, "top": [{"class": …, `measure`: …}]}."""
 
-    def write(found: Prediction) -> None:
-        top = [{"class": name, measure: value} for name, value in zip(found.classes, found.values, strict=True)]
-        file.write(json.dumps({"path": str(found.path), "top": top}) + "\n")
+    def write(prediction: Prediction) -> None:
+        classes = zip(prediction.classes, prediction.values, strict=True)
+        top = [{"class": name, measure: value} for name, value in classes]
+        file.write(json.dumps({"path": str(prediction.path), "top": top}) + "\n")
 
     return write
 
@@ -113,12 +114,12 @@ WRITERS = {"csv": csv_writer, "json": json_writer}
 
 
 def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], None]) -> tuple[int, int]:
-    """Write the predictions, name the bad images on stderr; return how many there were of either."""
+    """Write the predictions, name the bad images on stderr; return the numbers of predictions and of bad images."""
     counts = {Prediction: 0, Unread: 0}
     for result in results:
         counts[type(result)] += 1
         if isinstance(result, Unread):
-            print(f"Set aside {str(result.path)!r}: {result.reason}", file=sys.stderr)
+            print(f"Skipped {str(result.path)!r}: {result.reason}", file=sys.stderr)
         else:
             write(result)
     return counts[Prediction], counts[Unread]
@@ -150,7 +151,7 @@ def run(settings: Predict) -> None:
         raise errors.PipelineError(
             f"None of the {bad} images can be read." if bad else "No images were named, or found."
         )
-    print(f"{done} images, {bad} set aside", file=sys.stderr)
+    print(f"{done} images, {bad} skipped", file=sys.stderr)
 
 
 def stdin_lines() -> Iterator[str]:

@@ -38,7 +38,7 @@ def low_precision(device: torch.device) -> str:
 
 @torch.inference_mode()
 def choose_precision(network: FrozenNetwork, images: Sequence[np.ndarray]) -> tuple[str, str]:
-    """Return the precision to compute in, and the reason, after trying a lower one on some of the images.
+    """Return the precision to compute in, and the reason, after trying a lower one on a few of the images.
 
     The lower precision is chosen if each image's codes have a cosine of at least 0.999 to its codes in fp32, and if it
     is at least 1.2 times as fast.

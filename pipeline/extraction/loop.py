@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import tee
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from pipeline.extraction.engine import Engine, ImageInput
+    from pipeline.extraction.engine import BatchCodes, Engine, ImageInput
     from pipeline.extraction.loading import ImageLoader, Source
 
 from pipeline.images.decoding import BadImage
@@ -22,50 +20,26 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class CodesBatch(Generic[Key]):
-    """The codes of some images.
-
-    keys, digests: one per image, in the order of the images; codes: {layer: (n, width)} in the same order.
-    """
+    """The codes of n images: their keys and digests, and {layer: (n, width)}, in the same order."""
 
     keys: list[Key]
     digests: list[str]
-    codes: dict[str, np.ndarray]
+    codes: BatchCodes
 
 
+@dataclass(frozen=True)
 class PendingBatch(Generic[Key]):
-    """Images on their way through the network; images with the same digest share one row of its batch."""
+    """Images whose codes are not computed yet, and copies of them, which are not computed."""
 
-    def __init__(self) -> None:
-        self.images: list[ImageInput] = []
-        self.keys: list[Key] = []
-        self.digests: list[str] = []
-        self.rows: list[int] = []
-        self.row_of: dict[str, int] = {}
+    keys: list[Key] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    images: list[ImageInput] = field(default_factory=list)
+    copies: list[tuple[Key, KnownImage]] = field(default_factory=list)
 
-    def add(self, key: Key, image: LoadedImage) -> None:
-        """Add an image that is to be computed."""
-        self.row_of[image.digest] = len(self.images)
-        self.images.append(image.pixels)
-        self.add_copy(key, image.digest)
-
-    def add_copy(self, key: Key, digest: str) -> None:
-        """Add an image with the digest of one that was added before."""
-        self.keys.append(key)
-        self.digests.append(digest)
-        self.rows.append(self.row_of[digest])
-
-    def launch(self, engine: Engine) -> Callable[[], CodesBatch[Key]]:
-        """Start to compute the codes; return a function that waits for them. Copies can be added until it is called."""
-        wait = engine.launch(self.images)
-        self.images = []
-
-        def finish() -> CodesBatch[Key]:
-            codes = wait()
-            if self.rows != list(range(len(self.rows))):
-                codes = {layer: values[self.rows] for layer, values in codes.items()}
-            return CodesBatch(self.keys, self.digests, codes)
-
-        return finish
+    def results(self, wait: Callable[[], BatchCodes]) -> Iterator[CodesBatch[Key] | tuple[Key, KnownImage]]:
+        """Wait for the codes; yield them, and then the copies."""
+        yield CodesBatch(self.keys, self.digests, wait())
+        yield from self.copies
 
 
 def compute_codes(
@@ -73,35 +47,38 @@ def compute_codes(
 ) -> Iterator[CodesBatch[Key] | tuple[Key, KnownImage | BadImage]]:
     """Yield the codes of images in batches, and (key, reason) for each image without codes, ahead of its batch.
 
-    items: (key, image); threads: number of decoding threads; known: digests of images whose codes the caller has, for
-    which (key, `KnownImage`) is yielded. Where it is given, images with the same digest are computed once: the caller
-    adds the digests of each batch to `known`. None: each image is computed. At any time a few batches are in memory: a
-    GPU computes one while the next is loaded and the caller works on the one before.
+    items: (key, image); threads: number of decoding threads; known: digests of images whose codes the caller has, to
+    which it adds those of each batch. For such an image, and for a copy of one in a batch, (key, `KnownImage`) is
+    yielded, after the batch. None: each image is computed, copies too. At any time a few batches are in memory: a GPU
+    computes one while the next is loaded and the caller works on the one before.
     """
     batch: PendingBatch[Key] = PendingBatch()
-    launched: deque[tuple[PendingBatch[Key], Callable[[], CodesBatch[Key]]]] = deque()
+    launched: deque[tuple[PendingBatch[Key], Callable[[], BatchCodes]]] = deque()
+    copies_of: dict[str, list[tuple[Key, KnownImage]]] = {}  # of the images in `batch` and `launched`
     for key, image in load_with_keys(engine.loader(threads), items, frozenset() if known is None else known):
         if not isinstance(image, LoadedImage):
             yield key, image
-            continue
-        pending = (batch, *(earlier for earlier, _ in launched))
-        if known is None:
-            batch.add(key, image)
-        elif same := next((other for other in pending if image.digest in other.row_of), None):
-            same.add_copy(key, image.digest)
-        elif image.digest in known:  # it was computed after the loader looked
+        elif known is not None and image.digest in copies_of:
+            copies_of[image.digest].append((key, KnownImage(image.digest)))
+        elif known is not None and image.digest in known:  # the caller learned of it after the loader looked
             yield key, KnownImage(image.digest)
         else:
-            batch.add(key, image)
+            batch.keys.append(key)
+            batch.digests.append(image.digest)
+            batch.images.append(image.pixels)
+            copies_of[image.digest] = batch.copies
         if len(batch.images) >= engine.batch_size:
-            launched.append((batch, batch.launch(engine)))
+            launched.append((batch, engine.launch(batch.images)))
             batch = PendingBatch()
             while len(launched) > engine.batches_ahead:
-                yield launched.popleft()[1]()
+                first, wait = launched.popleft()
+                yield from first.results(wait)
+                for digest in first.digests:
+                    copies_of.pop(digest, None)
     if batch.images:
-        launched.append((batch, batch.launch(engine)))
-    for _, finish in launched:
-        yield finish()
+        launched.append((batch, engine.launch(batch.images)))
+    for last, wait in launched:
+        yield from last.results(wait)
 
 
 def load_with_keys(

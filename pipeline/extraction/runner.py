@@ -86,7 +86,7 @@ class Extraction:
                 bar.update(len(result.keys) if isinstance(result, CodesBatch) else 1)
                 match result:
                     case CodesBatch():
-                        self.forwarded += len(set(result.digests))
+                        self.forwarded += len(result.keys)
                         written.update(result.digests)
                         writes.append(thread.submit(write_batch, writers, result))
                     case row, BadImage() as reason:
@@ -140,7 +140,7 @@ def write_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
 
 
 def metadata_of(manifest: Manifest) -> Metadata:
-    """Return what a file of codes holds beside the codes, as HDF5 stores it."""
+    """Return the metadata of a file of codes, as HDF5 stores it."""
     paths, splits, classes = (
         reader.encode_texts(column) for column in (manifest.paths, manifest.splits, manifest.classes)
     )

@@ -21,8 +21,8 @@ class View:
 
     angle: rotation about the centre, in degrees counterclockwise; box: left, top, right and bottom of the part that is
     kept, as fractions of the image's sides; anchor: where the crop lies in that part, from (0, 0) for the upper left
-    corner to (1, 1) for the lower right one; stretched: the part is resized to the crop's size, whatever its
-    proportions; mirrored: the left and the right side are exchanged.
+    corner to (1, 1) for the lower right one; stretched: the part is resized to the crop's size, which
+    changes its proportions; mirrored: the left and the right side are exchanged.
     """
 
     angle: float = 0.0

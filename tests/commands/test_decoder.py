@@ -38,7 +38,7 @@ def test_the_decoder_is_stored_in_the_file_and_used_by_predict(run: Run, tmp_pat
 
     assert run("classify", *ADDRESS, "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
     outcome = run("predict", *ADDRESS, folder)
-    assert outcome.code == 0 and "26 images, 1 set aside" in outcome.err and "torn.jpg" in outcome.err
+    assert outcome.code == 0 and "26 images, 1 skipped" in outcome.err and "torn.jpg" in outcome.err
     with pytest.raises(errors.PipelineError, match="were decoded by torchcodec, but CNNCodes decodes them by pillow"):
         CNNCodes(codes_folder="features/photos").fit([])
     assert run("finetune", *ADDRESS, "--epochs", 0, "--val", 0.25).code == 0

@@ -100,7 +100,7 @@ def test_two_classes_are_scored(run: Run) -> None:
 
 
 def test_a_class_may_be_missing_from_training_codes(run: Run) -> None:
-    """Its images may all have been set aside; then it is never predicted, and that is counted as wrong."""
+    """Its images may all have been skipped; then it is never predicted, and that is counted as wrong."""
     write_codes(CODES, [0, 1] * 15 + [2] * 4, ["train"] * 30 + ["test"] * 4, ["a", "b", "c"])
     run("classify", "--grid", GRID)
     run("evaluate")

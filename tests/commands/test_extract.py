@@ -81,11 +81,11 @@ def test_a_torchvision_network_from_a_local_file(run: Run, prepared: Path) -> No
     assert reader.read(Path("features/photos/resnet18/avgpool.h5"), {"weights": "mine.pth"}).values.shape == (36, 512)
 
 
-def test_images_gone_bad_since_prepare_are_set_aside_by_name(run: Run, prepared: Path, photos: Path) -> None:
+def test_images_gone_bad_since_prepare_are_skipped_by_name(run: Run, prepared: Path, photos: Path) -> None:
     (photos / "red" / "03.png").write_bytes(b"")
     (photos / "blue" / "05.png").unlink()
     outcome = run("extract", "--dataset", "photos", "--layer", "fc7")
-    assert outcome.code == 0 and "34 × 1024, 2 images set aside" in outcome.out
+    assert outcome.code == 0 and "34 × 1024, 2 images skipped" in outcome.out
     assert "03.png" in outcome.out and "zero bytes" in outcome.out and "No such file" in outcome.out
     found = reader.read(FC7, {})
     assert len(found.paths) == len(found.values) == len(found.labels) == 34
@@ -244,9 +244,9 @@ from pipeline.networks import frozen
 kills, kinds, longest = int(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
 launch, log = Engine.launch, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-def counted(self, pictures):
-    os.write(log, bytes([len(pictures)]))
-    return launch(self, pictures)
+def counted(self, images):
+    os.write(log, bytes([len(images)]))
+    return launch(self, images)
 
 Engine.launch = counted
 rng, killed = random.Random(0), 0
@@ -431,8 +431,8 @@ def test_compressed_files_read_the_same_and_feed_later_runs(run: Run, prepared: 
 def test_too_large_for_float16_is_an_error(run: Run, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward = FrozenNetwork.forward
 
-    def larger(self: FrozenNetwork, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {layer: (1e5 * values.float()).to(self.dtype) for layer, values in forward(self, pictures).items()}
+    def larger(self: FrozenNetwork, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {layer: (1e5 * values.float()).to(self.dtype) for layer, values in forward(self, batch).items()}
 
     monkeypatch.setattr(FrozenNetwork, "forward", larger)
     outcome = run("extract", "--dataset", "photos", "--layer", "fc7", "--dtype", "float16")

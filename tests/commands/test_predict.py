@@ -50,7 +50,7 @@ def test_the_test_images_get_evaluates_predictions(run: Run, trained: Path, laye
     evaluated = rows_of(report.read_text(encoding="utf-8"))
     paths = [str(Path("data/photos", row["path"])) for row in evaluated]
     outcome = run("predict", "--classifier", MODELS / f"{layer}-{model}.skops", "--batch-size", 2, *paths)
-    assert outcome.code == 0 and outcome.err == f"{len(paths)} images, 0 set aside\n"
+    assert outcome.code == 0 and outcome.err == f"{len(paths)} images, 0 skipped\n"
     found = rows_of(outcome.out)
     assert [row["path"] for row in found] == paths
     assert [row["class"] for row in found] == [row["predicted"] for row in evaluated]
@@ -95,7 +95,7 @@ def test_bad_images_are_named_and_the_rest_goes_on(run: Run, trained: Path) -> N
     outcome = run("predict", "--classifier", MODELS / "fc7-svm.skops", folder, "missing.png")
     assert outcome.code == 0 and len(rows_of(outcome.out)) == 3
     lines = outcome.err.splitlines()
-    assert len(lines) == 5 and lines[-1] == "3 images, 4 set aside"
+    assert len(lines) == 5 and lines[-1] == "3 images, 4 skipped"
     for word in ("empty.png': the file is empty", "cut.png': damaged", "no\\nte.txt'", "'missing.png': unreadable: No"):
         assert any(word in line for line in lines), word
 

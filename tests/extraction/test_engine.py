@@ -34,13 +34,13 @@ def images() -> list[np.ndarray]:
     return digit_images()
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same(codes: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     for layer, values in expected.items():
-        np.testing.assert_allclose(found[layer], values, rtol=1e-4, atol=1e-5 * values.max())
+        np.testing.assert_allclose(codes[layer], values, rtol=1e-4, atol=1e-5 * values.max())
 
 
-def tensors(found: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return {layer: torch.from_numpy(values) for layer, values in found.items()}
+def tensors(codes: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {layer: torch.from_numpy(values) for layer, values in codes.items()}
 
 
 def test_codes_are_those_of_the_network(network: FrozenNetwork, images: list[np.ndarray]) -> None:
@@ -56,9 +56,9 @@ def test_a_lower_precision_gives_nearly_the_same_codes(
     lower = network.at(precision=precision)
     assert {spec.precision for spec in lower.specs.values()} == {precision}
     assert {spec.precision for spec in network.specs.values()} == {"fp32"}
-    found, exact = Engine(lower).codes(images), Engine(network).codes(images)
-    assert all(values.dtype == np.float32 for values in found.values())
-    assert 0.999 <= lowest_cosine(tensors(found), tensors(exact)) < 1
+    codes, exact = Engine(lower).codes(images), Engine(network).codes(images)
+    assert all(values.dtype == np.float32 for values in codes.values())
+    assert 0.999 <= lowest_cosine(tensors(codes), tensors(exact)) < 1
 
 
 def test_the_lowest_cosine_is_over_images_and_layers() -> None:
@@ -69,6 +69,7 @@ def test_the_lowest_cosine_is_over_images_and_layers() -> None:
     assert lowest_cosine(exact | {"b": torch.tensor([[torch.inf], [1.0]])}, exact) == -1
 
 
+@pytest.mark.slow
 def test_compiled_codes_are_the_same(network: FrozenNetwork, images: list[np.ndarray]) -> None:
     compiling = Engine(network, 4, compiling="yes")
     if shutil.which("g++") is None and shutil.which("clang++") is None:

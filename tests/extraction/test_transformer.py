@@ -29,7 +29,7 @@ from sklearn.utils.validation import check_is_fitted
 from pipeline import CNNCodes, errors
 from pipeline.codes import reader
 from pipeline.config import Extract
-from pipeline.extraction import transformer
+from pipeline.extraction import memory, transformer
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork
 
@@ -69,11 +69,11 @@ def test_the_codes_are_those_that_extract_writes(run: Run, photos: Path) -> None
     assert run("extract", "--dataset", "photos", *flags).code == 0
     for layer in ("pool3", "fc7"):
         stored = reader.read(Path("features/photos/tinyvgg", f"{layer}.h5"), {})
-        found = CNNCodes(layer=layer, pool="max", batch_size=7).fit_transform(
+        codes = CNNCodes(layer=layer, pool="max", batch_size=7).fit_transform(
             [Path("data/photos", path) for path in stored.paths]
         )
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, stored.values, rtol=1e-4, atol=1e-5)
+        assert codes.dtype == np.float32
+        np.testing.assert_allclose(codes, stored.values, rtol=1e-4, atol=1e-5)
 
 
 def test_sizes_precisions_and_codes_before_the_relu(photos: Path) -> None:
@@ -105,7 +105,7 @@ def test_paths_images_and_arrays_give_the_same(photos: Path) -> None:
     np.testing.assert_array_equal(CNNCodes().fit_transform(grey), CNNCodes().fit_transform(as_rgb))
 
 
-def test_a_image_is_turned_upright_and_laid_on_white_as_its_file_is(tmp_path: Path) -> None:
+def test_a_pil_image_is_rotated_and_composited_on_white_like_its_file(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
     noise = np.random.default_rng(0).integers(0, 255, (60, 90, 4), dtype=np.uint8)
@@ -135,7 +135,7 @@ def test_a_search_over_layers_extracts_each_layers_codes_once(photos: Path, forw
     assert forwarded == {"pool3": 36, "fc6": 36, "fc7": 36}
 
 
-def test_copies_are_computed_once_and_other_weights_anew(photos: Path, forwarded: Counter[str]) -> None:
+def test_copies_are_computed_once_and_other_weights_again(photos: Path, forwarded: Counter[str]) -> None:
     one, two, *_ = files(photos)
     values = CNNCodes(batch_size=2).fit_transform([one, two, one, one, two, one])
     assert forwarded == {"fc7": 2} and (values[[2, 3, 5]] == values[0]).all() and (values[4] == values[1]).all()
@@ -151,7 +151,7 @@ def test_the_network_is_loaded_once_until_its_file_changes(
     torch.save(model.state_dict(), file)
     loads: list[str] = []
     original = backbones.load
-    monkeypatch.setattr(backbones, "load", lambda *given: loads.append(given[1]) or original(*given))
+    monkeypatch.setattr(backbones, "load", lambda *arguments: loads.append(arguments[1]) or original(*arguments))
     fitted = CNNCodes(weights=str(file)).fit(files(photos))
     before = fitted.transform(files(photos))
     assert loads == [str(file)]
@@ -161,7 +161,7 @@ def test_the_network_is_loaded_once_until_its_file_changes(
     assert not np.allclose(fitted.fit_transform(files(photos)), before)
 
 
-def test_the_cache_is_bounded_and_codes_come_right_without_it(
+def test_the_cache_is_bounded_and_codes_are_correct_without_it(
     photos: Path, monkeypatch: pytest.MonkeyPatch, forwarded: Counter[str]
 ) -> None:
     paths = files(photos)
@@ -174,6 +174,27 @@ def test_the_cache_is_bounded_and_codes_come_right_without_it(
     forwarded.clear()
     CNNCodes().fit_transform(paths[-10:])
     assert not forwarded
+
+
+def test_the_cache_drops_the_least_recently_used_codes(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, forwarded: Counter[str]
+) -> None:
+    one, two, three, *_ = files(photos)
+    monkeypatch.setattr(transformer, "CACHE", transformer.new_cache(2 * 4 * 1024))
+    for path in (one, two, one, three):
+        CNNCodes().fit_transform([path])
+    forwarded.clear()
+    CNNCodes().fit_transform([one, three])
+    assert not forwarded
+    CNNCodes().fit_transform([two])
+    assert forwarded == {"fc7": 1}
+
+
+def test_the_allocator_of_the_process_is_left_alone(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(memory, "keep_freed", lambda: calls.append(None))
+    CNNCodes().fit_transform(files(photos)[:2])
+    assert not calls
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -235,7 +256,7 @@ def test_fit_changes_no_parameter_and_a_clone_is_not_fitted(photos: Path) -> Non
             unfitted.get_feature_names_out()
 
 
-def test_it_is_pickled_without_its_network(photos: Path) -> None:
+def test_a_pickle_does_not_contain_the_network(photos: Path) -> None:
     one = CNNCodes().fit(files(photos))
     stored = pickle.dumps(one)
     assert len(stored) < 5000
@@ -259,7 +280,8 @@ def test_its_example_runs() -> None:
     assert doctest.testmod(transformer) == (0, 9)
 
 
-def test_the_package_starts_without_torch_and_finds_it_when_asked() -> None:
+@pytest.mark.slow
+def test_the_package_imports_torch_only_when_it_is_needed() -> None:
     script = (
         "import sys, pipeline; assert 'torch' not in sys.modules; pipeline.CNNCodes; sys.exit('torch' in sys.modules)"
     )
@@ -287,7 +309,7 @@ def test_the_package_starts_without_torch_and_finds_it_when_asked() -> None:
         ([Image.new("F", (4, 4))], "the first is number 0: floating-point"),
     ],
 )
-def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
+def test_anything_but_a_list_of_images_is_rejected(X: object, words: str) -> None:
     with pytest.raises(errors.PipelineError, match=re.escape(words)):
         CNNCodes().fit_transform(X)
 
@@ -308,7 +330,7 @@ def test_what_is_no_list_of_images_is_refused(X: object, words: str) -> None:
         ({"codes_folder": "features/none"}, "no folder 'features/none'"),
     ],
 )
-def test_wrong_parameters_are_told_by_fit(photos: Path, parameters: dict[str, object], words: str) -> None:
+def test_fit_rejects_wrong_parameters(photos: Path, parameters: dict[str, object], words: str) -> None:
     estimator = CNNCodes(**parameters)  # type: ignore[arg-type]
     with pytest.raises(errors.PipelineError, match=re.escape(words)):
         estimator.fit(files(photos))

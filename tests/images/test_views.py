@@ -41,12 +41,12 @@ def transformed(name: str, image: Image.Image, digest: str = DIGEST) -> np.ndarr
 
 @pytest.mark.parametrize(("name", "count"), [("flips", 2), ("five", 5), ("ten", 10), ("cnnaug", 16), ("random:7:3", 7)])
 def test_each_name_gives_its_number_of_views_all_different(name: str, count: int) -> None:
-    found = transformed(name, noise())
-    assert found.shape == (count, 3, 32, 32) and views.count(name) == count
-    assert len({view.tobytes() for view in found}) == count
+    pixels = transformed(name, noise())
+    assert pixels.shape == (count, 3, 32, 32) and views.count(name) == count
+    assert len({view.tobytes() for view in pixels}) == count
 
 
-def test_one_view_is_the_centre_as_ever() -> None:
+def test_one_view_is_the_centre() -> None:
     assert transformed("one", noise()).shape == (3, 32, 32)
     np.testing.assert_array_equal(transformed("one", noise()), transformed("flips", noise())[0])
 
@@ -62,11 +62,11 @@ def test_cnnaug_is_the_image_five_parts_two_rotations_and_their_mirror_images() 
     plan = views.views_of("cnnaug", DIGEST, (60, 40))
     sides = [round((view.box[2] - view.box[0]) * (view.box[3] - view.box[1]), 6) for view in plan[:8]]
     assert sides == [1] + 5 * [round(4 / 9, 6)] + [1, 1] and [view.angle for view in plan[6:8]] == [30, -30]
-    found = transformed("cnnaug", noise())
-    np.testing.assert_array_equal(found[8:], found[:8, :, :, ::-1])
+    pixels = transformed("cnnaug", noise())
+    np.testing.assert_array_equal(pixels[8:], pixels[:8, :, :, ::-1])
 
 
-def test_draws_are_those_of_the_image_and_the_seed() -> None:
+def test_random_views_depend_on_the_image_and_the_seed_alone() -> None:
     image = noise()
     np.testing.assert_array_equal(transformed("random:4", image), transformed("random:4:0", image))
     assert not np.array_equal(transformed("random:4:1", image), transformed("random:4:0", image))
@@ -85,12 +85,12 @@ def test_an_image_of_one_pixel_has_views_too() -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("random:0", "draws 0 views"), ("random:9999", "random:256"), ("tne", "Choose from: one")]
 )
-def test_views_that_are_none_are_refused(name: str, words: str) -> None:
+def test_unknown_views_are_rejected(name: str, words: str) -> None:
     with pytest.raises(errors.PipelineError, match=words):
         transforms.Framing(views=name).of(SMALL)
 
 
-def test_corners_need_room() -> None:
+def test_corners_need_a_resize_larger_than_the_crop() -> None:
     with pytest.raises(errors.PipelineError, match="--resize 37"):
         transforms.Framing(resize=32, views="ten").of(SMALL)
 
@@ -98,7 +98,7 @@ def test_corners_need_room() -> None:
 # Folds
 
 
-def test_no_fold_parts_the_views_of_an_image() -> None:
+def test_no_fold_splits_the_views_of_an_image() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 40)
     y, groups = np.repeat(labels, 5), np.repeat(np.arange(40), 5)
@@ -107,14 +107,14 @@ def test_no_fold_parts_the_views_of_an_image() -> None:
         assert len(fitted) + len(held) == 200 and len(held) % 5 == 0
 
 
-def test_one_view_an_image_gives_the_folds_as_ever() -> None:
+def test_one_view_per_image_gives_the_usual_folds() -> None:
     y = np.random.default_rng(0).integers(0, 3, 40)
     for ours, theirs in zip(make_folds(y, 4, 1, np.arange(40)), make_folds(y, 4, 1), strict=True):
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_array_equal(ours[1], theirs[1])
 
 
-def test_views_in_several_folds_would_flatter() -> None:
+def test_views_in_several_folds_would_give_too_high_accuracy() -> None:
     """Labels that mean nothing: views of an image on both sides of a fold are recognised, and look like learning."""
     rng = np.random.default_rng(0)
     y = np.repeat(rng.permutation(np.arange(40) % 2), 6)
@@ -145,15 +145,15 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     )
     assert run(*command).code == 0
     path = Path("features/photos/tinyvgg/fc7.h5")
-    found = reader.read(path, {"transform.views": "ten"})
-    assert found.values.shape == (36, 10 * 1024)
+    stored = reader.read(path, {"transform.views": "ten"})
+    assert stored.values.shape == (36, 10 * 1024)
     assert run("verify", path).code == 0
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg", transforms.Framing(resize=73, views="ten"))
     one = transforms.load_image(photos / "red/03.png", network.transform)
-    row = next(number for number, name in enumerate(found.paths) if name.endswith("red/03.png"))
+    row = next(number for number, name in enumerate(stored.paths) if name.endswith("red/03.png"))
     for number, view in enumerate(one):
         expected = network.codes(view[None])["fc7"][0]
-        np.testing.assert_allclose(found.values[row].reshape(10, -1)[number], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(stored.values[row].reshape(10, -1)[number], expected, rtol=1e-3, atol=1e-4)
 
     seen.clear()
     assert run(*command).code == 0 and not seen
@@ -163,18 +163,20 @@ def test_views_from_extract_to_predict(run: Run, photos: Path, monkeypatch: pyte
     assert run("classify", *address, "--folds", 3, "--grid", grid).code == 0
     classifier = persistence.load(Path("models/photos/tinyvgg/fc7-svm.skops"))
     assert classifier.spec.transform.views == "ten"
-    by_view = found.values.reshape(36, 10, 1024).swapaxes(0, 1)
+    by_view = stored.values.reshape(36, 10, 1024).swapaxes(0, 1)
     summed = sum(classifier.pipeline.decision_function(codes) for codes in by_view)
-    np.testing.assert_allclose(persistence.margins(classifier, found.values), summed / 10, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(persistence.margins(classifier, stored.values), summed / 10, rtol=1e-4, atol=1e-5)
     assert run("evaluate", *address).code == 0
     metrics = json.loads(Path("reports/photos/tinyvgg/fc7-svm/metrics.json").read_text())
-    assert metrics["n"] == len(found.splits) - found.splits.count("train")
+    assert metrics["n"] == len(stored.splits) - stored.splits.count("train")
     outcome = run("predict", *address, photos / "green")
     assert outcome.code == 0 and outcome.out.count("\n") == 13
     assert run("report").code == 0
 
 
-def test_bad_views_and_too_many_for_the_disk(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_views_and_too_many_for_the_disk_are_mistakes(
+    run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run("prepare", "--dataset", photos)
     flags = ("--dataset", "photos", "--layer", "fc7")
     mistake(run("extract", *flags, "--views", "random:0"), "draws 0 views")
