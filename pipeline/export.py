@@ -1,10 +1,10 @@
-"""Write a saved classifier and its network as one ONNX file: pictures in, margins and probabilities out."""
+"""Write a saved classifier and its network as one ONNX file: from images to margins and probabilities."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
     from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import command_line, errors
+    Transformation = Callable[[torch.Tensor], torch.Tensor]
+
+from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence
+from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.classifiers.preprocessing import SignedRoot
 from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
 from pipeline.config import Export
@@ -30,96 +33,106 @@ MAX_BYTES = 2**31 - 2**20
 """ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
 
 CHECKED = 16
+"""Number of images of noise on which the written network is compared with ours."""
+
 TOLERANCE = 1e-3
+"""Largest difference of an output that is accepted, relative to the largest output or to 1."""
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that only this command needs."""
 
 
-def end_to_end(classifier: persistence.SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
-    """Return one module from uint8 pictures, as `images.show` gives them, to (n, classes) margins, and probabilities.
+def end_to_end(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.Module:
+    """Return one module from uint8 images, as the network takes them, to (n, classes) margins and probabilities.
 
-    The classes, their order and the values are those of `saved.margins` and `saved.probabilities`.
+    The classes, their order and the values are those of `persistence.margins` and `persistence.probabilities`; where
+    the classifier has no probabilities, there are margins alone.
     """
     import torch
 
-    scale, weights, bias = scaling(classifier), *(map(torch.from_numpy, linear(classifier)))
-    layers, number = classifier.spec.layer.split(LAYER_SEPARATOR), classifier.spec.n_views
-    probable = hasattr(classifier.pipeline, "predict_proba")
-    sharpness = 0.5 if len(classifier.pipeline.classes_) == 2 else 1.0  # two margins are w·x and its negative
-    sharpness /= getattr(classifier.pipeline[-1], "temperature_", 1.0)  # of a calibrated SVM
+    normalise, weights, bias = normalisation(classifier), *map(torch.from_numpy, linear(classifier))
+    layers, n_views = classifier.spec.layer.split(LAYER_SEPARATOR), classifier.spec.n_views
+    inverse_temperature = softmax_factor(classifier)
 
-    class Whole(torch.nn.Module):
+    class EndToEnd(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
-        def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            found = self.network(pictures)
-            parts = [found[layer].float().unflatten(1, (number, -1)) for layer in layers]
-            codes = parts[0] if len(parts) == 1 else torch.cat([unit(part) for part in parts], -1)
-            margins = torch.nn.functional.linear(scale(codes), weights, bias)
-            answers = [margins, torch.softmax(sharpness * margins, -1)] if probable else [margins]
-            return tuple(each.mean(1) for each in answers)
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            codes = self.network(images)
+            parts = [codes[layer].float().unflatten(1, (n_views, -1)) for layer in layers]
+            joined = parts[0] if len(parts) == 1 else torch.cat([to_length_one(part) for part in parts], -1)
+            outputs = [torch.nn.functional.linear(normalise(joined), weights, bias)]
+            if inverse_temperature is not None:
+                outputs.append(torch.softmax(inverse_temperature * outputs[0], -1))
+            return tuple(output.mean(1) for output in outputs)
 
-    return Whole().eval()
+    return EndToEnd().eval()
 
 
-def scaling(classifier: persistence.SavedClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what the classifier does to the codes first, as operations of torch."""
-    if len(classifier.pipeline) == 1:  # as of a fine-tuned network, whose head scales nothing
+def softmax_factor(classifier: SavedClassifier) -> float | None:
+    """Return the factor of the margins whose softmax the probabilities are, None if the classifier has none."""
+    if not hasattr(classifier.pipeline, "predict_proba"):
+        return None
+    temperature = getattr(classifier.pipeline[-1], "temperature_", 1.0)  # of a calibrated SVM
+    two_classes = len(classifier.pipeline.classes_) == 2  # their margins are w·x + b and its negative
+    return (0.5 if two_classes else 1.0) / temperature
+
+
+def normalisation(classifier: SavedClassifier) -> Transformation:
+    """Return the classifier's normalisation of the codes in operations of torch."""
+    if len(classifier.pipeline) == 1:  # the head of a fine-tuned network may have none
         return lambda codes: codes
     kind = type(classifier.pipeline[0])
-    if kind not in SCALINGS:
-        raise errors.unknown("normalisation", kind.__name__, (known.__name__ for known in SCALINGS))
-    return SCALINGS[kind](classifier.pipeline[0])
+    if kind not in NORMALISATIONS:
+        raise errors.unknown("normalisation", kind.__name__, (choice.__name__ for choice in NORMALISATIONS))
+    return NORMALISATIONS[kind](classifier.pipeline[0])
 
 
-def unit(codes: torch.Tensor) -> torch.Tensor:
-    """Return codes (…, d) brought to length 1, but for those of length 0."""
+def to_length_one(codes: torch.Tensor) -> torch.Tensor:
+    """Return codes (…, d) scaled to length 1; those of length 0 stay 0."""
     lengths = codes.norm(dim=-1, keepdim=True)
     return codes / lengths.where(lengths > 0, 1)
 
 
-def _to_length_one(scaler: Normalizer) -> Callable[[torch.Tensor], torch.Tensor]:
-    return unit
-
-
-def _to_root(scaler: SignedRoot) -> Callable[[torch.Tensor], torch.Tensor]:
-    return lambda codes: unit(codes.sign() * codes.abs().sqrt())
-
-
-def _to_variance_one(scaler: StandardScaler) -> Callable[[torch.Tensor], torch.Tensor]:
+def standardise(scaler: StandardScaler) -> Transformation:
+    """Return a fitted scaler in operations of torch."""
     import torch
 
-    mean, deviation = (torch.from_numpy(values.astype(np.float32)) for values in (scaler.mean_, scaler.scale_))
-    return lambda codes: (codes - mean) / deviation
+    mean, scale = (torch.from_numpy(values.astype(np.float32)) for values in (scaler.mean_, scaler.scale_))
+    return lambda codes: (codes - mean) / scale
 
 
-SCALINGS: dict[type[BaseEstimator], Callable[[Any], Callable[[torch.Tensor], torch.Tensor]]] = {
-    Normalizer: _to_length_one,
-    SignedRoot: _to_root,
-    StandardScaler: _to_variance_one,
+NORMALISATIONS: dict[type[BaseEstimator], Callable[[Any], Transformation]] = {
+    Normalizer: lambda scaler: to_length_one,
+    SignedRoot: lambda scaler: lambda codes: to_length_one(codes.sign() * codes.abs().sqrt()),
+    StandardScaler: standardise,
 }
+"""The normalisations in operations of torch, from the fitted estimator."""
 
 
-def linear(classifier: persistence.SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
+def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
     """Return the weights (classes, d) and biases (classes,) float32 that give all margins.
 
-    Two classes share one vector, and a class that was not trained has no weights and a bias of minus infinity.
+    Two classes share one vector, and a class without training images has weights 0 and a bias of minus infinity.
     """
     model = classifier.pipeline[-1]
     if not hasattr(model, "coef_"):
         raise errors.PipelineError(
             f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax or ridge."
         )
-    weights, bias = np.atleast_2d(model.coef_), np.ravel(model.intercept_)  # ridge of two classes has a vector
-    if len(weights) == 1:
-        weights, bias = np.concatenate([-weights, weights]), np.concatenate([-bias, bias])
-    every = np.zeros((len(classifier.classes), weights.shape[1]), np.float32)
-    offsets = np.full(len(classifier.classes), -np.inf, np.float32)
-    every[model.classes_], offsets[model.classes_] = weights, bias
-    return every, offsets
+    coefficients = np.atleast_2d(model.coef_)  # that of ridge is a vector for two classes
+    intercepts = np.ravel(model.intercept_)
+    if len(coefficients) == 1:
+        coefficients, intercepts = (np.concatenate([-values, values]) for values in (coefficients, intercepts))
+    weights = np.zeros((len(classifier.classes), coefficients.shape[1]), np.float32)
+    biases = np.full(len(classifier.classes), -np.inf, np.float32)
+    weights[model.classes_], biases[model.classes_] = coefficients, intercepts
+    return weights, biases
 
 
-def export(classifier: persistence.SavedClassifier, network: FrozenNetwork) -> bytes:
+def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
     """Return the ONNX file of a classifier and the network that gives its codes."""
     import torch
 
@@ -131,69 +144,73 @@ def export(classifier: persistence.SavedClassifier, network: FrozenNetwork) -> b
         )
     example = torch.from_numpy(noise(network, 2))
     graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _max_by_cells})
-    names = ["margins", "probabilities"][: 2 if hasattr(classifier.pipeline, "predict_proba") else 1]
-    program = torch.onnx.export(graph, input_names=["pictures"], output_names=names, verbose=False)
-    assert program is not None
+    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
+    names = ["margins"] if softmax_factor(classifier) is None else ["margins", "probabilities"]
+    program = torch.onnx.export(graph, input_names=["images"], output_names=names, verbose=False)
+    if program is None:
+        raise errors.PipelineError("torch gave no ONNX program of the network. Install another version of torch.")
     program.model.metadata_props.update(metadata(classifier))
     return bytes(program.model_proto.SerializeToString())
 
 
-def _max_by_cells(maps: torch.Tensor, cells: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what adaptive max pooling, which ONNX lacks, gives of maps of a known size; the places are not told."""
+def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return adaptive max pooling, which ONNX lacks, of maps of a fixed size; the places of the maxima are all 0."""
     import torch
 
-    height, width = maps.shape[2:]
-    across = [maps[..., i * width // cells[1] : -(-(i + 1) * width // cells[1])].amax(3) for i in range(cells[1])]
-    columns = torch.stack(across, 3)
-    down = [columns[:, :, i * height // cells[0] : -(-(i + 1) * height // cells[0])].amax(2) for i in range(cells[0])]
-    values = torch.stack(down, 2)
+    values = maps
+    for axis, (size, count) in enumerate(zip(maps.shape[2:], cells, strict=True), start=2):
+        bounds = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+        values = torch.cat([values.narrow(axis, low, high - low).amax(axis, True) for low, high in bounds], axis)
     return values, torch.zeros_like(values, dtype=torch.int64)
 
 
-def metadata(classifier: persistence.SavedClassifier) -> Mapping[str, str]:
-    """Return what the file says of itself, as JSON by name: the classes, and all that makes the codes."""
-    return {
-        name: json.dumps(value)
-        for name, value in (("classes", classifier.classes), ("spec", classifier.spec.to_dict()))
-    }
+def metadata(classifier: SavedClassifier) -> dict[str, str]:
+    """Return the metadata of the file, as JSON by name: the classes, and the spec of the codes."""
+    return {"classes": json.dumps(classifier.classes), "spec": json.dumps(classifier.spec.to_dict())}
 
 
 def noise(network: FrozenNetwork, count: int) -> np.ndarray:
-    """Return made-up pictures as the network wants them: (count, 3, height, width) uint8, or of several views each."""
-    number, size = views.count(network.transform.views), network.transform.size
-    shape = (count, number, 3, *size) if number > 1 else (count, 3, *size)
+    """Return images of noise as the network takes them.
+
+    (count, 3, height, width) uint8, or (count, n_views, 3, height, width) where there are several views.
+    """
+    n_views, size = views.count(network.transform.views), network.transform.size
+    shape = (count, n_views, 3, *size) if n_views > 1 else (count, 3, *size)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def check(file: bytes, classifier: persistence.SavedClassifier, network: FrozenNetwork) -> float:
-    """Return by how much the file's margins differ at most from ours, on pictures of noise; refuse answers far off."""
+def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> float:
+    """Return the largest difference between the file's margins and ours, on images of noise.
+
+    It is relative to the largest margin, or to 1. Raise PipelineError if an output differs by more than `TOLERANCE`.
+    """
     import onnxruntime
 
-    pictures = noise(network, CHECKED)
-    found, layers = network.codes(pictures), classifier.spec.layer.split(LAYER_SEPARATOR)
-    codes = join_codes([found[layer].astype(np.float32) for layer in layers], classifier.spec)
-    ours = [persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)]
+    images = noise(network, CHECKED)
+    codes_by_layer, layers = network.codes(images), classifier.spec.layer.split(LAYER_SEPARATOR)
+    codes = join_codes([codes_by_layer[layer].astype(np.float32) for layer in layers], classifier.spec)
+    margins, probabilities = persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)
+    ours = [margins] if probabilities is None else [margins, probabilities]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    theirs = session.run(None, {"pictures": pictures})
-    differences = [_farthest(*pair) for pair in zip(theirs, (each for each in ours if each is not None), strict=True)]
+    theirs = session.run(None, {"images": images})
+    differences = [largest_difference(*pair) for pair in zip(theirs, ours, strict=True)]
     if not max(differences) <= TOLERANCE:
         raise errors.PipelineError(
-            f"In onnxruntime the model's answers are off by {max(differences):.2g} of the largest: nothing written."
+            f"In onnxruntime the model's outputs differ by {max(differences):.2g} of the largest, so nothing was "
+            "written. Export another layer or backbone."
         )
     return differences[0]
 
 
-def _farthest(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference, as a share of the largest value or of 1; infinite values are left out."""
+def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest value or to 1; infinite values are left out."""
     finite = np.isfinite(expected)
-    return float(np.abs(found[finite] - expected[finite]).max() / max(1.0, np.abs(expected[finite]).max()))
+    return float(np.abs(outputs[finite] - expected[finite]).max() / max(1.0, np.abs(expected[finite]).max()))
 
 
 def validate_packages() -> None:
-    """Refuse to start without what is needed beyond the usual."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
+    """Refuse to start without the packages that only this command needs."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
 
 
@@ -209,14 +226,11 @@ def run(settings: Export) -> None:
     file = export(classifier, network)
     difference = check(file, classifier, network)
     path = settings.out or source.with_suffix(".onnx")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(file)
-    partial.replace(path)
+    files.write_bytes(path, file)
     shape, count = ", ".join(map(str, noise(network, 1).shape[1:])), len(classifier.classes)
     print(
-        f"{path} ({len(file) / 1e6:.1f} MB): from pictures (n, {shape}) uint8 to margins (n, {count}), "
-        f"which onnxruntime gives to within {difference:.1g} of the largest, on {CHECKED} pictures of noise"
+        f"{path} ({len(file) / 1e6:.1f} MB): from images (n, {shape}) uint8 to margins (n, {count}); "
+        f"on {CHECKED} images of noise, those of onnxruntime differ by {difference:.1g} of the largest at most"
     )
     if classifier.spec.precision != "fp32":
         print(f"It computes in fp32, while the classifier was trained on codes of {classifier.spec.precision}")

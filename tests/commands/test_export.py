@@ -1,4 +1,4 @@
-"""export: one ONNX file whose answers in onnxruntime are ours, and which says what it is."""
+"""export: one ONNX file whose outputs in onnxruntime equal ours, and whose metadata say what it is."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ def trained(
     return Path("models/photos", backbone, f"{layer}-{model}.skops")
 
 
-def compare(file: Path, classifier: persistence.SavedClassifier, pictures: np.ndarray) -> float:
+def compare(file: Path, classifier: persistence.SavedClassifier, images: np.ndarray) -> float:
     """See that margins, probabilities and top-1 are those of our own code; return how far off the margins are."""
     network, layers = rebuild_network(classifier.spec).at(precision="fp32"), classifier.spec.layer.split("+")
-    parts = network.codes(pictures)
+    parts = network.codes(images)
     codes = join_codes([parts[layer].astype(np.float32) for layer in layers], classifier.spec)
     margins, shares = persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    found = dict(zip((it.name for it in session.get_outputs()), session.run(None, {"pictures": pictures}), strict=True))
-    assert set(found) == ({"margins"} if shares is None else {"margins", "probabilities"})
-    np.testing.assert_array_equal(found["margins"].argmax(1), margins.argmax(1))
-    np.testing.assert_allclose(found["margins"], margins, rtol=1e-3, atol=1e-4)
+    outputs = dict(zip((it.name for it in session.get_outputs()), session.run(None, {"images": images}), strict=True))
+    assert set(outputs) == ({"margins"} if shares is None else {"margins", "probabilities"})
+    np.testing.assert_array_equal(outputs["margins"].argmax(1), margins.argmax(1))
+    np.testing.assert_allclose(outputs["margins"], margins, rtol=1e-3, atol=1e-4)
     if shares is not None:
-        np.testing.assert_allclose(found["probabilities"], shares, atol=1e-4)
-    known = np.isfinite(margins)
-    return float(np.abs(found["margins"][known] - margins[known]).max())
+        np.testing.assert_allclose(outputs["probabilities"], shares, atol=1e-4)
+    finite = np.isfinite(margins)
+    return float(np.abs(outputs["margins"][finite] - margins[finite]).max())
 
 
-def pictures_of(folder: Path, transform: transforms.Transform) -> np.ndarray:
+def images_in(folder: Path, transform: transforms.Transform) -> np.ndarray:
     """Return all PNG files below a folder as the network wants them."""
     return np.stack([transforms.load_image(path, transform) for path in sorted(folder.glob("**/*.png"))])
 
@@ -69,9 +69,9 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         assert run("export", "--layer", "fc7", "--model", model).code == 0
         classifier = persistence.load(Path(f"models/digits/tinyvgg/fc7-{model}.skops"))
         transform = rebuild_network(classifier.spec).transform
-        pictures = np.stack([transforms.load_image(path, transform) for path in paths])
-        assert len(pictures) == 450
-        assert compare(Path(f"models/digits/tinyvgg/fc7-{model}.onnx"), classifier, pictures) < 1e-4
+        images = np.stack([transforms.load_image(path, transform) for path in paths])
+        assert len(images) == 450
+        assert compare(Path(f"models/digits/tinyvgg/fc7-{model}.onnx"), classifier, images) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_models_scalings_poolings_and_views(
         "bf16" in extraction
     )
     classifier = persistence.load(path)
-    compare(Path("made/one.onnx"), classifier, pictures_of(photos, rebuild_network(classifier.spec).transform))
+    compare(Path("made/one.onnx"), classifier, images_in(photos, rebuild_network(classifier.spec).transform))
     assert [path.name for path in Path("made").iterdir()] == ["one.onnx"]
 
 
@@ -110,7 +110,7 @@ def test_a_residual_network(run: Run, photos: Path) -> None:
     assert run("export", "--classifier", path).code == 0
     classifier = persistence.load(path)
     compare(
-        path.with_suffix(".onnx"), classifier, pictures_of(photos / "red", rebuild_network(classifier.spec).transform)
+        path.with_suffix(".onnx"), classifier, images_in(photos / "red", rebuild_network(classifier.spec).transform)
     )
 
 
@@ -126,7 +126,7 @@ def test_two_classes_and_one_that_was_never_trained(run: Run, project: Path, mod
     classifier = persistence.load(path)
     assert classifier.classes == ("blue", "green", "red") and classifier.pipeline.classes_.tolist() == [1, 2]
     compare(
-        path.with_suffix(".onnx"), classifier, pictures_of(photos / "test", rebuild_network(classifier.spec).transform)
+        path.with_suffix(".onnx"), classifier, images_in(photos / "test", rebuild_network(classifier.spec).transform)
     )
 
 
@@ -136,7 +136,7 @@ def test_a_calibrated_svm_gives_probabilities(run: Run, photos: Path) -> None:
     assert run("export", "--classifier", path).code == 0
     classifier = persistence.load(path)
     assert persistence.probabilities(classifier, np.zeros((1, 1024), np.float32)) is not None
-    compare(path.with_suffix(".onnx"), classifier, pictures_of(photos, rebuild_network(classifier.spec).transform))
+    compare(path.with_suffix(".onnx"), classifier, images_in(photos, rebuild_network(classifier.spec).transform))
 
 
 def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert facts == {"classes": ["blue", "green", "red"], "spec": description["spec"]}
     (given,) = session.get_inputs()
-    assert (given.name, given.type, given.shape[1:]) == ("pictures", "tensor(uint8)", [3, 64, 64])
+    assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", [3, 64, 64])
     assert isinstance(given.shape[0], str)
 
 
@@ -174,7 +174,7 @@ def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch:
     monkeypatch.setattr(export, "MAX_BYTES", 2**31)
     monkeypatch.setattr(persistence, "margins", lambda *given: np.ones((export.CHECKED, 3)))
     wrong = run("export", "--classifier", path)
-    assert wrong.code == 2 and "nothing written" in wrong.err
+    assert wrong.code == 2 and "nothing was written" in wrong.err
     assert not list(Path("models").rglob("*.onnx*"))
 
 
