@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.codes.reader import Codes, CodesIndex, read_index
-from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec
+from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, Rows
 from pipeline.data.manifest import MANIFEST, Manifest, dataset_digest, read_manifest
 from pipeline.errors import PipelineError
 
@@ -92,7 +92,7 @@ def extract_command(dataset: str, spec: CodesSpec) -> str:
     return shlex.join(["python", "-m", "pipeline.extract", *flags])
 
 
-def training_digest(rows: Codes | CodesIndex | Manifest) -> str:
+def training_digest(rows: Codes[Rows] | CodesIndex | Manifest) -> str:
     """Return the digest of a dataset's training images, their labels and classes: what a classifier is trained on."""
     train = np.flatnonzero(np.array(rows.splits) == "train")
     paths, digests = ([column[row] for row in train] for column in (rows.paths, rows.digests))

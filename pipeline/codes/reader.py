@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import h5py
 import numpy as np
@@ -131,7 +131,7 @@ class StoredRows:
         return values if len(values) == len(rows) else values[rows - first]
 
 
-def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes[np.ndarray]:
+def read(path: Path, expected: Mapping[str, object], split: str | None = None) -> Codes[np.ndarray]:
     """Read the codes of one split, or of all.
 
     expected: values of some fields of the spec, as `validate_spec` takes them. Raises PipelineError if the file's spec
@@ -149,7 +149,7 @@ def read(path: Path, expected: Mapping[str, Any], split: str | None = None) -> C
 
 @contextmanager
 def open_codes(
-    path: Path, expected: Mapping[str, Any], split: str, memory: int | None
+    path: Path, expected: Mapping[str, object], split: str, memory: int | None
 ) -> Iterator[Codes[np.ndarray] | Codes[StoredRows]]:
     """Yield the codes that `read_layers` returns; their values are `StoredRows` if they exceed `memory` bytes.
 
@@ -180,7 +180,7 @@ def _rows_of_split(file: h5py.File, split: str | None) -> np.ndarray:
     return np.arange(len(splits)) if split is None else np.flatnonzero(splits == split.encode())
 
 
-def read_layers(path: Path, expected: Mapping[str, Any], split: str | None = None) -> Codes[np.ndarray]:
+def read_layers(path: Path, expected: Mapping[str, object], split: str | None = None) -> Codes[np.ndarray]:
     """Read codes as `read` does; from a path like fc6+fc7.h5 those of several files, joined into one row per image."""
     names = path.stem.split(LAYER_SEPARATOR)
     if len(names) == 1:
@@ -198,10 +198,12 @@ def read_layers(path: Path, expected: Mapping[str, Any], split: str | None = Non
     return replace(layers[0], values=join_codes([layer.values for layer in layers], spec), spec=spec)
 
 
-def _expected_of_layer(expected: Mapping[str, Any], number: int) -> dict[str, Any]:
+def _expected_of_layer(expected: Mapping[str, object], number: int) -> dict[str, object]:
     """Return the values expected of one of several layers, whose names are joined in the values given."""
     return {
-        name: value.split(LAYER_SEPARATOR)[number] if name in JOINED_FIELDS and LAYER_SEPARATOR in value else value
+        name: value.split(LAYER_SEPARATOR)[number]
+        if name in JOINED_FIELDS and isinstance(value, str) and LAYER_SEPARATOR in value
+        else value
         for name, value in expected.items()
     }
 
@@ -223,7 +225,7 @@ def flatten_views(codes: Codes[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.
     return values, np.repeat(codes.labels, n_views), np.repeat(np.arange(n_images), n_views)
 
 
-def read_index(path: Path, expected: Mapping[str, Any]) -> CodesIndex:
+def read_index(path: Path, expected: Mapping[str, object]) -> CodesIndex:
     """Read all but the values; expected, and what is raised, as for `read`."""
     with open_file(path, expected) as file:
         spec = read_spec(file, path, expected)
@@ -290,7 +292,7 @@ def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -
 
 
 @contextmanager
-def open_file(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
+def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[h5py.File]:
     """Open a file of codes for reading; raise PipelineError that says what is wrong if it cannot be read.
 
     expected: its backbone and layer, if they are there, stand in the command that the error names.
@@ -309,7 +311,7 @@ def open_file(path: Path, expected: Mapping[str, Any]) -> Iterator[h5py.File]:
         ) from error
 
 
-def _flags(expected: Mapping[str, Any]) -> str:
+def _flags(expected: Mapping[str, object]) -> str:
     return "".join(
         f" --{name} {str(expected[name]).replace(LAYER_SEPARATOR, ' ')}"
         for name in ("backbone", "layer")
@@ -317,7 +319,7 @@ def _flags(expected: Mapping[str, Any]) -> str:
     )
 
 
-def read_spec(file: h5py.File, path: Path, expected: Mapping[str, Any]) -> CodesSpec:
+def read_spec(file: h5py.File, path: Path, expected: Mapping[str, object]) -> CodesSpec:
     """Return the spec of an open file of codes; expected, and what is raised, as for `read`."""
     if file.attrs.get("format") != FORMAT:
         raise errors.PipelineError(

@@ -46,7 +46,7 @@ class CodesSpec:
     """What makes two codes comparable: the network up to the layer, its input, and how its maps became vectors.
 
     backbone, layer: names; node: the layer's node in the network's graph; weights: where they came from, as --weights
-    names it; weights_sha256: SHA-256 of the names, shapes and values of the state dict, whatever file it was read from;
+    names it; weights_sha256: SHA-256 of the names, shapes and values of the state dict, in any file format;
     transform: what happened to the images; pool: how maps became vectors, "none" where the layer gives vectors;
     precision: of the forward pass ("fp32", "bf16" or "fp16"); dtype: type in which the codes are stored ("float32" or
     "float16"); relu: "post", or "pre" for the input of the layer's ReLU.
@@ -122,16 +122,16 @@ def _scale_to_unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def validate_spec(spec: CodesSpec, expected: Mapping[str, Any], where: str) -> None:
+def validate_spec(spec: CodesSpec, expected: Mapping[str, object], where: str) -> None:
     """Raise PipelineError that names each difference between a spec and the values expected of it."""
     if differences := spec_differences(spec, expected):
         raise errors.PipelineError(
-            f"The codes in {where} have another spec than asked: {'; '.join(differences)}. "
-            "Ask for what they are, or run pipeline.extract again."
+            f"The codes in {where} are not those requested: {'; '.join(differences)}. "
+            "Request these with the same flags, or run pipeline.extract again."
         )
 
 
-def spec_differences(spec: CodesSpec, expected: Mapping[str, Any]) -> list[str]:
+def spec_differences(spec: CodesSpec, expected: Mapping[str, object]) -> list[str]:
     """Return a sentence part for each difference between a spec and the values expected of some of its fields.
 
     expected: as `CodesSpec.to_dict` gives it; a field of the transform may also be named as transform.resize.
@@ -144,7 +144,9 @@ def spec_differences(spec: CodesSpec, expected: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(nested: Mapping[str, object]) -> dict[str, object]:
     """Return a spec's dict without nesting: the transform's fields get names like transform.resize."""
-    flat = {name: value for name, value in nested.items() if name != "transform"}
-    return flat | {f"transform.{name}": value for name, value in nested.get("transform", {}).items()}
+    flat: dict[str, object] = {}
+    for name, value in nested.items():
+        flat |= {f"{name}.{field}": it for field, it in value.items()} if isinstance(value, dict) else {name: value}
+    return flat

@@ -46,7 +46,7 @@ def test_differences_are_named_inside_the_transform_too() -> None:
     spec = make_spec(resize=72)
     assert spec_differences(spec, spec.to_dict()) == []
     assert spec_differences(spec, make_spec(pool="max").to_dict()) == [
-        "pool is 'none', not 'max'",
         "transform.resize is 72, not 64",
+        "pool is 'none', not 'max'",
     ]
     assert spec_differences(spec, {"transform.resize": 64}) == ["transform.resize is 72, not 64"]

@@ -44,6 +44,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers", "by_hand"), CASES, ids=[case[0] for case in CASES])
 def test_codes_equal_a_hand_written_forward_pass(
     name: str, layers: tuple[str, ...], by_hand: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]]
@@ -58,6 +59,7 @@ def test_codes_equal_a_hand_written_forward_pass(
         assert_close(codes[layer], expected[layer].numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [case[:2] for case in CASES], ids=[case[0] for case in CASES])
 def test_codes_do_not_depend_on_the_batch_size(name: str, layers: tuple[str, ...]) -> None:
     x = noise_images(64)
@@ -85,6 +87,7 @@ def test_vgg16_fc7_gives_4096_numbers() -> None:
     assert frozen("vgg16", "fc6", "fc7", "pool5").widths == {"fc6": 4096, "fc7": 4096, "pool5": 512}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "neighbours"),
     [
