@@ -12,11 +12,11 @@ from typing import Any
 from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, folders, sources
-from pipeline.data.listing import Listing, Skipped
+from pipeline.data.listing import Listing, Skipped, expand_home
 from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
-from pipeline.data.tables import SUFFIXES, expand_home, list_csv
+from pipeline.data.tables import SUFFIXES, list_csv
 from pipeline.images import decoding, parallel
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
@@ -237,6 +237,8 @@ def name_of(source: str, project: Mapping[str, Any]) -> str:
     """
     if source == str(project["source"]):
         return str(project["dataset"])
+    if "\0" in source:
+        raise errors.PipelineError(f"The dataset {source!r} contains a zero byte. Correct its name.")
     path = expand_home(source)
     name = path.stem if path.suffix.lower() in SUFFIXES and not path.is_dir() else path.resolve().name
     if not source or not name:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.data.listing import Listing, Skipped, case_notes, clean_name, split_of
 from pipeline.data.manifest import MANIFEST, SPLITS, ListedImage
+from pipeline.data.origin import ORIGIN
 from pipeline.errors import PipelineError, unknown
 
 SYSTEM_NAMES = {
@@ -29,7 +30,7 @@ SYSTEM_NAMES = {
 }
 """Names, in lower case, of the files and folders that operating systems and network disks add; they hold no images."""
 
-OWN_FILES = {MANIFEST, "bad.csv", "leakage.csv", "skipped.csv"}
+OWN_FILES = {MANIFEST, "bad.csv", "leakage.csv", "skipped.csv", ORIGIN}
 """Files that `prepare` writes, which may lie beside the class folders."""
 
 HIDDEN = "hidden or system file"

@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline.data.manifest import ListedImage
 
@@ -58,6 +59,14 @@ def clean_name(name: str) -> str:
 def is_text(name: str) -> bool:
     """Return whether a name is free of bytes that could not be decoded."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def expand_home(text: str) -> Path:
+    """Return a path that starts at the home folder if the text starts with `~`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
 
 
 def case_notes(classes: Iterable[str]) -> list[str]:

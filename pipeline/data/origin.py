@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline import files
+from pipeline.data.listing import expand_home
 from pipeline.data.manifest import MANIFEST
 from pipeline.errors import PipelineError
 
@@ -14,7 +15,7 @@ ORIGIN = "source.json"
 
 def identity_of(source: str) -> str:
     """Return what tells a source from others: the absolute path of a folder or file, or the name of a dataset."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     return str(path.resolve()) if path.exists() else source
 
 
@@ -23,12 +24,19 @@ def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
     path = folder / ORIGIN
     if overwrite or not path.exists() or not (folder / MANIFEST).exists():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))["source"]
+    before = _read_origin(path)
     if before != identity_of(source):
         raise PipelineError(
             f"{folder} holds the dataset of another source, {before}. Take --overwrite to replace it, or another name "
             f"with --out {folder.parent / 'NAME'}."
         )
+
+
+def _read_origin(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["source"])
+    except (ValueError, KeyError, TypeError):
+        return f"named in the damaged file {path}"
 
 
 def write_origin(folder: Path, source: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.listing import Listing, case_notes, clean_name, is_text, split_of
+from pipeline.data.listing import Listing, case_notes, clean_name, expand_home, is_text, split_of
 from pipeline.data.manifest import RESERVED_COLUMNS, SPLITS, ListedImage, parse_labels
 from pipeline.errors import PipelineError
 
@@ -201,14 +201,6 @@ def _spellings(folder: Path, cell: str) -> Iterator[Path]:
             yield folder / unicodedata.normalize("NFC", text)
             yield folder / unicodedata.normalize("NFD", text)
             yield folder / os.fsdecode(text.encode("cp1252", "ignore"))
-
-
-def expand_home(text: str) -> Path:
-    """Return a path that starts at the home folder if the text starts with `~`."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)
 
 
 def _exists(path: Path) -> bool:

@@ -81,6 +81,7 @@ def test_what_was_guessed_is_said(folder: Path) -> None:
         ("path,label\na.png,x,y\n", ("line 2", "3 cells where the first line has 2")),
         ('path,label\n"a.png,x\nb.png,y\n', ("line 3", "quotation mark")),
         (b"path,label\na.png,\x81\x8d\n", ("line 2", "neither valid UTF-8 nor Windows-1252")),
+        ("path,label\na.png,x\nb\0.png,y\n".encode("utf-16"), ("line 3", "zero byte")),
         (b"\xff\xfep\0a\0t", ("not valid UTF-16-LE",)),
         (bytes(range(256)), ()),
         ("path,label\na.png,x\nnone/b.png,\n", ("line 3", "missing")),
