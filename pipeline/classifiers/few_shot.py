@@ -105,7 +105,7 @@ def _take(data: TrainingData, available: np.ndarray, count: int, seed: Sequence[
 def _train(data: TrainingData, plan: SearchPlan) -> tuple[Setting, Pipeline]:
     """Return the chosen setting, and a pipeline trained with it."""
     folds = min(plan.folds, *(len(np.unique(data.units[data.y == label])) for label in np.unique(data.y)))
-    grid = plan.grid if folds > 1 else middle_setting(plan.grid)
+    grid = search.feasible_grid(plan.grid if folds > 1 else middle_setting(plan.grid), len(data.y))
     if setting := only_setting(grid):
         return setting, search.refit(data.X, data.y, plan.model, **setting)[0]
     trained = search.train(data, SearchPlan(plan.model, grid, folds, plan.seed))

@@ -1,4 +1,4 @@
-"""Several labels an image, from the CSV to the mean average precision; groups of images, from the CSV to the folds."""
+"""Multi-label images, from the CSV to the mean average precision and the report."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from helpers import mistake
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from pipeline.classifiers import persistence, scoring
+from pipeline.classifiers import persistence
 from pipeline.codes import reader
-from pipeline.data.manifest import ListedImage, read_manifest
-from pipeline.data.splits import assign_splits
 
 Run = Callable[..., Outcome]
 CHANNELS = ("red", "green", "blue")
 
 
 def write_mixtures(folder: Path, count: int, columns: str = "path,labels") -> Path:
-    """Write pictures whose labels are the channels that are bright, none to three of them, and the CSV that says so."""
+    """Write images whose labels are the channels that are bright, none to three of them, and the CSV of them."""
     rng = np.random.default_rng(0)
     lines = [columns]
     folder.mkdir()
@@ -37,7 +35,7 @@ def write_mixtures(folder: Path, count: int, columns: str = "path,labels") -> Pa
     return folder / "mixtures.csv"
 
 
-def test_several_labels_go_all_the_way(run: Run, project: Path) -> None:
+def test_multi_label_images_go_through_all_commands(run: Run, project: Path) -> None:
     listed = write_mixtures(project / "photos", 90)
     for command in (
         ("prepare", "--dataset", listed, "--test", "0.3"),
@@ -82,64 +80,3 @@ def test_labels_that_are_empty_columns_are_refused(run: Run, project: Path) -> N
     run("prepare", "--dataset", listed, "--test", "0")
     run("extract", "--dataset", "mixtures", "--layer", "fc7")
     mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7"), "'blue' has 1 training image,")
-
-
-def test_average_precision_by_hand() -> None:
-    truth, margins = np.array([1, 0, 1, 0, 1]), np.array([5.0, 4, 3, 2, 1])
-    continuous, eleven = scoring.average_precisions(truth, margins)
-    assert continuous == pytest.approx((1 + 2 / 3 + 3 / 5) / 3)
-    assert eleven == pytest.approx((4 * 1 + 3 * 2 / 3 + 4 * 3 / 5) / 11)
-    assert np.isnan(scoring.average_precisions(np.zeros(3), np.arange(3))).all()
-
-
-def test_the_mean_is_over_labels_that_occur() -> None:
-    labels = np.array([[1, 0], [0, 0], [1, 0]])
-    found = scoring.score_multi_label(labels, np.array([[1.0, 0], [2, 0], [3, 0]]), ["a", "b"])
-    assert found.metrics["map"] == pytest.approx((1 + 2 / 3) / 2) and found.metrics["n"] == 3
-
-
-# Groups
-
-
-def test_groups_share_a_split_and_their_column_is_kept(run: Run, project: Path) -> None:
-    folder = project / "photos"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    lines = ["path,label,patient,note"]
-    for number in range(60):
-        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,{'ant' if number % 2 else 'bee'},p{number // 4},n{number}")
-    (folder / "bugs.csv").write_text("\n".join(lines) + "\n")
-    assert run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "patient").code == 0
-    manifest = read_manifest(Path("data/bugs"))
-    splits: dict[str, set[str]] = {}
-    for patient, split in zip(manifest.metadata["patient"], manifest.splits, strict=True):
-        splits.setdefault(patient, set()).add(split)
-    assert all(len(found) == 1 for found in splits.values()) and len(splits) == 15
-    assert 8 <= manifest.splits.count("test") <= 24
-    names = [Path(path).stem for path in manifest.paths]
-    assert manifest.metadata["note"] == tuple(f"n{name}" for name in names)
-    mistake(
-        run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "doctor"), "Unknown column 'doctor'", "patient"
-    )
-
-
-def test_groups_that_the_source_parts_are_refused(run: Run, photos: Path) -> None:
-    rows = [(f"red/{n:02}.png", "red", n) for n in range(8)] + [(f"blue/{n:02}.png", "blue", n) for n in range(8)]
-    lines = [f"{path},{label},{'test' if n > 5 else 'train'},{n // 4}" for path, label, n in rows]
-    (photos / "list.csv").write_text("path,label,split,patient\n" + "\n".join(lines) + "\n")
-    mistake(run("prepare", "--dataset", photos / "list.csv", "--group-by", "patient"), "part 1 groups", "'1'")
-    (photos / "list.csv").write_text("path,label,patient\nred/00.png,red,\nblue/00.png,blue,1\n")
-    mistake(
-        run("prepare", "--dataset", photos / "list.csv", "--group-by", "patient"), "no value in the column 'patient'"
-    )
-
-
-def test_a_copy_in_two_groups_ties_them_together() -> None:
-    digests = [f"d{n if n != 2 else 1}" for n in range(40)]  # image 2, of group 1, is a copy of image 1, of group 0
-    listed = [ListedImage(Path(f"{n}.png"), "a", metadata={"who": f"{n // 2}"}, digest=digests[n]) for n in range(40)]
-    for seed in range(5):
-        settled = assign_splits(listed, {"test": 0.5}, seed, "who")
-        assert len({image.split for image in settled[:4]}) == 1
-        assert all(settled[n].split == settled[n + 1].split for n in range(0, 40, 2))

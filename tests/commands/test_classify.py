@@ -14,15 +14,9 @@ import pytest
 from conftest import Listing, Outcome, put_codes, write_codes
 from helpers import CODES, GRID, MODEL, mistake, write_training
 from PIL import Image
-from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.svm import LinearSVC
 
-from pipeline import classify, errors
-from pipeline.classifiers import cv_table, few_shot, persistence, search, solvers
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline import classify
+from pipeline.classifiers import persistence, search, solvers
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
 
@@ -39,25 +33,6 @@ def test_every_model_learns_and_says_how(run: Run, model: str) -> None:
     facts = json.loads(MODEL.with_name(f"fc7-{model}.json").read_text())
     assert {"sha256", "spec", "classes", "chosen", "cv", "versions", "n_train", "seed"} <= facts.keys()
     assert facts["chosen"] in facts["cv"] and len(facts["chosen"]["folds"]) == 5
-
-
-def test_the_search_equals_scikit_learns(run: Run) -> None:
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 90)
-    X = np.maximum(rng.normal(size=(90, 10)) + 0.7 * np.eye(3, 10)[y], 0).astype(np.float32)
-    grid = {"l2": {"C": [0.1, 1.0]}, "standard": {"C": [0.01, 0.1]}}
-    trained = search.train(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 4, 3))
-    theirs = GridSearchCV(
-        Pipeline([("normalise", Normalizer()), ("classify", LinearSVC(max_iter=10_000, random_state=0))]),
-        [
-            {"normalise": [Normalizer()], "classify__C": [0.1, 1.0]},
-            {"normalise": [StandardScaler()], "classify__C": [0.01, 0.1]},
-        ],
-        cv=StratifiedKFold(4, shuffle=True, random_state=3),
-    ).fit(X, y)
-    ours = [row["accuracy"] for row in trained.table]
-    np.testing.assert_allclose(ours, theirs.cv_results_["mean_test_score"])
-    np.testing.assert_array_equal(trained.pipeline.predict(X), theirs.predict(X))
 
 
 def test_test_images_have_no_say(run: Run) -> None:
@@ -83,22 +58,6 @@ def test_a_grid_grows_where_its_edge_is_best_and_says_so(run: Run) -> None:
     assert sorted(grown)[:2] == [1e-9, 1e-8] or sorted(grown)[-2:] == [1e-5, 1e-4]
 
 
-def test_one_standard_error_chooses_the_most_regularised_of_the_good() -> None:
-    def row(normalisation: str, C: float, accuracy: float) -> dict[str, object]:
-        return {
-            "normalisation": normalisation,
-            "parameters": {"C": C},
-            "accuracy": accuracy,
-            "standard_deviation": 0.04,
-            "folds": [0] * 4,
-        }
-
-    table = [row("l2", 0.1, 0.87), row("l2", 1, 0.89), row("l2", 10, 0.9), row("standard", 0.01, 0.895)]
-    assert cv_table.RULES["best"](table) is table[2]
-    assert cv_table.RULES["one-standard-error"](table) is table[1]
-    assert cv_table.RULES["one-standard-error"](table[:1]) is table[0]
-
-
 def test_the_table_of_the_search_is_saved_and_drawn(run: Run) -> None:
     write_training()
     run("classify", "--grid", GRID)
@@ -111,35 +70,11 @@ def test_the_table_of_the_search_is_saved_and_drawn(run: Run) -> None:
         assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 10
 
 
-def test_a_nested_estimate_never_sees_what_it_scores(run: Run) -> None:
-    """Labels that mean nothing: the best of many settings looks better than chance, the nested estimate does not."""
-    rng = np.random.default_rng(0)
-    X, y = rng.random((60, 30), np.float32), np.arange(60) % 2
-    grid = {"l2": {"C": [0.01, 0.1, 1, 10, 100]}, "standard": {"C": [1e-4, 1e-3, 1e-2, 0.1]}}
-    found = search.nested_cv(TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", grid, 5, 0))
-    assert found["n"] == 60 and found["low"] < 0.5 < found["high"] and len(found["settings"]) == 5
+def test_nested_cross_validation_is_printed_and_saved(run: Run) -> None:
     write_training()
     outcome = run("classify", "--grid", GRID, "--nested")
     nested = json.loads(MODEL.with_suffix(".json").read_text())["nested"]
     assert "Nested" in outcome.out and nested["n"] == 45 and nested["low"] < nested["accuracy"] <= nested["high"]
-
-
-@pytest.mark.parametrize("n_classes", [2, 3])
-def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> None:
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, n_classes, 600)
-    X = np.maximum(rng.normal(size=(600, 40)) + 1.2 * np.eye(n_classes, 40)[y], 0).astype(np.float32)
-    data, plan = TrainingData(X[:400], y[:400], np.arange(400)), SearchPlan("svm", {"l2": {"C": [1.0]}}, 4, 0)
-    trained = search.train(data, plan)
-    assert not hasattr(trained.pipeline, "predict_proba")
-    temperature = search.calibrate(trained, data, plan)
-    probabilities = trained.pipeline.predict_proba(X[400:])
-    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(trained.pipeline.predict(X[400:]), probabilities.argmax(1))
-    negative_log_likelihood = log_loss(y[400:], probabilities)
-    for factor in (0.4, 2.5):
-        trained.pipeline[-1].temperature_ = factor * temperature
-        assert negative_log_likelihood < log_loss(y[400:], trained.pipeline.predict_proba(X[400:]))
 
 
 def test_a_calibrated_classifier_is_saved_with_its_probabilities(run: Run) -> None:
@@ -218,7 +153,7 @@ def test_images_of_a_group_share_a_fold(run: Run, monkeypatch: pytest.MonkeyPatc
 
 def test_a_class_in_too_few_groups_is_refused(run: Run) -> None:
     write_patients(np.where(np.arange(60) % 2, np.arange(60), 0))
-    mistake(run("classify", "--group-by", "patient"), "'ant' lie in 1 group", "take the class out")
+    mistake(run("classify", "--group-by", "patient"), "'ant' lie in 1 group", "leave such classes out")
 
 
 def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
@@ -234,15 +169,6 @@ def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
     assert [int(row["shots"]) for row in rows] == [1, 2, 4]
     assert all(0.4 < float(row["accuracy"]) <= 1 and float(row["standard_deviation"]) >= 0 for row in rows)
     assert MODEL.with_name("fc7-svm-shots.png").exists() and not MODEL.exists()
-    X, y = np.random.default_rng(0).random((80, 5), np.float32), np.arange(80) % 2
-    data, plan = TrainingData(X, y, np.arange(len(y))), SearchPlan("svm", {"l2": {"C": [1]}}, 5, 0)
-    draws = few_shot.learning_curve(data, plan, [1, 4], few_shot.hold_out_quarters(data, 2, 0))
-    assert [(each.shots, each.draw, each.n_scored) for each in draws] == [
-        (1, 0, 20),
-        (4, 0, 20),
-        (1, 1, 20),
-        (4, 1, 20),
-    ]
 
 
 def test_columns_that_are_constant_are_counted(run: Run) -> None:
@@ -318,11 +244,6 @@ def test_a_mistake_leaves_the_earlier_classifier(run: Run) -> None:
     write_training(backbone="vgg16")
     mistake(run("classify"), "backbone is 'vgg16', not 'tinyvgg'")
     assert MODEL.read_bytes() == before
-
-
-def test_an_empty_grid_is_refused() -> None:
-    with pytest.raises(errors.PipelineError, match="must read"):
-        search.validate_grid("svm", {})
 
 
 # Shapes at the edge

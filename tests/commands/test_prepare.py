@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, Outcome, spawn, write_photos
 from helpers import mistake
+from PIL import Image
 
 from pipeline.data import sources
 from pipeline.data.manifest import ListedImage, read_manifest
@@ -300,3 +302,38 @@ def test_the_projects_params_are_the_packaged_defaults(run: Run, project: Path) 
     here = run("prepare", "--help").out
     (project / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     assert run("prepare", "--help").out == here
+
+
+def test_groups_share_a_split_and_their_column_is_kept(run: Run, project: Path) -> None:
+    folder = project / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["path,label,patient,note"]
+    for number in range(60):
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{'ant' if number % 2 else 'bee'},p{number // 4},n{number}")
+    (folder / "bugs.csv").write_text("\n".join(lines) + "\n")
+    assert run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "patient").code == 0
+    manifest = read_manifest(Path("data/bugs"))
+    splits: dict[str, set[str]] = {}
+    for patient, split in zip(manifest.metadata["patient"], manifest.splits, strict=True):
+        splits.setdefault(patient, set()).add(split)
+    assert all(len(found) == 1 for found in splits.values()) and len(splits) == 15
+    assert 8 <= manifest.splits.count("test") <= 24
+    names = [Path(path).stem for path in manifest.paths]
+    assert manifest.metadata["note"] == tuple(f"n{name}" for name in names)
+    mistake(
+        run("prepare", "--dataset", folder / "bugs.csv", "--group-by", "doctor"), "Unknown column 'doctor'", "patient"
+    )
+
+
+def test_groups_that_the_source_parts_are_refused(run: Run, photos: Path) -> None:
+    rows = [(f"red/{n:02}.png", "red", n) for n in range(8)] + [(f"blue/{n:02}.png", "blue", n) for n in range(8)]
+    lines = [f"{path},{label},{'test' if n > 5 else 'train'},{n // 4}" for path, label, n in rows]
+    (photos / "list.csv").write_text("path,label,split,patient\n" + "\n".join(lines) + "\n")
+    mistake(run("prepare", "--dataset", photos / "list.csv", "--group-by", "patient"), "part 1 groups", "'1'")
+    (photos / "list.csv").write_text("path,label,patient\nred/00.png,red,\nblue/00.png,blue,1\n")
+    mistake(
+        run("prepare", "--dataset", photos / "list.csv", "--group-by", "patient"), "no value in the column 'patient'"
+    )

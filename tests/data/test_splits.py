@@ -13,8 +13,15 @@ from pipeline import advise, errors
 from pipeline.analysis import recommendation
 from pipeline.classifiers import few_shot, search
 from pipeline.codes import reader
-from pipeline.data.manifest import Manifest
-from pipeline.data.splits import find_units, make_folds, rarest_label, validate_folds, validate_trainable
+from pipeline.data.manifest import ListedImage, Manifest
+from pipeline.data.splits import (
+    assign_splits,
+    find_units,
+    make_folds,
+    rarest_label,
+    validate_folds,
+    validate_trainable,
+)
 from pipeline.finetuning.initialization import split_train_val
 
 
@@ -52,14 +59,14 @@ def test_an_image_of_several_labels_counts_by_its_rarest() -> None:
 @pytest.mark.parametrize(
     ("y", "groups", "words"),
     [
-        ([0] * 6 + [1] * 6, [0] * 6 + [1, 2, 3, 4, 5, 6], "'a' lie in 1 group, .*take the class out"),
+        ([0] * 6 + [1] * 6, [0] * 6 + [1, 2, 3, 4, 5, 6], "'a' lie in 1 group, .*leave such classes out"),
         ([0] * 6 + [1] * 6, [0, 0, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6], "'a' lie in 2 groups, .*--folds 2"),
         ([0] * 6 + [1] * 2, None, "'b' has 2 training images, fewer than the 3 folds"),
         ([1] * 6, None, "one class only, 'b'"),
         ([], None, "no training images"),
         ([[1, 0], [0, 0]] * 6, None, "No training image has the label 'b'"),
         ([[1, 1], [1, 0]] * 6, None, "Every training image has the label 'a'"),
-        ([[1, 1], [0, 0]] + [[1, 0]] * 6, None, "'b' has 1 training image, .*take the class out"),
+        ([[1, 1], [0, 0]] + [[1, 0]] * 6, None, "'b' has 1 training image, .*leave such classes out"),
     ],
 )
 def test_labels_that_cannot_be_cross_validated_are_refused(y: list, groups: list | None, words: str) -> None:
@@ -159,3 +166,12 @@ def test_a_few_conflicting_copies_leave_the_folds_balanced() -> None:
     for fitted, held in make_folds(y, 5, 0, units):
         assert not set(units[fitted]) & set(units[held])
         assert np.ptp(np.bincount(y[held]) / np.bincount(y)) < 0.04
+
+
+def test_a_copy_in_two_groups_ties_them_together() -> None:
+    digests = [f"d{n if n != 2 else 1}" for n in range(40)]  # image 2, of group 1, is a copy of image 1, of group 0
+    listed = [ListedImage(Path(f"{n}.png"), "a", metadata={"who": f"{n // 2}"}, digest=digests[n]) for n in range(40)]
+    for seed in range(5):
+        settled = assign_splits(listed, {"test": 0.5}, seed, "who")
+        assert len({image.split for image in settled[:4]}) == 1
+        assert all(settled[n].split == settled[n + 1].split for n in range(0, 40, 2))
