@@ -31,7 +31,11 @@ from pipeline.reporting import curves
 logger = logging.getLogger(__name__)
 
 BLOCK = 1024
+"""Number of rows that are looked at together for constant features."""
+
 MIN_MEMORY = 100_000_000
+"""Smallest size in bytes that --memory accepts."""
+
 EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 

@@ -60,7 +60,6 @@ class FoldResult:
 
     normalisation: str
     parameters: dict[str, Any]
-    fold: int
     accuracy: float
     seconds: float
     converged: bool

@@ -44,12 +44,12 @@ class ClassifierFacts(TypedDict, total=False):
     """How `classify` trained a classifier; `finetune` records other facts, of which only `best` is listed here.
 
     dataset, model: names; dataset_digest: of the training images and labels, as `belonging.training_digest` gives it;
-    n_train: number of training images; seed, folds: of the cross-validation; rule: how the
-    setting was chosen; extended_grid: the grids that were added because the best setting lay at an edge; group_by:
-    column of the manifest whose groups stayed together, "" for none; measure: what the accuracies of the table are;
-    constant_features: number of features with one value in all rows; chosen: a row of cv; converged: whether the final
-    fit did; temperature: of the probabilities, if calibrated; nested: estimate of the accuracy, if asked for; best:
-    figures of the epoch after which a fine-tuned network was best.
+    n_train: number of training images; seed, folds: of the cross-validation; rule: how the setting was chosen;
+    extended_grid: the grids that were added because the best setting lay at an edge; group_by: column of the manifest
+    whose groups stayed together, "" for none; measure: what the accuracies of the table are; constant_features: number
+    of features with one value in all rows; chosen: a row of cv; converged: whether the final fit did; temperature: of
+    the probabilities, if calibrated; nested: estimate of the accuracy, if asked for; best: figures of the epoch after
+    which a fine-tuned network was best.
     """
 
     dataset: str

@@ -147,9 +147,10 @@ def cross_validate(
     results: list[FoldResult] = []
     for normalisation, values in grid.items():
         if uses_path_solver(model, values):
-            results += _search_path(X, y, splits, model, normalisation, values["C"], memory)
+            rows, solver = path_solver(X, model, normalisation, memory)
+            results += _search_path(rows, y, splits, solver, normalisation, values["C"])
         else:
-            results += _search_folds(X[:], y, splits, model, normalisation, values)
+            results += _search_folds(X[:], y, splits, CLASSIFIERS[model], normalisation, values)
     return results
 
 
@@ -158,41 +159,41 @@ def uses_path_solver(model: str, values: Mapping[str, Sequence[Any]]) -> bool:
     return model in PATH_MODELS and set(values) == {"C"}
 
 
-def for_path_solver(X: Rows, normalisation: str) -> tuple[Rows, str]:
-    """Return codes, and a normalisation that the path solver applies itself, which are together what was asked for."""
+def path_solver(X: Rows, model: str, normalisation: str, memory: int | None) -> tuple[Rows, solvers.PathSolver]:
+    """Return codes and a solver that normalises them further, so that both together normalise X as asked for."""
+    rows, rest = _partly_normalised(X, normalisation)
+    return rows, solvers.PathSolver(model, rest, max_iter=PATH_MODELS[model], memory=memory)
+
+
+def _partly_normalised(X: Rows, normalisation: str) -> tuple[Rows, str]:
+    """Return codes, and the rest of their normalisation, which the solvers apply block by block."""
     return (signed_root_rows(X), "l2") if normalisation == "sqrt" else (X, normalisation)
 
 
 def _search_path(
-    X: Rows, y: np.ndarray, splits: Folds, model: str, normalisation: str, Cs: Sequence[float], memory: int | None
+    X: Rows, y: np.ndarray, splits: Folds, solver: solvers.PathSolver, normalisation: str, Cs: Sequence[float]
 ) -> list[FoldResult]:
     """Solve all folds, classes and values of C together."""
-    rows, how = for_path_solver(X, normalisation)
-    solver = solvers.PathSolver(model, how, max_iter=PATH_MODELS[model], memory=memory)
-    path = solver.cross_validate(rows, y, splits, Cs)
+    path = solver.cross_validate(X, y, splits, Cs)
+    columns = zip(Cs, path.accuracy.tolist(), path.converged.tolist(), path.seconds.tolist(), strict=True)
     return [
-        FoldResult(
-            normalisation,
-            {"C": C},
-            fold,
-            accuracy=float(path.accuracy[place, fold]),
-            seconds=float(path.seconds[place]) / len(splits),
-            converged=bool(path.converged[place, fold]),
-        )
-        for place, C in enumerate(Cs)
-        for fold in range(len(splits))
+        FoldResult(normalisation, {"C": C}, accuracy, seconds / len(splits), converged)
+        for C, accuracies, convergence, seconds in columns
+        for accuracy, converged in zip(accuracies, convergence, strict=True)
     ]
 
 
 def _search_folds(
-    X: np.ndarray, y: np.ndarray, splits: Folds, model: str, normalisation: str, values: Mapping[str, Sequence[Any]]
+    X: np.ndarray,
+    y: np.ndarray,
+    splits: Folds,
+    build: Callable[..., BaseEstimator],
+    normalisation: str,
+    values: Mapping[str, Sequence[Any]],
 ) -> list[FoldResult]:
     """Fit each setting on each fold; the folds run in parallel, one process per core."""
     points = list(ParameterGrid(values))
-    jobs = [
-        joblib.delayed(_fit_fold)(X, y, rows, fold, CLASSIFIERS[model], normalisation, points)
-        for fold, rows in enumerate(splits)
-    ]
+    jobs = [joblib.delayed(_fit_fold)(X, y, rows, build, normalisation, points) for rows in splits]
     return [result for results in joblib.Parallel(n_jobs=-1)(jobs) for result in results]
 
 
@@ -200,7 +201,6 @@ def _fit_fold(
     X: np.ndarray,
     y: np.ndarray,
     rows: tuple[np.ndarray, np.ndarray],
-    fold: int,
     build: Callable[..., BaseEstimator],
     normalisation: str,
     points: Sequence[dict[str, Any]],
@@ -215,7 +215,7 @@ def _fit_fold(
         classifier = build(**parameters)
         converged = converges(partial(classifier.fit, codes, y[fitted]))
         accuracy = float((classifier.predict(held_codes) == y[held]).mean())
-        results.append(FoldResult(normalisation, parameters, fold, accuracy, time.perf_counter() - start, converged))
+        results.append(FoldResult(normalisation, parameters, accuracy, time.perf_counter() - start, converged))
     return results
 
 
@@ -231,8 +231,9 @@ def refit(
     if model not in PATH_MODELS:
         pipeline = Pipeline([("normalise", NORMALISATIONS[normalisation]()), ("classify", classifier)])
         return pipeline, converges(partial(pipeline.fit, X, y))
-    rows, how = for_path_solver(X, normalisation)
-    converged = converges(partial(classifier.fit_design, solvers.normalised_design(rows, all_rows, how), y))
+    rows, rest = _partly_normalised(X, normalisation)
+    design = solvers.normalised_design(rows, all_rows, rest)
+    converged = converges(partial(classifier.fit_design, design, y))
     standard = normalisation == "standard"
     scaler = solvers.fit_scalers(X, all_rows)[0] if standard else NORMALISATIONS[normalisation]().fit(X[:1])
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
@@ -245,11 +246,11 @@ def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memor
     train an SVM per fold once more, where the path solver has all folds at once; its file would need two private types
     of scikit-learn that skops does not trust, and it hides the coefficients that `export` and `finetune` read.
     """
-    rows, how = for_path_solver(data.X, trained.chosen["normalisation"])
-    splits, C = data.folds(plan.folds, plan.seed), trained.chosen["parameters"]["C"]
-    solver = solvers.PathSolver("svm", how, max_iter=PATH_MODELS["svm"], memory=memory)
-    margins = solver.held_out_scores(rows, data.y, splits, C)
-    return trained.pipeline[-1].calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, data.y).temperature_
+    rows, solver = path_solver(data.X, "svm", trained.chosen["normalisation"], memory)
+    splits = data.folds(plan.folds, plan.seed)
+    margins = solver.held_out_scores(rows, data.y, splits, trained.chosen["parameters"]["C"])
+    svm: solvers.LinearSVM = trained.pipeline[-1]
+    return svm.calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, data.y).temperature_
 
 
 def nested_cv(data: TrainingData, plan: SearchPlan) -> NestedResult:

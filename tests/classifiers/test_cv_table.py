@@ -21,8 +21,8 @@ def row(normalisation: str, C: float, accuracy: float) -> CVRow:
 
 
 def test_results_become_a_row_per_setting() -> None:
-    values = [("l2", 1, 0, 0.5, True), ("l2", 10, 0, 0.7, True), ("l2", 1, 1, 0.7, False), ("l2", 10, 1, 0.9, True)]
-    results = [FoldResult(name, {"C": C}, fold, accuracy, 0.25, done) for name, C, fold, accuracy, done in values]
+    values = [(1, 0.5, True), (10, 0.7, True), (1, 0.7, False), (10, 0.9, True)]
+    results = [FoldResult("l2", {"C": C}, accuracy, 0.25, converged) for C, accuracy, converged in values]
     first, second = cv_table.tabulate(results)
     assert (first["folds"], first["seconds"], first["converged"]) == ([0.5, 0.7], 0.5, 1)
     assert abs(first["accuracy"] - 0.6) < 1e-12 and abs(first["standard_deviation"] - 0.02**0.5) < 1e-12
