@@ -14,19 +14,14 @@ from typing import Protocol
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import Weights, WeightsEnum
-from torchvision.models.feature_extraction import get_graph_node_names
 
 from pipeline import errors
 from pipeline.images.transforms import Transform
-from pipeline.networks import tinyvgg, weights
+from pipeline.networks import efficientnet_lite0, layer_names, tinyvgg, weights
 from pipeline.networks.fully_convolutional import FullyConvolutional
-from pipeline.networks.graph import cut_graph, trace
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-NameLayers = Callable[[nn.Module, list[str]], dict[str, str]]
-"""From a network and its graph nodes, in order, to {friendly name: node after the ReLU}."""
+from pipeline.networks.graph import cut_graph, node_names, trace
+from pipeline.networks.layer_names import NameLayers
+from pipeline.networks.origins import PackagedWeights, PretrainedWeights, State, TorchvisionWeights
 
 
 class Build(Protocol):
@@ -42,69 +37,22 @@ logger = logging.getLogger(__name__)
 class Backbone:
     """A network that can be built with any number of classes, and how its layers are named.
 
-    weights: torchvision's enum of weights, or None for the embedded backbone; pool: the pooling of its maps that
-    --pool auto stands for; convolutional_head: whether it has fully connected layers that become convolutions at other
-    sizes than the network's own.
+    pretrained: its weights by name; pool: the pooling of its maps that --pool auto stands for; convolutional_head:
+    whether it has fully connected layers that become convolutions at other sizes than the network's own; convert: turns
+    a state dict with another release's or program's names of tensors into one with the network's.
     """
 
     name: str
     build: Build
     name_layers: NameLayers
-    weights: type[WeightsEnum] | None = None
+    pretrained: PretrainedWeights
     pool: str = "avg"
     convolutional_head: bool = False
-
-
-def _name_vgg_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    """Name the ends of VGG's five blocks: conv1…conv5 (last ReLU), pool1…pool5 (max pool), then fc6 and fc7."""
-    layers: dict[str, str] = {}
-    features = dict(model.get_submodule("features").named_children())
-    max_pools = [int(index) for index, module in features.items() if isinstance(module, nn.MaxPool2d)]
-    for block, index in enumerate(max_pools, start=1):
-        layers |= {f"conv{block}": f"features.{index - 1}", f"pool{block}": f"features.{index}"}
-    return layers | {"fc6": "classifier.1", "fc7": "classifier.4"}
-
-
-def _name_alexnet_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    """Name AlexNet's layers as its paper counts them: a pool has the number of the convolution before it."""
-    layers: dict[str, str] = {}
-    convolution = 0
-    for index, module in model.get_submodule("features").named_children():
-        if isinstance(module, nn.ReLU):
-            convolution += 1
-            layers[f"conv{convolution}"] = f"features.{index}"
-        elif isinstance(module, nn.MaxPool2d):
-            layers[f"pool{convolution}"] = f"features.{index}"
-    return layers | {"fc6": "classifier.2", "fc7": "classifier.5"}
-
-
-def _name_resnet_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    """Name the stem (after its max pool), the last ReLU of each stage, and the flattened average pool."""
-    last = {node.split(".")[0]: node for node in nodes if re.match(r"layer\d\.", node)}
-    return {"stem": "maxpool"} | last | {"avgpool": "flatten"}
-
-
-def _name_tinyvgg_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    return tinyvgg.LAYERS
-
-
-def _name_no_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    return {}
+    convert: Callable[[State], State] = dict
 
 
 UNUSUAL_CLASSES = 1009
 """A number of classes that is the width of no other layer."""
-
-OTHER_WEIGHTS = ("random", "random:SEED", "a .pth or .safetensors file")
-
-FAMILIES: dict[str, NameLayers] = {
-    "alexnet": _name_alexnet_layers,
-    "vgg": _name_vgg_layers,
-    "resnet": _name_resnet_layers,
-    "resnext": _name_resnet_layers,
-    "wide_resnet": _name_resnet_layers,
-}
-"""How layers get friendly names, by the prefix of torchvision's name of the network."""
 
 BUILD_OPTIONS: dict[str, dict[str, bool]] = {
     "googlenet": {"transform_input": True, "aux_logits": True, "init_weights": False},
@@ -113,24 +61,53 @@ BUILD_OPTIONS: dict[str, dict[str, bool]] = {
 """Options with which torchvision builds these networks for its pretrained weights."""
 
 
+TINYVGG = Backbone(
+    "tinyvgg",
+    tinyvgg.TinyVGG,
+    layer_names.name_fixed_layers(tinyvgg.LAYERS),
+    PackagedWeights("tinyvgg", lambda: tinyvgg.WEIGHTS, tinyvgg.SHA256, tinyvgg.TRANSFORM),
+    pool="avg4",
+    convolutional_head=True,
+)
+
+EFFICIENTNET_LITE0 = Backbone(
+    efficientnet_lite0.NAME,
+    efficientnet_lite0.build,
+    layer_names.name_fixed_layers(efficientnet_lite0.LAYERS),
+    PackagedWeights(
+        efficientnet_lite0.NAME,
+        efficientnet_lite0.find_weights,
+        efficientnet_lite0.SHA256,
+        efficientnet_lite0.TRANSFORM,
+    ),
+    convert=efficientnet_lite0.rename,
+)
+
+
 @cache
 def registry() -> dict[str, Backbone]:
-    """Return all backbones by name: the embedded one and torchvision's classification models."""
-    embedded = Backbone("tinyvgg", tinyvgg.TinyVGG, _name_tinyvgg_layers, pool="avg4", convolutional_head=True)
+    """Return all backbones by name: the two whose weights are installed, and torchvision's classification models."""
     names = torchvision.models.list_models(module=torchvision.models)
-    return {"tinyvgg": embedded} | {name: _torchvision_backbone(name) for name in names}
+    installed = {backbone.name: backbone for backbone in (TINYVGG, EFFICIENTNET_LITE0)}
+    return installed | {name: _torchvision_backbone(name) for name in names}
 
 
 def _torchvision_backbone(name: str) -> Backbone:
     family = re.match(r"[a-z]+(_resnet)?", name)
-    name_layers = FAMILIES.get(family.group() if family else "", _name_no_layers)
+    name_layers = layer_names.FAMILIES.get(family.group() if family else "", layer_names.name_no_layers)
     return Backbone(
         name,
         partial(torchvision.models.get_model, name, weights=None, **BUILD_OPTIONS.get(name, {})),
         name_layers,
-        torchvision.models.get_model_weights(name),
-        convolutional_head=name_layers in (_name_vgg_layers, _name_alexnet_layers),
+        TorchvisionWeights(name, torchvision.models.get_model_weights(name)),
+        convolutional_head=name_layers in (layer_names.name_vgg_layers, layer_names.name_alexnet_layers),
+        convert=_rename_densenet if name.startswith("densenet") else dict,
     )
+
+
+def _rename_densenet(state: State) -> State:
+    """Return a DenseNet's state dict by current names: torchvision's files still use those of an older release."""
+    return {re.sub(r"(norm|relu|conv)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
 
 
 def get(name: str) -> Backbone:
@@ -152,7 +129,7 @@ def _nodes_and_layers(backbone: Backbone) -> tuple[list[str], dict[str, str]]:
     """Return the graph nodes in the order of computation, and {friendly name: node}."""
     with torch.device("meta"):
         model = backbone.build()
-    nodes = get_graph_node_names(model)[1][1:]  # the first is the input
+    nodes = node_names(model)
     return nodes, backbone.name_layers(model, nodes)
 
 
@@ -248,7 +225,7 @@ def _explain_size(name: str, graph: nn.Module, size: tuple[int, int], native: tu
 
 def native_transform(backbone: Backbone) -> Transform:
     """Return the transform that the backbone was made for: that of its first ImageNet weights."""
-    return _transform_of(_reference_weights(backbone))
+    return backbone.pretrained.transform()
 
 
 def load(backbone: Backbone, origin: str, nodes: Collection[str] = ()) -> tuple[nn.Module, Transform]:
@@ -260,19 +237,14 @@ def load(backbone: Backbone, origin: str, nodes: Collection[str] = ()) -> tuple[
     are zero then. Without nodes, all tensors are needed.
     Raises PipelineError for unknown weights, and for weights that do not fit.
     """
-    reference = _reference_weights(backbone)
+    transform = native_transform(backbone)
     if re.fullmatch(r"random(:\d+)?", origin):
-        return _random_model(backbone, int(origin[7:] or 0)), _transform_of(reference)
+        return _random_model(backbone, int(origin[7:] or 0)), transform
     if Path(origin).suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
         state = weights.read_state(Path(origin).expanduser())
-    elif backbone.weights is None:
-        if origin != "default":
-            raise errors.unknown("weights", origin, ["default", *OTHER_WEIGHTS], where=backbone.name)
-        state = weights.read_state(tinyvgg.WEIGHTS, tinyvgg.SHA256)
     else:
-        reference = _torchvision_weights(backbone.name, backbone.weights, origin)
-        state = weights.read_state(weights.fetch(reference.url), weights.hash_in_name(reference.url))
-    return _with_state(backbone, state, origin, nodes), _transform_of(reference)
+        state, transform = backbone.pretrained.read(origin)
+    return _with_state(backbone, state, origin, nodes), transform
 
 
 def _random_model(backbone: Backbone, seed: int) -> nn.Module:
@@ -281,38 +253,13 @@ def _random_model(backbone: Backbone, seed: int) -> nn.Module:
         return backbone.build().eval()
 
 
-def _torchvision_weights(backbone: str, choices: type[WeightsEnum], origin: str) -> Weights:
-    """Return the weights of that name; torchvision's long form, VGG16_Weights.IMAGENET1K_V1, is a name as well."""
-    members = {"default": choices.DEFAULT} | dict(choices.__members__)
-    name = origin.split(".")[-1]
-    if name not in members:
-        raise errors.unknown("weights", origin, [*members, *OTHER_WEIGHTS], where=backbone)
-    return members[name].value
-
-
-def _reference_weights(backbone: Backbone) -> Weights | None:
-    """Return the weights whose transform goes with random or unknown ones: torchvision's first for ImageNet."""
-    if backbone.weights is None:
-        return None
-    return backbone.weights.__members__.get("IMAGENET1K_V1", backbone.weights.DEFAULT).value
-
-
-def _transform_of(reference: Weights | None) -> Transform:
-    if reference is None:
-        return Transform(tinyvgg.SIZE, tinyvgg.SIZE, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
-    preset = reference.transforms()
-    resize, crop, interpolation = preset.resize_size[0], preset.crop_size[0], preset.interpolation.value
-    return Transform(resize, crop, interpolation, tuple(preset.mean), tuple(preset.std))
-
-
 def _with_state(
     backbone: Backbone, state: dict[str, torch.Tensor], origin: str, nodes: Collection[str] = ()
 ) -> nn.Module:
     """Build the network with as many classes as the state dict has, and load it; log what of it was not used."""
     n_tensors = len(state)
     state, prefix = weights.without_prefix(state, _tensor_names(backbone.name))
-    if backbone.name.startswith("densenet"):  # torchvision's files still use the names of an older release
-        state = {re.sub(r"(norm|relu|conv)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
+    state = backbone.convert(state)
     model = _build_for(backbone, state)
     expected = model.state_dict()
     needed = _needed_names(model, nodes) if nodes else frozenset(expected)

@@ -12,7 +12,7 @@ import torch
 import torch.fx
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from pipeline import errors
 
@@ -46,8 +46,25 @@ def cut_graph(model: nn.Module, nodes: set[str], relu: str = "post") -> torch.fx
 
 def trace(model: nn.Module, nodes: Iterable[str]) -> torch.fx.GraphModule:
     """Return the part of a network that some graph nodes need, as it was traced; it maps a batch to {node: output}."""
-    graph: torch.fx.GraphModule = create_feature_extractor(model, {node: node for node in nodes})
+    graph: torch.fx.GraphModule = create_feature_extractor(
+        model, {node: node for node in nodes}, tracer_kwargs=_tracer_options(model), suppress_diff_warning=True
+    )
     return graph
+
+
+def node_names(model: nn.Module) -> list[str]:
+    """Return the names of a network's graph nodes in eval mode, in the order of computation, without the input."""
+    names = get_graph_node_names(model, tracer_kwargs=_tracer_options(model), suppress_diff_warning=True)[1]
+    return list(names[1:])
+
+
+def _tracer_options(model: nn.Module) -> dict[str, list[Any]]:
+    """Return which modules and functions become single nodes: those of timm's networks that branch on sizes."""
+    if not type(model).__module__.startswith("timm."):
+        return {}
+    from timm.layers import get_notrace_functions, get_notrace_modules
+
+    return {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
 
 
 def outputs_of(module: torch.fx.GraphModule) -> dict[str, torch.fx.Node]:
@@ -79,7 +96,7 @@ def fold_batch_norms(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
     A batch norm stays where another node, or the result, uses the convolution's output, or where one of the two
     modules is called several times. Subclasses stay too: they may do more, as timm's BatchNormAct2d, which contains
-    the activation.
+    the activation, and ScaledStdConv2d, which normalises its weights.
     """
     calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
     modules = dict(module.named_modules())
@@ -90,7 +107,7 @@ def fold_batch_norms(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
         name, norm_name = str(before.target), str(node.target)
         convolution, norm = modules[name], modules[norm_name]
         called_once = calls[name] == calls[norm_name] == 1
-        if called_once and type(norm) is nn.BatchNorm2d and isinstance(convolution, nn.Conv2d):
+        if called_once and type(norm) is nn.BatchNorm2d and type(convolution) is nn.Conv2d:
             module.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
             module.set_submodule(norm_name, nn.Identity())
     return module

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline.images.transforms import Transform
+
 WEIGHTS = Path(__file__).parent / "pretrained" / "tinyvgg.safetensors"
 SOURCE_STATISTICS = WEIGHTS.with_name("tinyvgg.source.npz")
 """Mean and covariance of the codes of Tiny-ImageNet's validation images; keys: layer, pool, n, mean, cov."""
 SHA256 = "7e1a7cb4cfc7e1608e3fa1163e9e48d1e86b1a0a6ae86b0cd39049b7d6bb96dc"
 SIZE = 64
 """Side of the images in pixels."""
+TRANSFORM = Transform(SIZE, SIZE, "bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MAX_POOL = 0
 CONVOLUTIONS = (32, MAX_POOL, 64, MAX_POOL, 128, 128, MAX_POOL, 256, 256, MAX_POOL, 512)
 """Numbers of channels of the convolutions, with the max pools between them."""

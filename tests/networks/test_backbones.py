@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, VGG16_Weights, Weights, WeightsEnum
 
 from pipeline import errors
-from pipeline.networks import backbones, weights
+from pipeline.networks import backbones, efficientnet_lite0, weights
+from pipeline.networks.origins import TorchvisionWeights
 
 
 def layers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -55,6 +56,32 @@ def test_every_backbone_of_the_named_families_has_layers_that_exist(name: str) -
 def test_any_other_classification_model_goes_by_its_nodes() -> None:
     assert {"features.12", "flatten", "classifier.1"} <= layers("mobilenet_v3_small").keys()
     assert set(torchvision.models.list_models(module=torchvision.models)) < backbones.registry().keys()
+
+
+def test_the_layers_of_efficientnet_lite0_end_in_a_relu6() -> None:
+    named = layers("efficientnet_lite0")
+    assert list(named) == ["stem", *(f"stage{number}" for number in range(1, 8)), "head", "avgpool"]
+    assert named["stage5"] == ("blocks.5.0.bn1", (672, 14, 14)) and named["stage6"] == ("blocks.6.0.bn1", (1152, 7, 7))
+    assert named["head"] == ("bn2", (1280, 7, 7)) and named["avgpool"] == ("global_pool.flatten", (1280,))
+    with torch.device("meta"):
+        model = backbones.EFFICIENTNET_LITE0.build()
+    for layer, (node, _) in named.items():
+        assert layer == "avgpool" or isinstance(model.get_submodule(node).act, torch.nn.ReLU6)
+
+
+def test_every_tensor_of_the_package_has_its_place_in_timms_network() -> None:
+    state = weights.read_state(efficientnet_lite0.find_weights(), efficientnet_lite0.SHA256)
+    renamed = efficientnet_lite0.rename(state)
+    with torch.device("meta"):
+        expected = backbones.EFFICIENTNET_LITE0.build().state_dict()
+    assert {name: value.shape for name, value in renamed.items()} == {n: v.shape for n, v in expected.items()}
+    assert len(state) == len(renamed) == 296
+    assert efficientnet_lite0.rename(renamed) == renamed
+
+
+def test_the_classes_of_efficientnet_lite0_have_names() -> None:
+    names = efficientnet_lite0.class_names()
+    assert len(names) == 1000 and names[310].startswith("ant") and names[309] == "bee"
 
 
 def test_an_unknown_backbone_lists_the_nearest_first() -> None:
@@ -235,7 +262,7 @@ def serve(state: dict, server: SimpleNamespace, digest: str = "") -> tuple[str, 
     (server.folder / "net.pth").rename(server.folder / name)
     served = Weights(f"{server.url}/{name}", ResNet18_Weights.DEFAULT.transforms, {})
     choices = WeightsEnum("Served", {"IMAGENET1K_V1": served, "DEFAULT": served})
-    return name, replace(backbones.get("resnet18"), weights=choices)
+    return name, replace(backbones.get("resnet18"), pretrained=TorchvisionWeights("resnet18", choices))
 
 
 def test_weights_are_downloaded_once_and_checked_each_time(state: dict, server: SimpleNamespace, hub: Path) -> None:

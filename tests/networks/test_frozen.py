@@ -10,10 +10,14 @@ import pytest
 import torch
 import torch.fx
 from helpers import assert_close, frozen, noise_images, normalised
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.nn import functional
 
 from pipeline import errors
+from pipeline.images.transforms import resize_and_crop
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 from pipeline.networks.graph import fold_batch_norms
@@ -57,6 +61,21 @@ def test_codes_equal_a_hand_written_forward_pass(
     for layer in layers:
         assert codes[layer].dtype == np.float32 and codes[layer].min() >= 0
         assert_close(codes[layer], expected[layer].numpy())
+
+
+def test_efficientnet_lite0_gives_the_codes_of_timms_own_forward_pass_on_photos() -> None:
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    network = FrozenNetwork("efficientnet_lite0", ["head", "avgpool"])
+    codes = network.codes(np.stack([resize_and_crop(photo, network.transform) for photo in photos]))
+    model, _ = backbones.load(backbones.EFFICIENTNET_LITE0, "default")
+    prepare = create_transform(**resolve_model_data_config(model))
+    with torch.no_grad():
+        maps = model.forward_features(torch.stack([prepare(photo) for photo in photos]))
+        expected = model.global_pool(maps)
+    assert network.transform.mean == network.transform.std == (0.5, 0.5, 0.5)
+    for layer in ("head", "avgpool"):
+        assert codes[layer].min() >= 0 and codes[layer].max() > 1
+        assert_close(codes[layer], expected.numpy())
 
 
 @pytest.mark.slow
