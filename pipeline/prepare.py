@@ -85,10 +85,10 @@ def prepare(listing: Listing, shares: dict[str, float], seed: int, threads: int,
 
 def split_notes(images: Sequence[ListedImage]) -> list[str]:
     """Say which splits of the source are used for something else; the images are as the source lists them."""
-    given = {image.split for image in images}
-    if given == {"train", "val"}:
+    splits = {image.split for image in images}
+    if splits == {"train", "val"}:
         return ["The source has no test split, so its val split is used for testing."]
-    if given == {"train"}:
+    if splits == {"train"}:
         return ["The source has a train split only, so the splits are drawn from it."]
     return []
 
@@ -125,10 +125,12 @@ def validate_usable(prepared: Prepared, source: str) -> None:
             f"None of the {len(prepared.bad)} files of {source} can be read as an image: {_first(prepared.bad)}."
         )
     classes = {split: {name for i in prepared.images if i.split == split for name in i.classes} for split in SPLITS}
-    every = set().union(*classes.values())
-    if len(every) < 2:
-        names = f"one class only, {every.pop()!r}" if every else "no classes"
-        raise errors.PipelineError(f"{source} has {names}{_lost_hint(prepared)}. A classifier needs two or more.")
+    names = set().union(*classes.values())
+    if len(names) < 2:
+        classes_text = f"one class only, {names.pop()!r}" if names else "no classes"
+        raise errors.PipelineError(
+            f"{source} has {classes_text}{_lost_hint(prepared)}. A classifier needs two or more."
+        )
     if not any(image.split == "train" for image in prepared.images):
         raise errors.PipelineError(f"{source} has no images in the train split. Add some, or take the splits out.")
     for split in ("test", "val"):
@@ -166,8 +168,8 @@ def summary(prepared: Prepared, folder: Path) -> str:
 def table(prepared: Prepared, folder: Path) -> list[tuple[int, str]]:
     """Return the counts of files and what each count is of: found, used, skipped by reason, lost and copied."""
     skipped = prepared.listing.skipped
-    found = len(prepared.images) + len(prepared.bad) + sum(entry.files for entry in skipped)
-    rows = [(found, "files found"), (len(prepared.images), "images used")]
+    total = len(prepared.images) + len(prepared.bad) + sum(entry.files for entry in skipped)
+    rows = [(total, "files found"), (len(prepared.images), "images used")]
     if prepared.bad:
         rows.append((len(prepared.bad), f"bad files skipped, see {folder / 'bad.csv'}:"))
         rows += _by_reason([Skipped(path, reason) for path, reason in prepared.bad])

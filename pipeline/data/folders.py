@@ -97,7 +97,7 @@ def _holds(test: Callable[[], bool]) -> bool:
 def walk(folder: Path) -> FolderContent:
     """Read all files below a folder, at any depth.
 
-    Links to folders are followed, except those that lead back to a folder above, or to one that is read already.
+    Links to folders are followed, except those to a folder above, or to one that is read already.
     """
     content = FolderContent()
     seen = {_identity(parent) for path in (folder.absolute(), folder.resolve()) for parent in path.parents}
@@ -151,9 +151,9 @@ def list_folder(root: Path, layout: str = "auto") -> Listing:
             f"{root} holds no images in class folders. It must look like {root.name}/<class>/<image> or "
             f"{root.name}/train/<class>/<image>." + _first_skipped(skipped)
         )
-    found = {image.label for image in images}
-    notes = [*_name_notes(root, content.folders, layout), *case_notes(found)]
-    return Listing(images, skipped, notes, sorted(set(empty) - found))
+    labels = {image.label for image in images}
+    notes = [*_name_notes(root, content.folders, layout), *case_notes(labels)]
+    return Listing(images, skipped, notes, sorted(set(empty) - labels))
 
 
 def _first_skipped(skipped: Sequence[Skipped]) -> str:

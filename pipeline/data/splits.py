@@ -46,9 +46,9 @@ def _number(values: Iterable[Hashable]) -> np.ndarray:
 
 def resolve_splits(images: Sequence[ListedImage]) -> list[ListedImage]:
     """Make val the test split if the source has train and val only; leave the splits open if it has train only."""
-    given = {image.split for image in images}
-    renamed: dict[str | None, str | None] = {"val": "test"} if given == {"train", "val"} else {}
-    if given == {"train"}:
+    splits = {image.split for image in images}
+    renamed: dict[str | None, str | None] = {"val": "test"} if splits == {"train", "val"} else {}
+    if splits == {"train"}:
         renamed = {"train": None}
     return [replace(image, split=renamed.get(image.split, image.split)) for image in images]
 
@@ -158,7 +158,7 @@ def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups
     if counts[fewest] < folds:
         raise PipelineError(
             f"The class {classes[fewest]!r} has {_count(counts[fewest], 'training image')}, fewer than the "
-            f"{folds} folds. Add images, {_way_out(counts[fewest])}."
+            f"{folds} folds. Add images, {_way_out(counts[fewest], y.ndim == 2)}."
         )
     if groups is not None:
         _validate_groups(y, classes, folds, groups)
@@ -168,10 +168,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _way_out(count: int) -> str:
-    """Say what to do with a class that has `count` images or groups, fewer than there are folds."""
+def _way_out(count: int, multi_label: bool) -> str:
+    """Say what to do, besides adding images, with a class that has `count` images or groups, fewer than folds."""
     few = f"take --folds {count}, " if count > 1 else ""
-    return f"{few}or leave such classes out with --drop-small-classes"
+    if multi_label:
+        return f"{few}or take the class out of the dataset"
+    return f"{few}or take the class out of the dataset (pipeline.classify does it with --drop-small-classes)"
 
 
 def _validate_multi_label(counts: np.ndarray, n: int, classes: Sequence[str]) -> None:
@@ -190,16 +192,18 @@ def _validate_groups(y: np.ndarray, classes: Sequence[str], folds: int, groups: 
         if 0 < count < folds:
             raise PipelineError(
                 f"The training images of class {name!r} lie in {_count(count, 'group')}, fewer than the {folds} folds. "
-                "Copies of a file, and equal values of --group-by, stay in one fold: add images of other groups, or "
-                f"{_way_out(count)}."
+                "Copies of a file, and equal values of --group-by, stay in one fold: add images of other groups, "
+                f"{_way_out(count, y.ndim == 2)}."
             )
 
 
 def validate_folds(splits: Folds, y: np.ndarray, classes: Sequence[str]) -> None:
     """Refuse folds that hold nothing out, or that lack a class to fit; both happen if units differ much in size."""
     for fold, (fitted, held_out) in enumerate(splits):
-        everywhere, here = (set(np.unique(rows if y.ndim == 1 else np.nonzero(rows)[1])) for rows in (y, y[fitted]))
-        if missing := sorted(everywhere - here):
+        labels, fitted_labels = (
+            set(np.unique(rows if y.ndim == 1 else np.nonzero(rows)[1])) for rows in (y, y[fitted])
+        )
+        if missing := sorted(labels - fitted_labels):
             raise PipelineError(
                 f"Fold {fold + 1} would have no image of class {classes[missing[0]]!r} to learn from: its groups are "
                 "too large. Take fewer --folds, or another --seed."

@@ -78,7 +78,7 @@ def stay_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
-def picture(seed: int, kind: str = "JPEG") -> bytes:
+def image_file(seed: int, kind: str = "JPEG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file := io.BytesIO(), kind)
     return file.getvalue()
@@ -123,7 +123,7 @@ def publish(
 
 def publish_hymenoptera(site: Site, patch: pytest.MonkeyPatch) -> Rows:
     files = {f"{split}/{label}/{split} {label}.jpg" for split in ("train", "val") for label in ("ants", "bees")}
-    tree = {name: picture(seed) for seed, name in enumerate(sorted(files))}
+    tree = {name: image_file(seed) for seed, name in enumerate(sorted(files))}
     url, _ = site.put("hymenoptera_data.zip", zipped({f"hymenoptera_data/{name}": tree[name] for name in tree}))
     digests = "".join(sorted(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in tree.items()))
     patch.setattr(downloads, "HYMENOPTERA_URL", url)
@@ -133,7 +133,7 @@ def publish_hymenoptera(site: Site, patch: pytest.MonkeyPatch) -> Rows:
 
 def publish_flowers102(site: Site, patch: pytest.MonkeyPatch) -> Rows:
     files = {
-        "image": ("102flowers.tgz", tarred({f"jpg/image_{i:05}.jpg": picture(i) for i in range(1, 7)})),
+        "image": ("102flowers.tgz", tarred({f"jpg/image_{i:05}.jpg": image_file(i) for i in range(1, 7)})),
         "label": ("imagelabels.mat", matlab(labels=[1, 1, 1, 102, 102, 102])),
         "setid": ("setid.mat", matlab(trnid=[4, 1], valid=[2, 5], tstid=[3, 6])),
     }
@@ -147,7 +147,7 @@ def publish_flowers102(site: Site, patch: pytest.MonkeyPatch) -> Rows:
 
 def publish_oxford_iiit_pet(site: Site, patch: pytest.MonkeyPatch) -> Rows:
     ids = {"Abyssinian": 1, "saint_bernard": 2}
-    images = {f"images/{breed}_{i}.jpg": picture(10 * ids[breed] + i) for breed in ids for i in (1, 2)}
+    images = {f"images/{breed}_{i}.jpg": image_file(10 * ids[breed] + i) for breed in ids for i in (1, 2)}
     notes = {
         "annotations/trainval.txt": lines(*(f"{breed}_1 {ids[breed]} 1 1" for breed in ids)),
         "annotations/test.txt": lines(*(f"{breed}_2 {ids[breed]} 1 1" for breed in ids)),
@@ -164,7 +164,7 @@ def publish_dtd(site: Site, patch: pytest.MonkeyPatch) -> Rows:
         for n, split in enumerate(SPLITS)
         for label in ("banded", "zigzagged")
     }
-    tree = {f"dtd/images/{name}": picture(seed) for seed, (name, *_) in enumerate(sorted(rows, key=str))}
+    tree = {f"dtd/images/{name}": image_file(seed) for seed, (name, *_) in enumerate(sorted(rows, key=str))}
     for split in SPLITS:
         tree[f"dtd/labels/{split}1.txt"] = lines(*(name for name, _, its in rows if its == split))
     publish(site, patch, kinds.DTD, ("_URL", "_MD5"), "dtd-r1.0.1.tar.gz", tarred(tree))
@@ -179,7 +179,7 @@ def publish_food101(site: Site, patch: pytest.MonkeyPatch) -> Rows:
         for label, names in labels.items()
         for name in names
     }
-    tree = {name: picture(seed) for seed, (name, *_) in enumerate(sorted(rows, key=str))}
+    tree = {name: image_file(seed) for seed, (name, *_) in enumerate(sorted(rows, key=str))}
     tree |= {f"food-101/meta/{split}.json": json.dumps(labels).encode() for split, labels in splits.items()}
     publish(site, patch, kinds.Food101, ("_URL", "_MD5"), "food-101.tar.gz", tarred(tree))
     return rows
@@ -198,7 +198,7 @@ def redirect(patch: pytest.MonkeyPatch, module: str, address: tuple[str, str]) -
 
 def publish_caltech101(site: Site, patch: pytest.MonkeyPatch) -> Rows:
     names = [f"{label}/image_000{i}.jpg" for label in ("BACKGROUND_Google", "Faces", "accordion") for i in (1, 2)]
-    images = tarred({f"101_ObjectCategories/{name}": picture(seed) for seed, name in enumerate(names)})
+    images = tarred({f"101_ObjectCategories/{name}": image_file(seed) for seed, name in enumerate(names)})
     outer = {
         "caltech-101/101_ObjectCategories.tar.gz": images,
         "caltech-101/Annotations.tar": tarred({}, ""),
@@ -209,7 +209,7 @@ def publish_caltech101(site: Site, patch: pytest.MonkeyPatch) -> Rows:
 
 
 def publish_eurosat(site: Site, patch: pytest.MonkeyPatch) -> Rows:
-    tree = {f"2750/{label}/{label}_{i}.jpg": picture(i) for label in ("Forest", "SeaLake") for i in (1, 2)}
+    tree = {f"2750/{label}/{label}_{i}.jpg": image_file(i) for label in ("Forest", "SeaLake") for i in (1, 2)}
     redirect(patch, "eurosat", site.put("EuroSAT.zip", zipped(tree)))
     return {(name, name.split("/")[1], None) for name in tree}
 
@@ -267,7 +267,7 @@ PUBLISH: dict[str, Callable[[Site, pytest.MonkeyPatch], Rows]] = {
     "stl10": publish_stl10,
     "eurosat": publish_eurosat,
 }
-every_dataset = pytest.mark.parametrize("name", downloads.ENTRIES)
+every_dataset = pytest.mark.parametrize("name", downloads.DATASETS)
 
 
 def rows(listed: list[ListedImage], folder: Path) -> Rows:
@@ -276,7 +276,7 @@ def rows(listed: list[ListedImage], folder: Path) -> Rows:
 
 
 def place_of(name: str, folder: Path) -> Path:
-    return folder.parent / ".download" / folder.name / downloads.ENTRIES[name].place
+    return folder.parent / ".download" / folder.name / downloads.DATASETS[name].subfolder
 
 
 @every_dataset
@@ -299,7 +299,7 @@ def test_a_second_run_needs_no_server(name: str, site: Site, monkeypatch: pytest
     folder = tmp_path / "data" / name
     place = place_of(name, folder)
     place.mkdir(parents=True)
-    for file in downloads.ENTRIES[name].files:  # put there by hand
+    for file in downloads.DATASETS[name].files:  # put there by hand
         (place / file).write_bytes((site.folder / file).read_bytes())
     assert rows(downloads.SOURCES[name](folder), folder) == expected
     if name != "caltech101":  # torchvision deletes this archive after use
@@ -318,7 +318,7 @@ def test_without_the_internet_one_sentence_says_what_to_do(
         downloads.SOURCES[name](folder)
     place = place_of(name, folder)
     assert str(place) in str(caught.value) and place.is_dir()
-    assert all(file in str(caught.value) for file in downloads.ENTRIES[name].files)
+    assert all(file in str(caught.value) for file in downloads.DATASETS[name].files)
     assert not folder.exists()
 
 
@@ -328,7 +328,7 @@ def test_a_damaged_download_is_refused_and_not_taken_for_complete(
 ) -> None:
     expected = PUBLISH[name](site, monkeypatch)
     folder = tmp_path / "data" / name
-    served = site.folder / downloads.ENTRIES[name].files[0]
+    served = site.folder / downloads.DATASETS[name].files[0]
     right = served.read_bytes()
     served.write_bytes(right[: len(right) // 2])
     with pytest.raises(
@@ -362,7 +362,7 @@ def interrupted(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_pictures_from_arrays_keep_their_pixels(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_images_from_arrays_keep_their_pixels(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     publish_cifar10(site, monkeypatch)
     downloads.SOURCES["cifar10"](tmp_path / "cifar10")
     written = np.asarray(Image.open(tmp_path / "cifar10" / "test" / "airplane" / "00000.png"))
@@ -379,7 +379,7 @@ def test_a_half_downloaded_zip_is_fetched_again(site: Site, monkeypatch: pytest.
 
 def test_other_files_in_the_zip_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     publish_hymenoptera(site, monkeypatch)
-    site.put("hymenoptera_data.zip", zipped({"hymenoptera_data/train/ants/1.jpg": picture(1)}))
+    site.put("hymenoptera_data.zip", zipped({"hymenoptera_data/train/ants/1.jpg": image_file(1)}))
     with pytest.raises(errors.PipelineError, match="not those of the tutorial"):
         downloads.SOURCES["hymenoptera"](tmp_path / "ants")
     assert not (tmp_path / "ants").exists()
@@ -403,7 +403,7 @@ def test_a_zip_member_that_leaves_the_folder_is_refused(
     evil: str, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     publish_hymenoptera(site, monkeypatch)
-    site.put("hymenoptera_data.zip", zipped({"hymenoptera_data/train/ants/1.jpg": picture(1), evil: b"evil"}))
+    site.put("hymenoptera_data.zip", zipped({"hymenoptera_data/train/ants/1.jpg": image_file(1), evil: b"evil"}))
     with pytest.raises(errors.PipelineError, match="leaves the folder"):
         downloads.SOURCES["hymenoptera"](tmp_path / "data" / "ants")
     assert not list(tmp_path.rglob("*evil*")) and not Path("/evil").exists()
@@ -423,7 +423,7 @@ def test_tarfile_is_guarded_even_where_no_filter_is_asked_for(tmp_path: Path) ->
     before = vars(tarfile.TarFile)["extraction_filter"]
     (tmp_path / "inside").mkdir()
     archive = tarfile.open(fileobj=io.BytesIO(tarred({"../evil": b"evil"})))  # noqa: SIM115 - memory needs no closing
-    with downloads._guarded(), pytest.raises(tarfile.OutsideDestinationError):
+    with downloads.guard_unpacking(), pytest.raises(tarfile.OutsideDestinationError):
         archive.extractall(tmp_path / "inside")  # noqa: S202
     assert not (tmp_path / "evil").exists()
     assert vars(tarfile.TarFile)["extraction_filter"] is before and socket.getdefaulttimeout() is None
@@ -476,7 +476,7 @@ def test_prepare_takes_a_dataset_by_name(
 def test_an_unknown_name_lists_the_choices() -> None:
     with pytest.raises(errors.PipelineError, match=r"Unknown dataset 'flowers'.*Choose from: flowers102, ") as caught:
         prepare.list_source("flowers", Path("unused"))
-    assert all(name in str(caught.value) for name in ("digits", *downloads.ENTRIES))
+    assert all(name in str(caught.value) for name in ("digits", *downloads.DATASETS))
 
 
 def test_the_catalogue_imports_no_torch() -> None:

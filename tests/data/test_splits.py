@@ -59,14 +59,26 @@ def test_an_image_of_several_labels_counts_by_its_rarest() -> None:
 @pytest.mark.parametrize(
     ("y", "groups", "words"),
     [
-        ([0] * 6 + [1] * 6, [0] * 6 + [1, 2, 3, 4, 5, 6], "'a' lie in 1 group, .*leave such classes out"),
-        ([0] * 6 + [1] * 6, [0, 0, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6], "'a' lie in 2 groups, .*--folds 2"),
+        (
+            [0] * 6 + [1] * 6,
+            [0] * 6 + [1, 2, 3, 4, 5, 6],
+            "'a' lie in 1 group, .*groups, or take the class out .*--drop",
+        ),
+        (
+            [0] * 6 + [1] * 6,
+            [0, 0, 0, 7, 7, 7, 1, 2, 3, 4, 5, 6],
+            "'a' lie in 2 groups, .*groups, take --folds 2, or",
+        ),
         ([0] * 6 + [1] * 2, None, "'b' has 2 training images, fewer than the 3 folds"),
         ([1] * 6, None, "one class only, 'b'"),
         ([], None, "no training images"),
         ([[1, 0], [0, 0]] * 6, None, "No training image has the label 'b'"),
         ([[1, 1], [1, 0]] * 6, None, "Every training image has the label 'a'"),
-        ([[1, 1], [0, 0]] + [[1, 0]] * 6, None, "'b' has 1 training image, .*leave such classes out"),
+        (
+            [[1, 1], [0, 0]] + [[1, 0]] * 6,
+            None,
+            "'b' has 1 training image, .*or take the class out of the dataset\\.$",
+        ),
     ],
 )
 def test_labels_that_cannot_be_cross_validated_are_refused(y: list, groups: list | None, words: str) -> None:
