@@ -241,7 +241,7 @@ def run(settings: Advise) -> None:
     validate_curve(settings.curve, chosen.labels)
     build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool)
     extras = head, source = backbones.head_node(backbone), source_layer(settings.backbone)
-    folder = address.features.parent / ".advice" / settings.backbone
+    folder = Path("features", address.name, ".advice", settings.backbone)
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
     method = Method(grids, settings.folds, settings.seed, settings.large)
     measured, facts, advice = advise(folder, layers, method, head, source)

@@ -80,11 +80,13 @@ def earlier_choices(
 
 
 def listing(name: str | None) -> str:
-    """Return the backbones' names, or one backbone's layers with their nodes, sizes and code widths."""
-    from pipeline.networks import backbones, pooling
+    """Return the backbones' names, timm's that fit a pattern, or one backbone's layers with their sizes and widths."""
+    from pipeline.networks import backbones, pooling, timm_models
 
     if name is None:
-        return "\n".join(backbones.registry())
+        return "\n".join([*backbones.registry(), "timm/NAME: search timm's networks with --list 'timm/*resnet*50*'"])
+    if name == timm_models.PREFIX.rstrip("/") or "*" in name:
+        return timm_models.listing(name)
     backbone = backbones.get(name)
     lines = [f"{'layer':<28} {'node':<28} {'output':<14} {'avg':>8} {'avg4':>8} {'flatten':>8}"]
     for layer, (node, shape) in backbones.layer_shapes(backbone).items():

@@ -54,7 +54,7 @@ def run(settings: Verify) -> None:
     """Verify what the settings name."""
     spec = reader.read_index(settings.file, {}).spec
     problems = list(value_problems(settings.file))
-    dataset = settings.dataset or settings.file.absolute().parent.parent.name
+    dataset = settings.dataset or settings.file.absolute().parents[1 + spec.backbone.count("/")].name
     folder = Experiment(dataset, spec.backbone).data
     compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:

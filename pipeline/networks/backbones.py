@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +19,7 @@ from torch import nn
 
 from pipeline import errors
 from pipeline.images.transforms import Transform
-from pipeline.networks import efficientnet_lite0, layer_names, tinyvgg, weights
+from pipeline.networks import efficientnet_lite0, layer_names, timm_models, tinyvgg, weights
 from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import cut_graph, node_names, trace
 from pipeline.networks.layer_names import NameLayers
@@ -39,7 +41,8 @@ class Backbone:
 
     pretrained: its weights by name; pool: the pooling of its maps that --pool auto stands for; convolutional_head:
     whether it has fully connected layers that become convolutions at other sizes than the network's own; convert: turns
-    a state dict with another release's or program's names of tensors into one with the network's.
+    a state dict with another release's or program's names of tensors into one with the network's; may_lack_head:
+    whether it can be built without a head, with 0 classes.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Backbone:
     pool: str = "avg"
     convolutional_head: bool = False
     convert: Callable[[State], State] = dict
+    may_lack_head: bool = False
 
 
 UNUSUAL_CLASSES = 1009
@@ -110,8 +114,24 @@ def _rename_densenet(state: State) -> State:
     return {re.sub(r"(norm|relu|conv)\.([12])\.", r"\1\2.", name): value for name, value in state.items()}
 
 
+@cache
+def _timm_backbone(name: str) -> Backbone:
+    own_name = name.removeprefix(timm_models.PREFIX)
+    timm_models.find_config(own_name)
+    return Backbone(
+        name,
+        partial(timm_models.build, own_name),
+        layer_names.name_timm_layers,
+        timm_models.TimmWeights(own_name),
+        convert=partial(timm_models.convert, own_name),
+        may_lack_head=True,
+    )
+
+
 def get(name: str) -> Backbone:
     """Return the backbone of that name; raise PipelineError that lists the nearest names if there is none."""
+    if name.startswith(timm_models.PREFIX):
+        return _timm_backbone(name)
     if name not in registry():
         raise errors.unknown("backbone", name, registry())
     return registry()[name]
@@ -125,12 +145,23 @@ def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.M
     return FullyConvolutional(model, native.crop)
 
 
+@lru_cache(maxsize=8)
 def _nodes_and_layers(backbone: Backbone) -> tuple[list[str], dict[str, str]]:
     """Return the graph nodes in the order of computation, and {friendly name: node}."""
     with torch.device("meta"):
         model = backbone.build()
-    nodes = node_names(model)
+    try:
+        nodes = node_names(model)
+    except Exception as error:  # what torch.fx raises depends on the network's own code
+        raise _untraceable(backbone.name) from error
     return nodes, backbone.name_layers(model, nodes)
+
+
+def _untraceable(name: str) -> errors.PipelineError:
+    return errors.PipelineError(
+        f"The layers of {name} cannot be cut, because torch.fx cannot trace it. Choose another backbone, for instance "
+        "efficientnet_lite0, resnet50 or timm/vit_small_patch14_dinov2."
+    )
 
 
 def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
@@ -154,8 +185,12 @@ def friendly_layers(backbone: Backbone) -> list[str]:
 
 
 def head_node(backbone: Backbone) -> str | None:
-    """Return the node that gives the scores of the network's own classes; None if its last node gives no vector."""
+    """Return the node that gives the scores of the network's own classes; None if it has none, or gives no vector."""
     last = _nodes_and_layers(backbone)[0][-1]
+    with torch.device("meta"):
+        model = backbone.build()
+    if _n_scores(model.get_submodule(head_module(backbone))) is None:  # built without its head
+        return None
     return last if len(node_shapes(backbone, [last]).get(last, ())) == 1 else None
 
 
@@ -195,6 +230,8 @@ def node_shapes(
         model = at_size(backbone, backbone.build().eval(), size)
         graph = trace(model, nodes)
         outputs = _outputs(graph, size)
+        if outputs is None and size == native:
+            raise _untraceable(backbone.name)
         if outputs is None:
             raise errors.PipelineError(_explain_size(backbone.name, graph, size, native))
     return {node: tuple(output.shape[1:]) for node, output in outputs.items() if isinstance(output, torch.Tensor)}
@@ -203,8 +240,11 @@ def node_shapes(
 def _outputs(graph: nn.Module, size: tuple[int, int]) -> dict[str, object] | None:
     """Return a network's outputs for one image of a size on the meta device; None where it cannot run."""
     try:
-        outputs: dict[str, object] = graph(torch.empty(1, 3, *size, device="meta"))
+        with redirect_stderr(io.StringIO()):  # where torch.fx prints a traceback of its own
+            outputs: dict[str, object] = graph(torch.empty(1, 3, *size, device="meta"))
     except (RuntimeError, AssertionError, ValueError):  # a window larger than the map; transformers assert their size
+        return None
+    except (AttributeError, TypeError):  # a trace that took the wrong branch
         return None
     empty = any(isinstance(output, torch.Tensor) and not output.numel() for output in outputs.values())
     return None if empty else outputs
@@ -299,7 +339,7 @@ def _build_for(backbone: Backbone, state: Mapping[str, torch.Tensor]) -> nn.Modu
     """Build a network with as many classes as its head has in a state dict."""
     weight = state.get(f"{head_module(backbone)}.weight")
     if weight is None or not weight.ndim:
-        return backbone.build()
+        return backbone.build(num_classes=0) if backbone.may_lack_head else backbone.build()
     return backbone.build(num_classes=len(weight))
 
 

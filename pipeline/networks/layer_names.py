@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -52,6 +53,45 @@ def name_fixed_layers(layers: Mapping[str, str]) -> NameLayers:
         return dict(layers)
 
     return name_layers
+
+
+def name_timm_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
+    """Name the layers of timm's networks: those of VGG and ResNet as torchvision's, all others by timm's stages."""
+    kind = type(model).__name__
+    if kind == "VGG":
+        return name_vgg_layers(model, nodes) | {"fc6": "pre_logits.act1", "fc7": "pre_logits.act2"}
+    pooled = _last_of(nodes, "global_pool", "head.global_pool")
+    if kind == "ResNet":
+        return name_resnet_layers(model, nodes) | {"avgpool": pooled}
+    head = _last_of(nodes, "conv_head", "bn2", "norm_head", "act2") if hasattr(model, "conv_head") else ""
+    ends = {"head": head, "norm": _last_of(nodes, "norm"), "avgpool": pooled, "pre_logits": _before_head(model, nodes)}
+    named = _name_stages(model, nodes) | {name: node for name, node in ends.items() if node}
+    last = list(named.values())
+    return {name: node for number, (name, node) in enumerate(named.items()) if node not in last[:number]}
+
+
+def _name_stages(model: nn.Module, nodes: list[str]) -> dict[str, str]:
+    """Name the stages that timm lists: stage1… where maps shrink from one to the next, block1… where they do not."""
+    stages: list[dict[str, Any]] = list(getattr(model, "feature_info", []))
+    same_size = len(stages) > 1 and len({stage["reduction"] for stage in stages}) == 1
+    word = "block" if same_size else "stage"
+    named = {f"{word}{number}": _last_of(nodes, stage["module"]) for number, stage in enumerate(stages, start=1)}
+    return {name: node for name, node in named.items() if node}
+
+
+def _last_of(nodes: list[str], *modules: str) -> str:
+    """Return the last node of some modules, the modules themselves included; "" where there is none."""
+    inside = [node for node in nodes if any(node == module or node.startswith(f"{module}.") for module in modules)]
+    return inside[-1] if inside else ""
+
+
+def _before_head(model: nn.Module, nodes: list[str]) -> str:
+    """Return the node whose output the head takes; "" where the last node is no head."""
+    modules = dict(model.named_modules())
+    if not isinstance(modules.get(nodes[-1]), nn.Linear):
+        return ""
+    before = [node for node in nodes[:-1] if not isinstance(modules.get(node), (nn.Dropout, nn.Identity))]
+    return before[-1]
 
 
 FAMILIES: dict[str, NameLayers] = {

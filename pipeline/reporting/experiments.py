@@ -66,9 +66,10 @@ def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | N
 
 def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:
     rows: list[Scores] = []
-    for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '*'}/*/metrics.json")):
-        layer, model = path.parent.name.rsplit("-", 1)
-        address = {"dataset": path.parts[-4], "backbone": path.parts[-3], "layer": layer, "model": model}
+    for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '**/*'}/*-*/metrics.json")):
+        name, *backbone_parts, last, _ = path.relative_to(folder).parts
+        layer, model = last.rsplit("-", 1)
+        address = {"dataset": name, "backbone": "/".join(backbone_parts), "layer": layer, "model": model}
         rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
     return rows
 

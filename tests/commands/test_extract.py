@@ -109,6 +109,19 @@ def test_list_shows_backbones_and_layers(run: Run) -> None:
     assert "fc7" in table and "classifier.4" in table and "512×7×7" in table and "4096" in table
 
 
+def test_every_command_takes_a_backbone_of_timms(run: Run, prepared: Path) -> None:
+    address = ("--dataset", "photos", "--backbone", "timm/test_resnet.r160_in1k")
+    assert run("extract", *address, "--layer", "layer3", "avgpool", "--weights", "random").code == 0
+    flags = (*address, "--layer", "avgpool")
+    assert run("classify", *flags, "--grid", "{l2: {C: [1]}}", "--folds", 2).code == 0
+    assert run("evaluate", *flags).code == 0
+    assert run("predict", *flags, "photos").code == 0
+    assert "timm/test_resnet.r160_in1k" in run("report", "--dataset", "photos").out
+    codes = Path("features/photos/timm/test_resnet.r160_in1k/avgpool.h5")
+    assert "fit the images in data" in run("verify", codes).out
+    assert str(codes.parent.parent) in run("cache").out
+
+
 # Mistakes
 
 
