@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
@@ -44,7 +44,7 @@ def _raise_bad_image() -> Iterator[None]:
         yield
     except BadImage:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise BadImage(f"no image of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from error
