@@ -146,6 +146,11 @@ class Prepare(Command):
     )
     seed: int = setting(0, "Seed of the drawn splits.", ge=0)
     group_by: str = setting("", "Column of the CSV file: images with the same value there stay in the same split.")
+    layout: Literal["auto", "classes", "splits", "class-splits"] = setting(
+        "auto",
+        "How a folder is read: its folders are classes, or splits with folders of classes within, or classes with "
+        "folders of splits within; auto tells by the names, and asks where there are two ways.",
+    )
     overwrite: bool = setting(False, "Replace a dataset of the same name that holds another source.", in_file=False)
     on_bad: Literal["skip", "error"] = setting("skip", "Whether files that cannot be read are skipped, or end the run.")
     threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)

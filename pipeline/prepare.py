@@ -257,12 +257,12 @@ def run(settings: Prepare) -> None:
         )
     folder = settings.out or Path("data", name_of(settings.dataset, params.effective()))
     validate_origin(folder, settings.dataset, settings.overwrite)
-    listed = list_source(settings.dataset, folder)
+    listed = list_source(settings.dataset, folder, settings.layout)
     validate_column(listed, settings.group_by, settings.dataset)
     prepared = prepare(listed, shares, settings.seed, settings.threads or parallel.default_threads(), settings.group_by)
     if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
-            f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Mend them, or run with --on-bad skip."
+            f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Fix them, or run with --on-bad skip."
         )
     validate_usable(prepared, settings.dataset)
     validate_groups(prepared, settings.group_by, settings.dataset)

@@ -212,17 +212,16 @@ def fetch(repository: str, file_names: tuple[str, ...]) -> Path:
     by_hand = place_by_hand(repository)
     if by_hand.exists() and "config.json" not in file_names:
         return by_hand
-    reason: Exception | None = None
+    reasons = []
     for file_name in file_names:
         try:
             return _verified(Path(_download(repository, file_name)))
         except OSError as error:  # the hub's errors are all of this kind: no network, no such file, read-only cache
-            reason = reason or error
-    assert reason is not None
+            reasons.append(error)
     url = f"https://huggingface.co/{repository}/resolve/main/{file_names[0]}"
     raise errors.PipelineError(
-        f"Cannot fetch {url} ({errors.first_line(reason)}). Put the file at {by_hand} by hand, or take --weights FILE."
-    ) from reason
+        f"Cannot fetch {url} ({errors.first_line(reasons[0])}). Put the file at {by_hand} by hand, or take --weights FILE."
+    ) from reasons[0]
 
 
 def _download(repository: str, file_name: str) -> str:
