@@ -73,7 +73,15 @@ Values = Annotated[list[Any], Field(min_length=1)]
 Grid = Annotated[dict[Normalisation, dict[str, Values]], Field(min_length=1), BeforeValidator(_from_yaml)]
 """{normalisation of the codes: {parameter: values to try}}."""
 
-Pool = Annotated[str, Field(pattern=r"^(|auto|(avg|max)([1-9]\d?)?|flatten)$")]
+
+def _as_in_spec(value: Any) -> Any:
+    """Write cls+mean as in the spec of codes, where + separates layers."""
+    return value.replace("cls+mean", "cls_mean") if isinstance(value, str) else value
+
+
+Pool = Annotated[
+    str, BeforeValidator(_as_in_spec), Field(pattern=r"^(|auto|(avg|max)([1-9]\d?)?|flatten|cls|mean|cls_mean)$")
+]
 Size = Annotated[str, BeforeValidator(_as_text)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -170,8 +178,8 @@ class Extract(Command):
     )
     pool: Pool = setting(
         "auto",
-        "How maps become vectors: avg, max, flatten, avgN or maxN for a grid of N×N cells; auto takes what suits the "
-        "backbone (avg; avg4 for tinyvgg).",
+        "How maps become vectors: avg, max, flatten, avgN or maxN for a grid of N×N cells; of a transformer's tokens: "
+        "cls, mean or cls+mean; auto takes what suits the backbone (avg; avg4 for tinyvgg; cls, or mean without one).",
         group=NETWORK,
     )
     size: Size | None = setting(
@@ -267,7 +275,7 @@ class Classify(Address):
     codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
     out: Path | None = setting(None, "File for the classifier.", shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     weights: str = setting("", SPEC.format("weights"), group=FILES)
-    pool: str = setting("", SPEC.format("pooling"), group=FILES)
+    pool: Annotated[str, BeforeValidator(_as_in_spec)] = setting("", SPEC.format("pooling"), group=FILES)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -88,10 +88,14 @@ def listing(name: str | None) -> str:
     if name == timm_models.PREFIX.rstrip("/") or "*" in name:
         return timm_models.listing(name)
     backbone = backbones.get(name)
-    lines = [f"{'layer':<28} {'node':<28} {'output':<14} {'avg':>8} {'avg4':>8} {'flatten':>8}"]
-    for layer, (node, shape) in backbones.layer_shapes(backbone).items():
-        if pooling.gives_codes(shape):
-            widths = " ".join(f"{pooling.pooled_width(shape, pool):>8}" for pool in ("avg", "avg4", "flatten"))
+    lines = [f"{'layer':<28} {'node':<28} {'output':<14} width by --pool"]
+    layers = backbones.layer_shapes(backbone)
+    layouts = backbones.node_layouts(backbone, dict(layers.values()))
+    for layer, (node, shape) in layers.items():
+        if layout := layouts.get(node):
+            widths = ", ".join(
+                f"{pool} {pooling.pooled_width(shape, pool, layout)}" for pool in pooling.examples(layout)
+            )
             lines.append(f"{layer:<28} {node:<28} {'×'.join(map(str, shape)):<14} {widths}")
     return "\n".join(lines)
 

@@ -20,7 +20,7 @@ from pipeline.finetuning.head import Head
 from pipeline.images.transforms import Transform
 from pipeline.networks import backbones, pooling
 from pipeline.networks.frozen import PRECISIONS
-from pipeline.networks.graph import cut_graph, fold_batch_norms, keep_nodes
+from pipeline.networks.graph import channels_last, cut_graph, fold_batch_norms, keep_nodes
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -58,8 +58,9 @@ class TunableNetwork(nn.Module):
         start = {} if unfreeze in ("none", "all") else backbones.find_nodes(backbone, [unfreeze])
         validate_unfreeze(backbone, unfreeze, spec.layer)
         graph = cut_graph(model, {*nodes.values(), *start.values()})
+        self.layout = backbones.node_layouts(backbone, backbones.node_shapes(backbone, [spec.node]))[spec.node]
         self.node, self.pool, self.precision = spec.node, spec.pool, spec.precision
-        self.graph = keep_nodes(graph, {spec.node}).to(memory_format=torch.channels_last)  # faster on all devices
+        self.graph = channels_last(keep_nodes(graph, {spec.node}))  # faster on all devices
         self.layers = dict(_names_by_layer(graph, nodes))
         self.frozen = _names_before(graph, nodes, unfreeze, start)
         self.head = head
@@ -104,7 +105,7 @@ class TunableNetwork(nn.Module):
         if self.precision == "fp32":
             return self
         dtype = PRECISIONS[self.precision]
-        graph = fold_batch_norms(copy.deepcopy(self.graph).eval()).to(memory_format=torch.channels_last).to(dtype)
+        graph = channels_last(fold_batch_norms(copy.deepcopy(self.graph).eval())).to(dtype)
         return partial(self._logits, graph, dtype=dtype)
 
     def _logits(
@@ -112,7 +113,8 @@ class TunableNetwork(nn.Module):
     ) -> torch.Tensor:
         normalised = (images.contiguous(memory_format=torch.channels_last) / 255 - self.mean) / self.std
         output = graph(normalised.to(dtype))[self.node]
-        return self.head(pooling.pool_maps(output if dtype == torch.float32 else output.float(), self.pool))
+        values = output if dtype == torch.float32 else output.float()
+        return self.head(pooling.pool_output(values, self.pool, self.layout))
 
     def parameter_groups(self, recipe: recipes.Recipe) -> list[ParameterGroup]:
         """Return the optimiser's groups of parameters with their rates: the head, then the layers from the last on."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from pipeline import errors
 from pipeline.images.transforms import Transform
-from pipeline.networks import efficientnet_lite0, layer_names, timm_models, tinyvgg, weights
+from pipeline.networks import efficientnet_lite0, layer_names, pooling, timm_models, tinyvgg, weights
 from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import cut_graph, node_names, trace
 from pipeline.networks.layer_names import NameLayers
@@ -235,6 +235,25 @@ def node_shapes(
         if outputs is None:
             raise errors.PipelineError(_explain_size(backbone.name, graph, size, native))
     return {node: tuple(output.shape[1:]) for node, output in outputs.items() if isinstance(output, torch.Tensor)}
+
+
+def node_layouts(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, pooling.Layout]:
+    """Return how the outputs of some graph nodes are laid out, by their shapes at any size; unknown ones are left out.
+
+    The axes are told apart by the shapes at the network's own size, where images are square.
+    """
+    native = node_shapes(backbone, shapes)
+    with torch.device("meta"):
+        prefix = prefix_tokens(backbone.build())
+    layouts = {node: pooling.layout_of(shape, native.get(node, shape), prefix) for node, shape in shapes.items()}
+    return {node: layout for node, layout in layouts.items() if layout}
+
+
+def prefix_tokens(model: nn.Module) -> pooling.Prefix | None:
+    """Return the tokens that a transformer puts before those of its patches; None where the network does not say."""
+    has_class_token = any(getattr(model, name, None) is not None for name in ("cls_token", "class_token"))
+    n_tokens = getattr(model, "num_prefix_tokens", 1 if has_class_token else None)
+    return pooling.Prefix(n_tokens, has_class_token) if isinstance(n_tokens, int) else None
 
 
 def _outputs(graph: nn.Module, size: tuple[int, int]) -> dict[str, object] | None:

@@ -17,7 +17,7 @@ from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, join_specs, spec_dif
 from pipeline.images import decoding
 from pipeline.images.transforms import Framing
 from pipeline.networks import backbones, pooling, weights
-from pipeline.networks.graph import cut_graph, fold_batch_norms, is_relu, keep_nodes, outputs_of, trace
+from pipeline.networks.graph import channels_last, cut_graph, fold_batch_norms, is_relu, keep_nodes, outputs_of, trace
 
 NATIVE_FRAMING = Framing()
 
@@ -57,20 +57,22 @@ class FrozenNetwork(nn.Module):
         self.nodes = backbones.find_nodes(backbone, layers)
         size = framing.of(backbones.native_transform(backbone)).size
         shapes = backbones.node_shapes(backbone, self.nodes.values(), size)
+        known_layouts = backbones.node_layouts(backbone, shapes)
         self.pools = {
-            layer: pooling.pool_for(shapes.get(node, ()), pool, layer=layer, default=backbone.pool)
+            layer: pooling.pool_for(known_layouts.get(node), pool, layer=layer, default=backbone.pool)
             for layer, node in self.nodes.items()
         }
+        self.layouts = {layer: known_layouts[node] for layer, node in self.nodes.items()}
         model, native = backbones.load(backbone, origin, set(self.nodes.values()))
         self.transform, self.relu = framing.of(native), relu
         self.specs = self._specs(name, origin, weights.state_sha256(model))
         self.widths = {
-            layer: spec.n_views * pooling.pooled_width(shapes[spec.node], spec.pool)
+            layer: spec.n_views * pooling.pooled_width(shapes[spec.node], spec.pool, self.layouts[layer])
             for layer, spec in self.specs.items()
         }
         self.precision, self.dtype = "fp32", torch.float32
         graph = cut_graph(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
-        self.graph = fold_batch_norms(graph).to(memory_format=torch.channels_last)
+        self.graph = channels_last(fold_batch_norms(graph))
         self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.transform.std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
@@ -134,7 +136,7 @@ class FrozenNetwork(nn.Module):
         normalised = (batch / 255 - self.mean) / self.std
         outputs = self.graph(normalised.to(PRECISIONS[self.precision], memory_format=torch.channels_last))
         return {
-            layer: pooling.pool_maps(outputs[node].float(), self.pools[layer]).to(self.dtype)
+            layer: pooling.pool_output(outputs[node].float(), self.pools[layer], self.layouts[layer]).to(self.dtype)
             for layer, node in self.nodes.items()
         }
 

@@ -217,3 +217,36 @@ def test_an_unknown_pooling_lists_the_choices(pool: str) -> None:
 def test_a_node_that_gives_no_vector_or_map_is_refused() -> None:
     with pytest.raises(errors.PipelineError, match="neither vectors nor maps"):
         FrozenNetwork("vit_b_32", ["encoder.ln"], "random", "avg")
+
+
+def test_swins_maps_are_pooled_as_by_its_own_head() -> None:
+    x = noise_images(2)
+    network = FrozenNetwork("swin_t", ["norm", "flatten"], "random")
+    codes = network.codes(x)
+    assert network.widths == {"norm": 768, "flatten": 768}
+    assert_close(codes["norm"], codes["flatten"])
+    rebuilt = rebuild_network(network.specs["norm"], "random")
+    np.testing.assert_array_equal(rebuilt.codes(x)["norm"], codes["norm"])
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_b_32", "timm/vit_small_patch14_reg4_dinov2", "timm/deit_tiny_distilled_patch16_224"]
+)
+def test_class_token_and_mean_are_those_of_the_last_norm(name: str) -> None:
+    backbone = backbones.get(name)
+    layer = "encoder.ln" if name == "vit_b_32" else "norm"
+    codes, network = {}, None
+    for pool in ("cls", "mean", "cls+mean"):
+        network = FrozenNetwork(name, [layer], "random", pool)
+        x = noise_images(2, size=network.transform.crop)
+        codes[pool] = network.codes(x)[layer]
+    model, transform = backbones.load(backbone, "random")
+    tokens: list[torch.Tensor] = []
+    norm = model.get_submodule(layer)
+    norm.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
+    with torch.no_grad():
+        model((torch.from_numpy(x) / 255 - mean) / std)
+    assert_close(codes["cls"], tokens[0][:, 0].numpy())
+    assert_close(codes["mean"], tokens[0][:, n_prefix:].mean(1).numpy())
+    np.testing.assert_array_equal(codes["cls+mean"], np.concatenate([codes["cls"], codes["mean"]], 1))

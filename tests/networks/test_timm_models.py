@@ -102,3 +102,40 @@ def test_the_listing_searches_and_is_never_long() -> None:
     assert len(timm_models.listing("timm").splitlines()) <= 25
     with pytest.raises(errors.PipelineError, match="No network of timm's fits"):
         timm_models.listing("timm/*nothing*")
+
+
+FAMILIES = [
+    *(name for name in timm.list_models("test_*")),
+    "regnety_002",
+    "mobilenetv3_small_050",
+    "densenet121",
+    "mixer_s32_224",
+    "ghostnet_050",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "pvt_v2_b0",
+    "repvgg_a0",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_codes_of_two_layers_equal_timms_own_forward_pass(name: str) -> None:
+    backbone = backbones.get(f"timm/{name}")
+    named = list(backbones.named_layers(backbone))
+    stages = [layer for layer in named if layer.rstrip("0123456789") in ("stage", "block", "layer")]
+    layers = [stages[-1], named[-1]]
+    network = FrozenNetwork(backbone.name, layers, "random", "mean")
+    x = noise_images(7, size=network.transform.crop)
+    codes = network.codes(x)
+    model, transform = backbones.load(backbone, "random")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
+    with torch.no_grad():
+        final, intermediates = model.forward_intermediates((torch.from_numpy(x) / 255 - mean) / std)
+        pooled = model.forward_head(final, pre_logits=True)
+    assert_close(codes[layers[0]], intermediates[-1].mean((2, 3)).numpy())
+    assert_close(codes[layers[1]], pooled.numpy())
+    for row in range(2):
+        alone = network.codes(x[row : row + 1])
+        for layer in layers:
+            assert_close(alone[layer], codes[layer][row : row + 1])
