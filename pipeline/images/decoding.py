@@ -10,13 +10,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
 """An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 """The formats that are decoded. Pillow knows more formats, some of which start other programs (EPS)."""
+
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+CONTAINERS = (
+    ((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC image"),
+    ((b"avif", b"avis"), "an AVIF image"),
+    ((b"crx ",), "a RAW photo (CR3)"),
+)
+"""Formats that share the container of MP4, by the brand in their first bytes."""
+
+RAW_STARTS = {
+    b"II*\0\x10\0\0\0CR": "a RAW photo (CR2)",
+    b"FUJIFILMCCD-RAW": "a RAW photo (RAF)",
+    b"IIU\0": "a RAW photo (RW2)",
+    b"IIRO": "a RAW photo (ORF)",
+    b"IIRS": "a RAW photo (ORF)",
+}
+"""RAW formats by their first bytes."""
 
 # `decode` checks the pixel limit itself and raises an error where Pillow would only warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -61,6 +88,8 @@ def decode(data: bytes, min_side: int = 0) -> Image.Image:
     """
     if not data:
         raise BadImage("the file is empty (zero bytes)")
+    if kind := _kind_of(data):
+        raise BadImage(f"{kind}, which is not read: convert it to JPEG or PNG first")
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     _validate_pixel_count(image)
     if min_side:
@@ -77,8 +106,27 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     """
     _validate_pixel_count(image)
     image.load()
-    rotated = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return _to_rgb(ImageOps.exif_transpose(image) if rotated else image)
+    method = TRANSPOSITIONS.get(orientation(image))
+    return _to_rgb(image if method is None else image.transpose(method))
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an opened image, 1 to 8; 1 where it has none, or one that cannot be read.
+
+    No other tag is looked at: a photo is good if its pixels are, whatever its other metadata holds.
+    """
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # metadata may be damaged in any way, and pixels decide
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _kind_of(data: bytes) -> str:
+    """Return the name of a format that is known and not read, with the package that reads it; "" for all others."""
+    if data[4:8] == b"ftyp":
+        return next((kind for brands, kind in CONTAINERS if data[8:12] in brands), "")
+    return next((kind for start, kind in RAW_STARTS.items() if data.startswith(start)), "")
 
 
 def _validate_pixel_count(image: Image.Image) -> None:
