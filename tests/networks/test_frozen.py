@@ -208,15 +208,15 @@ def test_tinyvgg_equals_its_model_cards_description() -> None:
     assert_close(FrozenNetwork("tinyvgg", ["fc6"], "default", "avg").codes(x)["fc6"], fc6.numpy())
 
 
-@pytest.mark.parametrize("pool", ["mean", "avg0", "flatten2", "avg 2", ""])
+@pytest.mark.parametrize("pool", ["median", "avg0", "flatten2", "avg 2", ""])
 def test_an_unknown_pooling_lists_the_choices(pool: str) -> None:
     with pytest.raises(errors.PipelineError, match=r"Choose from: avg, max, flatten, .* auto"):
         FrozenNetwork("tinyvgg", ["fc7"], "default", pool)
 
 
 def test_a_node_that_gives_no_vector_or_map_is_refused() -> None:
-    with pytest.raises(errors.PipelineError, match="neither vectors nor maps"):
-        FrozenNetwork("vit_b_32", ["encoder.ln"], "random", "avg")
+    with pytest.raises(errors.PipelineError, match="neither vectors, maps nor tokens"):
+        FrozenNetwork("timm/test_vit", ["blocks.0.attn.reshape"], "random", "avg")
 
 
 def test_swins_maps_are_pooled_as_by_its_own_head() -> None:
@@ -230,20 +230,19 @@ def test_swins_maps_are_pooled_as_by_its_own_head() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit_b_32", "timm/vit_small_patch14_reg4_dinov2", "timm/deit_tiny_distilled_patch16_224"]
+    ("name", "layer", "n_prefix"),
+    [
+        ("vit_b_32", "encoder.ln", 1),
+        ("timm/vit_small_patch14_reg4_dinov2", "norm", 5),
+        ("timm/deit_tiny_distilled_patch16_224", "norm", 2),
+    ],
 )
-def test_class_token_and_mean_are_those_of_the_last_norm(name: str) -> None:
-    backbone = backbones.get(name)
-    layer = "encoder.ln" if name == "vit_b_32" else "norm"
-    codes, network = {}, None
-    for pool in ("cls", "mean", "cls+mean"):
-        network = FrozenNetwork(name, [layer], "random", pool)
-        x = noise_images(2, size=network.transform.crop)
-        codes[pool] = network.codes(x)[layer]
-    model, transform = backbones.load(backbone, "random")
+def test_class_token_and_mean_are_those_of_the_last_norm(name: str, layer: str, n_prefix: int) -> None:
+    model, transform = backbones.load(backbones.get(name), "random")
+    x = noise_images(2, size=transform.crop)
+    codes = {pool: FrozenNetwork(name, [layer], "random", pool).codes(x)[layer] for pool in ("cls", "mean", "cls+mean")}
     tokens: list[torch.Tensor] = []
-    norm = model.get_submodule(layer)
-    norm.register_forward_hook(lambda module, inputs, output: tokens.append(output))
+    model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: tokens.append(output))
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
     with torch.no_grad():
         model((torch.from_numpy(x) / 255 - mean) / std)
