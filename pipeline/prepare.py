@@ -18,6 +18,7 @@ from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
 from pipeline.data.tables import SUFFIXES, list_csv
 from pipeline.images import decoding, parallel
+from pipeline.progress import progress_bar
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
@@ -71,11 +72,13 @@ def check(path: Path) -> str:
 
 def prepare(listing: Listing, shares: dict[str, float], seed: int, threads: int, group_by: str = "") -> Prepared:
     """Read every listed file, leave out those that give no image, give the others splits, and look for leakage."""
-    from tqdm import tqdm
-
     paths = [image.path for image in listing.images]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
-    results = list(tqdm(checked, "checking", len(paths), unit="image", disable=None))
+    results = []
+    with progress_bar("checking", len(paths)) as bar:
+        for result in checked:
+            results.append(result)
+            bar.update()
     checked_images = list(zip(listing.images, results, strict=True))
     good = [replace(image, digest=result) for image, result in checked_images if isinstance(result, str)]
     bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]

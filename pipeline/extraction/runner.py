@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import FrozenNetwork
 
@@ -29,6 +27,7 @@ from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel, transforms
 from pipeline.images.decoding import BadImage
 from pipeline.images.transforms import KnownImage
+from pipeline.progress import progress_bar
 
 AUTOTUNE_IMAGES = 16
 """The number of images on which a lower precision is tried."""
@@ -117,13 +116,6 @@ class Extraction:
         images = parallel.ordered_map(load, files, self.threads, AUTOTUNE_IMAGES)
         good = (image for image in images if not isinstance(image, BadImage))
         return list(islice(good, AUTOTUNE_IMAGES))
-
-
-def progress_bar(description: str, total: int) -> tqdm[NoReturn]:
-    """Return a progress bar over images, shown only on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(desc=description, total=total, unit="image", disable=None)
 
 
 def write_batch(writers: Sequence[CodesWriter], batch: CodesBatch[int]) -> None:
