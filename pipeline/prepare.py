@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
+
+from PIL import Image
 
 from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
@@ -23,6 +26,14 @@ from pipeline.progress import progress_bar
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
 
+
+LARGE = 100
+"""Shorter side in pixels beyond which the network for photographs is named."""
+
+SAMPLED = 20
+"""How many images are looked at for their size, about."""
+
+FOR_PHOTOS = " --backbone efficientnet_lite0 --layer avgpool"
 
 SHOWN = 3
 """How many names the summary shows of what was skipped or lost."""
@@ -154,6 +165,15 @@ def write(prepared: Prepared, folder: Path) -> None:
     write_manifest(folder, prepared.images)
 
 
+def are_large(images: Sequence[ListedImage]) -> bool:
+    """Return whether the shorter side of most images, by a sample over all of them, exceeds `LARGE` pixels."""
+    shorter_sides = []
+    for image in images[:: max(1, len(images) // SAMPLED)]:
+        with Image.open(image.path) as opened:  # reads no more than the header
+            shorter_sides.append(min(opened.size))
+    return median(shorter_sides) > LARGE
+
+
 def summary(prepared: Prepared, folder: Path) -> str:
     """Say what is in the dataset, what was found and skipped and why, and what to do next."""
     counts = Counter(image.split for image in prepared.images)
@@ -163,7 +183,8 @@ def summary(prepared: Prepared, folder: Path) -> str:
         f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})",
         *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
         *prepared.listing.notes,
-        f"Next: python -m pipeline.extract --dataset {folder.name if folder.parent == Path('data') else folder}",
+        f"Next: python -m pipeline.extract --dataset {folder.name if folder.parent == Path('data') else folder}"
+        + (FOR_PHOTOS if are_large(prepared.images) else ""),
     ]
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 

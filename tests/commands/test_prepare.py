@@ -337,3 +337,13 @@ def test_groups_that_the_source_parts_are_refused(run: Run, photos: Path) -> Non
     mistake(
         run("prepare", "--dataset", photos / "list.csv", "--group-by", "patient"), "no value in the column 'patient'"
     )
+
+
+def test_large_images_lead_to_the_network_for_photographs(run: Run, tmp_path: Path) -> None:
+    for label, shade in (("dark", 40), ("light", 200)):
+        (tmp_path / "large" / label).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (160, 120), (shade, number, 0)).save(tmp_path / "large" / label / f"{number}.png")
+    assert run("prepare", "--dataset", tmp_path / "large").out.endswith(
+        "Next: python -m pipeline.extract --dataset large --backbone efficientnet_lite0 --layer avgpool\n"
+    )
