@@ -10,43 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.images import formats, metadata
 
 MAX_PIXELS = 89_478_485
 """An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-"""The formats that are decoded. Pillow knows more formats, some of which start other programs (EPS)."""
-
-TRANSPOSITIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns an image upright, by its EXIF orientation."""
-
-CONTAINERS = (
-    ((b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC image"),
-    ((b"avif", b"avis"), "an AVIF image"),
-    ((b"crx ",), "a RAW photo (CR3)"),
-)
-"""Formats that share the container of MP4, by the brand in their first bytes."""
-
-RAW_STARTS = {
-    b"II*\0\x10\0\0\0CR": "a RAW photo (CR2)",
-    b"FUJIFILMCCD-RAW": "a RAW photo (RAF)",
-    b"IIU\0": "a RAW photo (RW2)",
-    b"IIRO": "a RAW photo (ORF)",
-    b"IIRS": "a RAW photo (ORF)",
-}
-"""RAW formats by their first bytes."""
-
 # `decode` checks the pixel limit itself and raises an error where Pillow would only warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of damaged metadata, which is not used.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
 """The decoders of JPEG files: Pillow, or TorchCodec, which decodes and resizes on the network's device.
@@ -72,7 +46,7 @@ def _raise_bad_image() -> Iterator[None]:
     except BadImage:
         raise
     except UnidentifiedImageError as error:
-        raise BadImage(f"no image of a known format ({', '.join(FORMATS)})") from error
+        raise BadImage(f"no image of a known format ({', '.join(formats.FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # damaged bytes can make a decoder raise any exception
@@ -88,45 +62,55 @@ def decode(data: bytes, min_side: int = 0) -> Image.Image:
     """
     if not data:
         raise BadImage("the file is empty (zero bytes)")
-    if kind := _kind_of(data):
-        raise BadImage(f"{kind}, which is not read: convert it to JPEG or PNG first")
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    readable = formats.readable_formats(data)
+    if not readable:
+        raise BadImage(formats.refusal(data))
+    try:
+        return _decode(data, readable, min_side)
+    except (BadImage, Image.DecompressionBombError):
+        raise
+    except Exception:  # metadata can be the reason, and metadata do not count
+        stripped = metadata.strip(data)
+        if stripped is None:
+            raise
+    return _decode_stripped(*stripped, readable, min_side)
+
+
+def _decode(data: bytes, readable: tuple[str, ...], min_side: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=readable)
     _validate_pixel_count(image)
     if min_side:
         image.draft(None, (min_side, min_side))
-    return to_upright_rgb(image)
+    return _to_upright_rgb(image)
+
+
+def _decode_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> Image.Image:
+    """Return the image of a file whose metadata were taken away; they gave its orientation."""
+    try:
+        return _transpose(_decode(data, readable, min_side), orientation)
+    except UnidentifiedImageError as error:  # its first bytes are those of a known format
+        raise BadImage("damaged or truncated: its header cannot be read") from error
 
 
 @_raise_bad_image()
 def to_upright_rgb(image: Image.Image) -> Image.Image:
     """Return an opened image as RGB, rotated by its EXIF orientation; raise `BadImage` if that fails.
 
-    Transparent pixels are composited on white, 16-bit grey keeps its upper 8 bits, and an animation gives its first
-    frame.
+    Transparent pixels are composited on white, 16-bit grey keeps its upper 8 bits, an animation gives its first frame,
+    and all metadata but the orientation are ignored.
     """
+    return _to_upright_rgb(image)
+
+
+def _to_upright_rgb(image: Image.Image) -> Image.Image:
     _validate_pixel_count(image)
     image.load()
-    method = TRANSPOSITIONS.get(orientation(image))
-    return _to_rgb(image if method is None else image.transpose(method))
+    return _transpose(_to_rgb(image), metadata.orientation_of(image))
 
 
-def orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an opened image, 1 to 8; 1 where it has none, or one that cannot be read.
-
-    No other tag is looked at: a photo is good if its pixels are, whatever its other metadata holds.
-    """
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # metadata may be damaged in any way, and pixels decide
-        return 1
-    return value if isinstance(value, int) else 1
-
-
-def _kind_of(data: bytes) -> str:
-    """Return the name of a format that is known and not read, with the package that reads it; "" for all others."""
-    if data[4:8] == b"ftyp":
-        return next((kind for brands, kind in CONTAINERS if data[8:12] in brands), "")
-    return next((kind for start, kind in RAW_STARTS.items() if data.startswith(start)), "")
+def _transpose(image: Image.Image, orientation: int) -> Image.Image:
+    method = metadata.TRANSPOSES.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def _validate_pixel_count(image: Image.Image) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from pipeline import errors
-from pipeline.images import decoding, parallel
+from pipeline.images import decoding, metadata, parallel
 from pipeline.images.transforms import Loaded, LoadedImage, Transform, transform_image
 
 MAX_BATCH_PIXELS = 1 << 25
@@ -122,7 +122,8 @@ def is_plain(image: Image.Image) -> bool:
         and components != RGB_COMPONENT_IDS
         and image.info.get("adobe_transform") != 0
         and len(exifs) <= 1
-        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        and image.getexif().get(metadata.ORIENTATION, 1) == 1
+        and metadata.orientation_of(image) == 1
     )
 
 
