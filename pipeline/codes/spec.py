@@ -16,7 +16,7 @@ from pipeline.images.transforms import Transform
 LAYER_SEPARATOR = "+"
 """What stands between the names of several layers, as in fc6+fc7."""
 
-JOINED_FIELDS = ("layer", "node", "pool")
+JOINED_FIELDS = ("layer", "node", "pool", "activation")
 """Fields of the spec in which several layers differ; joined codes have all of their values, with the separator."""
 
 
@@ -49,7 +49,8 @@ class CodesSpec:
     names it; weights_sha256: SHA-256 of the names, shapes and values of the state dict, in any file format;
     transform: what happened to the images; pool: how maps became vectors, "none" where the layer gives vectors;
     precision: of the forward pass ("fp32", "bf16" or "fp16"); dtype: type in which the codes are stored ("float32" or
-    "float16"); relu: "post", or "pre" for the input of the layer's ReLU.
+    "float16"); relu: "post", or "pre" for the input of the layer's ReLU; activation: "relu" where all of the code went
+    through a ReLU, so that no value is negative, or else "none".
     """
 
     backbone: str
@@ -62,6 +63,7 @@ class CodesSpec:
     precision: str
     dtype: str = "float32"
     relu: str = "post"
+    activation: str = "relu"
 
     @property
     def n_views(self) -> int:
@@ -101,8 +103,10 @@ def join_specs(specs: Sequence[CodesSpec]) -> CodesSpec:
     shared = {name: value for name, value in specs[0].to_dict().items() if name not in JOINED_FIELDS}
     for spec in specs[1:]:
         validate_spec(spec, shared, f"layer {spec.layer}, which are joined to those of {specs[0].layer},")
-    layer, node, pool = (LAYER_SEPARATOR.join(getattr(spec, name) for spec in specs) for name in JOINED_FIELDS)
-    return replace(specs[0], layer=layer, node=node, pool=pool)
+    joined: dict[str, Any] = {
+        name: LAYER_SEPARATOR.join(getattr(spec, name) for spec in specs) for name in JOINED_FIELDS
+    }
+    return replace(specs[0], **joined)
 
 
 def join_codes(values: Sequence[np.ndarray], spec: CodesSpec) -> np.ndarray:

@@ -98,12 +98,16 @@ def registry() -> dict[str, Backbone]:
 
 def _torchvision_backbone(name: str) -> Backbone:
     family = re.match(r"[a-z]+(_resnet)?", name)
-    name_layers = layer_names.FAMILIES.get(family.group() if family else "", layer_names.name_no_layers)
+    pretrained = TorchvisionWeights(name, torchvision.models.get_model_weights(name))
+    name_layers = layer_names.FAMILIES.get(
+        family.group() if family else "",
+        lambda model, nodes: layer_names.derive_layers(pretrained.transform().size, model, nodes),
+    )
     return Backbone(
         name,
         partial(torchvision.models.get_model, name, weights=None, **BUILD_OPTIONS.get(name, {})),
         name_layers,
-        TorchvisionWeights(name, torchvision.models.get_model_weights(name)),
+        pretrained,
         convolutional_head=name_layers in (layer_names.name_vgg_layers, layer_names.name_alexnet_layers),
         convert=_rename_densenet if name.startswith("densenet") else dict,
     )
@@ -137,6 +141,16 @@ def get(name: str) -> Backbone:
     return registry()[name]
 
 
+def build_on_meta(backbone: Backbone, **classes: int) -> nn.Module:
+    """Build a network without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return backbone.build(**classes)
+    except NotImplementedError:  # torchvision's RegNet computes its widths with tensors
+        with torch.device("cpu"):
+            return backbone.build(**classes).to("meta")
+
+
 def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.Module:
     """Return a backbone's network as it runs at a (height, width); at other sizes its head becomes convolutions."""
     native = native_transform(backbone)
@@ -148,8 +162,7 @@ def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.M
 @lru_cache(maxsize=8)
 def _nodes_and_layers(backbone: Backbone) -> tuple[list[str], dict[str, str]]:
     """Return the graph nodes in the order of computation, and {friendly name: node}."""
-    with torch.device("meta"):
-        model = backbone.build()
+    model = build_on_meta(backbone)
     try:
         nodes = node_names(model)
     except Exception as error:  # what torch.fx raises depends on the network's own code
@@ -187,8 +200,7 @@ def friendly_layers(backbone: Backbone) -> list[str]:
 def head_node(backbone: Backbone) -> str | None:
     """Return the node that gives the scores of the network's own classes; None if it has none, or gives no vector."""
     last = _nodes_and_layers(backbone)[0][-1]
-    with torch.device("meta"):
-        model = backbone.build()
+    model = build_on_meta(backbone)
     if _n_scores(model.get_submodule(head_module(backbone))) is None:  # built without its head
         return None
     return last if len(node_shapes(backbone, [last]).get(last, ())) == 1 else None
@@ -227,7 +239,7 @@ def node_shapes(
     native = native_transform(backbone).size
     size = size or native
     with torch.device("meta"):
-        model = at_size(backbone, backbone.build().eval(), size)
+        model = at_size(backbone, build_on_meta(backbone).eval(), size)
         graph = trace(model, nodes)
         outputs = _outputs(graph, size)
         if outputs is None and size == native:
@@ -243,8 +255,7 @@ def node_layouts(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> d
     The axes are told apart by the shapes at the network's own size, where images are square.
     """
     native = node_shapes(backbone, shapes)
-    with torch.device("meta"):
-        prefix = prefix_tokens(backbone.build())
+    prefix = prefix_tokens(build_on_meta(backbone))
     layouts = {node: pooling.layout_of(shape, native.get(node, shape), prefix) for node, shape in shapes.items()}
     return {node: layout for node, layout in layouts.items() if layout}
 
@@ -345,8 +356,7 @@ def _with_state(
 @cache
 def _tensor_names(backbone: str) -> frozenset[str]:
     """Return the names of all of a network's tensors."""
-    with torch.device("meta"):
-        return frozenset(get(backbone).build().state_dict())
+    return frozenset(build_on_meta(get(backbone)).state_dict())
 
 
 def _needed_names(model: nn.Module, nodes: Collection[str]) -> frozenset[str]:
@@ -368,8 +378,7 @@ def head_module(backbone: Backbone) -> str:
     It is the last linear layer or 1×1 convolution with as many outputs as the network was built with classes. Raises
     PipelineError if there is none.
     """
-    with torch.device("meta"):
-        model = backbone.build(num_classes=UNUSUAL_CLASSES)
+    model = build_on_meta(backbone, num_classes=UNUSUAL_CLASSES)
     heads: list[str] = [name for name, module in model.named_modules() if _n_scores(module) == UNUSUAL_CLASSES]
     if not heads:
         raise errors.PipelineError(f"{backbone.name} has no classifier. Choose another backbone.")

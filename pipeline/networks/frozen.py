@@ -17,7 +17,16 @@ from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, join_specs, spec_dif
 from pipeline.images import decoding
 from pipeline.images.transforms import Framing
 from pipeline.networks import backbones, pooling, weights
-from pipeline.networks.graph import channels_last, cut_graph, fold_batch_norms, is_relu, keep_nodes, outputs_of, trace
+from pipeline.networks.graph import (
+    channels_last,
+    cut_graph,
+    fold_batch_norms,
+    follows,
+    is_relu,
+    keep_nodes,
+    outputs_of,
+    trace,
+)
 
 NATIVE_FRAMING = Framing()
 
@@ -65,19 +74,21 @@ class FrozenNetwork(nn.Module):
         self.layouts = {layer: known_layouts[node] for layer, node in self.nodes.items()}
         model, native = backbones.load(backbone, origin, set(self.nodes.values()))
         self.transform, self.relu = framing.of(native), relu
-        self.specs = self._specs(name, origin, weights.state_sha256(model))
+        sha256 = weights.state_sha256(model)
+        graph = cut_graph(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
+        self.specs = self._specs(name, origin, sha256, graph)
         self.widths = {
             layer: spec.n_views * pooling.pooled_width(shapes[spec.node], spec.pool, self.layouts[layer])
             for layer, spec in self.specs.items()
         }
         self.precision, self.dtype = "fp32", torch.float32
-        graph = cut_graph(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
         self.graph = channels_last(fold_batch_norms(graph))
         self.register_buffer("mean", torch.tensor(self.transform.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(self.transform.std).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
-    def _specs(self, name: str, origin: str, sha256: str) -> dict[str, CodesSpec]:
+    def _specs(self, name: str, origin: str, sha256: str, graph: torch.fx.GraphModule) -> dict[str, CodesSpec]:
+        outputs = outputs_of(graph)
         return {
             layer: CodesSpec(
                 backbone=name,
@@ -89,6 +100,7 @@ class FrozenNetwork(nn.Module):
                 pool=self.pools[layer],
                 precision="fp32",
                 relu=self.relu,
+                activation="relu" if follows(graph, outputs[node]) else "none",
             )
             for layer, node in self.nodes.items()
         }

@@ -91,6 +91,57 @@ def is_relu(module: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
     return node.target in (torch.relu, nn.functional.relu, "relu")
 
 
+KEEP_SIGN_MODULES = (
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    *(nn.Dropout, nn.Identity, nn.Flatten),
+)
+KEEP_SIGN_FUNCTIONS = (
+    *(torch.flatten, torch.cat, torch.transpose, operator.add, operator.getitem, nn.functional.dropout),
+    *(nn.functional.max_pool2d, nn.functional.avg_pool2d, nn.functional.adaptive_avg_pool2d),
+    *("flatten", "mean", "view", "reshape", "transpose", "permute", "contiguous", "squeeze", "chunk"),
+)
+"""Operations whose output has no negative value where their inputs, the tensors, have none."""
+
+
+RELUS = (nn.ReLU, nn.ReLU6)
+ACTIVATIONS = (*RELUS, nn.Hardswish, nn.SiLU)
+
+
+def follows(module: torch.fx.GraphModule, node: torch.fx.Node, kinds: tuple[type[nn.Module], ...] = RELUS) -> bool:
+    """Return whether all that a node's output is made of went through an activation of some kinds, and nothing more.
+
+    After a ReLU, such an output has no negative value.
+    """
+    if is_relu(module, node):
+        return True
+    if node.op == "call_module":
+        submodule = module.get_submodule(str(node.target))
+        if isinstance(submodule, kinds) or isinstance(_last_step(submodule), kinds):
+            return True
+        keeps = isinstance(submodule, KEEP_SIGN_MODULES)
+    else:
+        keeps = node.target in KEEP_SIGN_FUNCTIONS
+    inputs = node.all_input_nodes if node.target in (torch.cat, operator.add) else node.all_input_nodes[:1]
+    return keeps and all(follows(module, before, kinds) for before in inputs)
+
+
+def _last_step(module: nn.Module) -> object:
+    """Return what a module that is one node ends in: the last of a sequence, the activation of timm's batch norms."""
+    return module[-1] if isinstance(module, nn.Sequential) and len(module) else getattr(module, "act", None)
+
+
+def cut_vertices(graph: torch.fx.Graph) -> list[torch.fx.Node]:
+    """Return the nodes that all data flow passes through, in order: the ends of blocks, and all of a plain chain."""
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    place = {node: number for number, node in enumerate(nodes)}
+    found, furthest = [], 0
+    for number, node in enumerate(nodes):
+        if furthest <= number:
+            found.append(node)
+        furthest = max([furthest, *(place[user] for user in node.users if user in place)])
+    return found
+
+
 def fold_batch_norms(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """Merge each batch norm into the convolution before it, in place, and return the network.
 

@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
+import torch.fx
 from torch import nn
+
+from pipeline.networks.graph import ACTIVATIONS, cut_vertices, follows, outputs_of, trace
 
 NameLayers = Callable[[nn.Module, list[str]], dict[str, str]]
 """From a network and its graph nodes, in order, to {friendly name: node after the ReLU}."""
@@ -41,11 +45,6 @@ def name_resnet_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
     return {"stem": "maxpool"} | last | {"avgpool": "flatten"}
 
 
-def name_no_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
-    """Name no layers: they go by their graph nodes."""
-    return {}
-
-
 def name_fixed_layers(layers: Mapping[str, str]) -> NameLayers:
     """Return a function that gives the same layers, {friendly name: node}, of every network."""
 
@@ -53,6 +52,74 @@ def name_fixed_layers(layers: Mapping[str, str]) -> NameLayers:
         return dict(layers)
 
     return name_layers
+
+
+def derive_layers(size: tuple[int, int], model: nn.Module, nodes: list[str]) -> dict[str, str]:
+    """Name the layers of a network by its graph: stages where maps shrink, blocks of tokens, norm, avgpool, pre_logits.
+
+    A layer is a node that all data flow passes through: of the maps of one size the last that an activation ends,
+    or else the last. size: height and width of the images.
+    """
+    graph = trace(model.eval(), nodes[: _place_of_head(model, nodes)])
+    outputs = graph(torch.empty(1, 3, *size, device="meta"))
+    returned = {node: name for name, node in outputs_of(graph).items()}
+    values = {node: outputs[returned[node]] for node in cut_vertices(graph.graph) if node in returned}
+    shapes = {
+        node: tuple(value.shape[1:])
+        for node, value in values.items()
+        if isinstance(value, torch.Tensor) and not _does_nothing(graph, node)
+    }
+    names = _name_stages_of_maps(graph, {node: shape for node, shape in shapes.items() if len(shape) == 3}, size)
+    names |= _name_blocks_of_tokens({node: returned[node] for node, shape in shapes.items() if len(shape) == 2})
+    vectors = [node for node, shape in shapes.items() if len(shape) == 1]
+    names |= {"pre_logits": vectors[-1]} if vectors else {}
+    names |= {"avgpool": vectors[0]} if vectors and "norm" not in names else {}
+    if names.get("pre_logits") is names.get("avgpool"):
+        names.pop("pre_logits", None)
+    order = list(graph.graph.nodes)
+    return {name: returned[node] for name, node in sorted(names.items(), key=lambda item: order.index(item[1]))}
+
+
+def _name_stages_of_maps(
+    graph: torch.fx.GraphModule, shapes: Mapping[torch.fx.Node, tuple[int, ...]], size: tuple[int, int]
+) -> dict[str, torch.fx.Node]:
+    """Name the last node of each size of maps, the last that an activation ends where there is one; shapes: of maps."""
+    by_side: dict[int, list[torch.fx.Node]] = {}
+    for node, shape in shapes.items():
+        side = shape[1]  # of both (c, h, w) and (h, w, c)
+        square = side in (shape[0], shape[2])
+        if square and 1 < side < size[0] and side <= min(by_side, default=side):
+            by_side.setdefault(side, []).append(node)
+    ends = []
+    for nodes in by_side.values():
+        activated = [node for node in nodes if follows(graph, node, ACTIVATIONS)]
+        ends.append((activated or nodes)[-1])
+    return {f"stage{number}": node for number, node in enumerate(ends, start=1)}
+
+
+def _name_blocks_of_tokens(names: Mapping[torch.fx.Node, str]) -> dict[str, torch.fx.Node]:
+    """Name the last node of each numbered module, and the last of all `norm`; names: of nodes that give tokens."""
+    by_module: dict[str, torch.fx.Node] = {}
+    for node, name in names.items():
+        if numbered := re.match(r".*?\d+(?=\.)", name):
+            by_module[numbered.group()] = node
+    blocks = {f"block{number}": node for number, node in enumerate(by_module.values(), start=1)}
+    return blocks | ({"norm": list(names)[-1]} if blocks else {})
+
+
+def _place_of_head(model: nn.Module, nodes: list[str]) -> int:
+    """Return the place of the last linear layer or 1×1 convolution among the nodes: that of the head."""
+    modules = dict(model.named_modules())
+
+    def is_linear(module: nn.Module | None) -> bool:
+        return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+
+    return max((place for place, node in enumerate(nodes) if is_linear(modules.get(node))), default=len(nodes) - 1)
+
+
+def _does_nothing(graph: torch.fx.GraphModule, node: torch.fx.Node) -> bool:
+    """Return whether a node's output is its input in eval mode."""
+    return node.op == "call_module" and isinstance(graph.get_submodule(str(node.target)), (nn.Dropout, nn.Identity))
 
 
 def name_timm_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:

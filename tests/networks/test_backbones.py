@@ -53,8 +53,35 @@ def test_every_backbone_of_the_named_families_has_layers_that_exist(name: str) -
         assert "relu" in node or node.split(".")[0] in ("features", "classifier", "maxpool", "flatten")
 
 
-def test_any_other_classification_model_goes_by_its_nodes() -> None:
-    assert {"features.12", "flatten", "classifier.1"} <= layers("mobilenet_v3_small").keys()
+DERIVED = {
+    "squeezenet1_1": {"stage1": "features.1", "stage4": "features.12.cat"},
+    "mobilenet_v2": {"stage1": "features.2.conv.0", "stage5": "features.18", "avgpool": "flatten"},
+    "mobilenet_v3_small": {"avgpool": "flatten", "pre_logits": "classifier.1"},
+    "densenet121": {"stage2": "features.transition1.relu", "stage5": "relu", "avgpool": "flatten"},
+    "convnext_tiny": {"stage4": "features.7.2.add", "avgpool": "classifier.1"},
+    "efficientnet_b0": {"stage5": "features.8", "avgpool": "flatten"},
+    "googlenet": {"stage3": "inception3b.cat", "stage5": "inception5b.cat", "avgpool": "flatten"},
+    "inception_v3": {"stage7": "Mixed_7c.cat_2", "avgpool": "flatten"},
+    "mnasnet0_5": {"stage5": "layers.16", "avgpool": "mean"},
+    "shufflenet_v2_x0_5": {"stage5": "conv5.2", "avgpool": "mean"},
+    "regnet_x_400mf": {"stage1": "stem", "stage5": "trunk_output.block4.block4-11.activation", "avgpool": "flatten"},
+    "swin_t": {"stage1": "features.1.1.add_1", "stage4": "permute", "avgpool": "flatten"},
+    "vit_b_32": {"block12": "encoder.layers.encoder_layer_11.add_1", "norm": "encoder.ln", "pre_logits": "getitem_5"},
+    "maxvit_t": {"stage5": "blocks.3.layers.1.layers.grid_attention.departition_op.reshape_1"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DERIVED)
+def test_the_layers_of_any_other_network_are_derived_from_its_graph(name: str) -> None:
+    found = {layer: node for layer, (node, _) in layers(name).items()}
+    assert found | DERIVED[name] == found
+    numbered = [layer for layer in found if layer[-1].isdigit()]
+    word = numbered[0].rstrip("0123456789")
+    assert numbered == [f"{word}{number}" for number in range(1, len(numbered) + 1)]
+
+
+def test_all_of_torchvisions_classification_models_are_there() -> None:
     assert set(torchvision.models.list_models(module=torchvision.models)) < backbones.registry().keys()
 
 

@@ -249,3 +249,23 @@ def test_class_token_and_mean_are_those_of_the_last_norm(name: str, layer: str, 
     assert_close(codes["cls"], tokens[0][:, 0].numpy())
     assert_close(codes["mean"], tokens[0][:, n_prefix:].mean(1).numpy())
     np.testing.assert_array_equal(codes["cls+mean"], np.concatenate([codes["cls"], codes["mean"]], 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [
+        ("tinyvgg", {"conv3": "relu", "pool4": "relu", "fc7": "relu", "classifier.6": "none"}),
+        ("resnet18", {"stem": "relu", "layer4": "relu", "avgpool": "relu", "layer1.0.bn1": "none"}),
+        ("squeezenet1_1", {"stage2": "relu", "stage4": "relu"}),
+        ("densenet121", {"stage2": "relu", "avgpool": "relu", "features.norm5": "none"}),
+        ("efficientnet_lite0", {"stage3": "relu", "head": "relu", "avgpool": "relu", "blocks.3.0.bn3": "none"}),
+        ("timm/test_vit", {"block2": "none", "norm": "none"}),
+        ("efficientnet_b0", {"avgpool": "none"}),
+    ],
+)
+def test_the_spec_says_whether_the_codes_went_through_a_relu(name: str, activations: dict[str, str]) -> None:
+    network = FrozenNetwork(name, activations, "default" if name == "tinyvgg" else "random")
+    assert {layer: spec.activation for layer, spec in network.specs.items()} == activations
+    codes = network.codes(noise_images(2, size=network.transform.crop))
+    for layer, activation in activations.items():
+        assert (codes[layer].min() >= 0) == (activation == "relu")
