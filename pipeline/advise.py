@@ -26,6 +26,7 @@ from pipeline.data.manifest import Manifest, require_single_label
 from pipeline.data.splits import draw_distinct, find_units, validate_trainable
 from pipeline.extraction import memory, runner
 from pipeline.images import parallel
+from pipeline.images.transforms import Framing
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
 
@@ -239,7 +240,8 @@ def run(settings: Advise) -> None:
         choose_device(settings.device),
     )
     validate_curve(settings.curve, chosen.labels)
-    build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool)
+    framing = Framing(max_value=chosen.max_value)
+    build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool, framing=framing)
     extras = head, source = backbones.head_node(backbone), source_layer(settings.backbone)
     folder = Path("features", address.name, ".advice", settings.backbone)
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)

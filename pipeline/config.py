@@ -159,6 +159,12 @@ class Prepare(Command):
         "How a folder is read: its folders are classes, or splits with folders of classes within, or classes with "
         "folders of splits within; auto tells by the names, and asks where there are two ways.",
     )
+    range: float | None = setting(
+        None,
+        "Value that is white in images of more than 8 bits, like 4095, or 1 for floating-point images.",
+        shown="the smallest usual one that holds all values",
+        gt=0,
+    )
     overwrite: bool = setting(False, "Replace a dataset of the same name that holds another source.", in_file=False)
     on_bad: Literal["skip", "error"] = setting("skip", "Whether files that cannot be read are skipped, or end the run.")
     threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
@@ -199,6 +205,13 @@ class Extract(Command):
     views: str = setting(
         "one",
         "Views of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED.",
+        group=NETWORK,
+    )
+    range: float | None = setting(
+        None,
+        "Value that is white in images of more than 8 bits, like 4095, or 1 for floating-point images.",
+        shown="as prepared",
+        gt=0,
         group=NETWORK,
     )
     relu: Literal["post", "pre"] = setting(

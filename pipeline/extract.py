@@ -100,10 +100,11 @@ def listing(name: str | None) -> str:
     return "\n".join(lines)
 
 
-def framing_of(options: Extract) -> transforms.Framing:
-    """Return what the options say of sizes."""
+def framing_of(options: Extract, max_value: float) -> transforms.Framing:
+    """Return what the options say of sizes, views and white; max_value: what the dataset says of white."""
     size = transforms.parse_size(str(options.size)) if options.size else None
-    return transforms.Framing(size, options.resize, "whole" if options.crop == "none" else "crop", str(options.views))
+    fit = "whole" if options.crop == "none" else "crop"
+    return transforms.Framing(size, options.resize, fit, str(options.views), options.range or max_value)
 
 
 def run(settings: Extract) -> None:
@@ -118,9 +119,8 @@ def run(settings: Extract) -> None:
     from pipeline.networks.frozen import FrozenNetwork, choose_device
 
     device = choose_device(settings.device)
-    network = FrozenNetwork(
-        settings.backbone, settings.layer, settings.weights, settings.pool, framing_of(settings), settings.relu
-    )
+    framing = framing_of(settings, manifest.max_value)
+    network = FrozenNetwork(settings.backbone, settings.layer, settings.weights, settings.pool, framing, settings.relu)
     network = network.to(device).at(dtype=settings.dtype)
     runner.validate_disk_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)
     threads = settings.threads or parallel.default_threads()

@@ -225,7 +225,7 @@ def run(settings: Finetune) -> None:
         usual, _ = params.load(Extract)
         origin, pool = settings.weights or usual.weights, settings.pool or usual.pool
         start = initialization.from_random_head(
-            settings.backbone, settings.layer, origin, pool, len(manifest.classes), recipe.dropout, settings.seed
+            settings.backbone, settings.layer, origin, pool, manifest, recipe.dropout, settings.seed
         )
     if settings.deterministic:
         use_deterministic_algorithms()

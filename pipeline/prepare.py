@@ -10,8 +10,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from PIL import Image
-
 from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, folders, sources
@@ -20,7 +18,7 @@ from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
 from pipeline.data.tables import SUFFIXES, list_csv
-from pipeline.images import decoding, parallel
+from pipeline.images import decoding, depth, parallel
 from pipeline.progress import progress_bar
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
@@ -29,9 +27,6 @@ SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.wri
 
 LARGE = 100
 """Shorter side in pixels beyond which the network for photographs is named."""
-
-SAMPLED = 20
-"""How many images are looked at for their size, about."""
 
 FOR_PHOTOS = " --backbone efficientnet_lite0 --layer avgpool"
 
@@ -44,13 +39,16 @@ class Prepared:
     """A dataset that is ready to be written.
 
     images: those that can be used, with their splits; bad: files that give no image, each with the reason; leaks: the
-    images whose bytes occur in several splits; listing: what the source offered.
+    images whose bytes occur in several splits; listing: what the source offered; max_value: the value that is white in
+    images of more than 8 bits; large: whether most images have more than `LARGE` pixels on their shorter side.
     """
 
     images: list[ListedImage]
     bad: list[tuple[str, str]]
     leaks: list[ListedImage]
     listing: Listing
+    max_value: float = depth.WHITE
+    large: bool = False
 
 
 def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
@@ -74,15 +72,24 @@ def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
     raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
 
 
-def check(path: Path) -> str:
-    """Decode one file and return its digest; raise `BadImage` if it gives no image."""
+def check(path: Path) -> tuple[str, decoding.Facts]:
+    """Decode one file and return its digest and what it holds; raise `BadImage` if it gives no image."""
     data = decoding.read_bytes(path)
-    decoding.decode(data)
-    return decoding.digest(data)
+    return decoding.digest(data), decoding.examine(data)
 
 
-def prepare(listing: Listing, shares: dict[str, float], seed: int, threads: int, group_by: str = "") -> Prepared:
-    """Read every listed file, leave out those that give no image, give the others splits, and look for leakage."""
+def prepare(
+    listing: Listing,
+    shares: dict[str, float],
+    seed: int,
+    threads: int,
+    group_by: str = "",
+    max_value: float | None = None,
+) -> Prepared:
+    """Read every listed file, leave out those that give no image, give the others splits, and look for leakage.
+
+    max_value: the value that is white in images of more than 8 bits, None to take it from their values.
+    """
     paths = [image.path for image in listing.images]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = []
@@ -91,10 +98,25 @@ def prepare(listing: Listing, shares: dict[str, float], seed: int, threads: int,
             results.append(result)
             bar.update()
     checked_images = list(zip(listing.images, results, strict=True))
-    good = [replace(image, digest=result) for image, result in checked_images if isinstance(result, str)]
+    good = [replace(image, digest=result[0]) for image, result in checked_images if isinstance(result, tuple)]
+    facts = [result[1] for result in results if isinstance(result, tuple)]
+    white, notes = choose_white(facts, max_value)
     bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
-    return Prepared(images, bad, find_leaks(images), replace(listing, notes=[*listing.notes, *split_notes(good)]))
+    notes = [*listing.notes, *split_notes(good), *notes]
+    return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), white, are_large(facts))
+
+
+def choose_white(facts: Sequence[decoding.Facts], max_value: float | None) -> tuple[float, list[str]]:
+    """Return the value that is white in a dataset's images of more than 8 bits, and what to say of it.
+
+    max_value: what the user says of it, None to take it from the images' values.
+    """
+    values = depth.join_ranges([one.values for one in facts if one.values])
+    if values is None:
+        return max_value or depth.WHITE, []
+    white = max_value or depth.white_of(values)
+    return white, [depth.describe(values, white)]
 
 
 def split_notes(images: Sequence[ListedImage]) -> list[str]:
@@ -165,13 +187,9 @@ def write(prepared: Prepared, folder: Path) -> None:
     write_manifest(folder, prepared.images)
 
 
-def are_large(images: Sequence[ListedImage]) -> bool:
-    """Return whether the shorter side of most images, by a sample over all of them, exceeds `LARGE` pixels."""
-    shorter_sides = []
-    for image in images[:: max(1, len(images) // SAMPLED)]:
-        with Image.open(image.path) as opened:  # reads no more than the header
-            shorter_sides.append(min(opened.size))
-    return median(shorter_sides) > LARGE
+def are_large(facts: Sequence[decoding.Facts]) -> bool:
+    """Return whether the shorter side of most images exceeds `LARGE` pixels."""
+    return bool(facts) and median(one.shorter_side for one in facts) > LARGE
 
 
 def summary(prepared: Prepared, folder: Path) -> str:
@@ -184,7 +202,7 @@ def summary(prepared: Prepared, folder: Path) -> str:
         *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
         *prepared.listing.notes,
         f"Next: python -m pipeline.extract --dataset {folder.name if folder.parent == Path('data') else folder}"
-        + (FOR_PHOTOS if are_large(prepared.images) else ""),
+        + (FOR_PHOTOS if prepared.large else ""),
     ]
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -283,14 +301,15 @@ def run(settings: Prepare) -> None:
     validate_origin(folder, settings.dataset, settings.overwrite)
     listed = list_source(settings.dataset, folder, settings.layout)
     validate_column(listed, settings.group_by, settings.dataset)
-    prepared = prepare(listed, shares, settings.seed, settings.threads or parallel.default_threads(), settings.group_by)
+    threads = settings.threads or parallel.default_threads()
+    prepared = prepare(listed, shares, settings.seed, threads, settings.group_by, settings.range)
     if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Fix them, or run with --on-bad skip."
         )
     validate_usable(prepared, settings.dataset)
     validate_groups(prepared, settings.group_by, settings.dataset)
-    write_origin(folder, settings.dataset)
+    write_origin(folder, settings.dataset, prepared.max_value)
     write(prepared, folder)
     print(summary(prepared, folder))
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline import files
 from pipeline.errors import PipelineError, unknown
+from pipeline.images import depth
 
-MANIFEST = "manifest.csv"
+MANIFEST, ORIGIN = "manifest.csv", "source.json"
 RESERVED_COLUMNS = ("path", "label", "labels", "split", "digest")
 """The columns of a manifest that the program reads; all others are metadata and are kept as they are."""
 
@@ -49,7 +50,7 @@ class Manifest:
     root: the folder where relative paths start; paths: n file names; labels: (n,) int64 indices into `classes`, or for
     multi-label datasets (n, n_classes) uint8, 1 for each class of the image; splits: n of "train", "val", "test";
     classes: the sorted class names; digests: n SHA-256 of the images' bytes, in hex; metadata: the other columns of the
-    source, n values each.
+    source, n values each; max_value: the value that is white in images of more than 8 bits.
     """
 
     root: Path
@@ -59,6 +60,7 @@ class Manifest:
     classes: tuple[str, ...]
     digests: tuple[str, ...]
     metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_value: float = depth.WHITE
 
     @property
     def digest(self) -> str:
@@ -142,7 +144,19 @@ def read_manifest(folder: Path) -> Manifest:
         classes,
         tuple(row["digest"] for row in rows),
         {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ()) if name not in RESERVED_COLUMNS},
+        read_max_value(folder),
     )
+
+
+def read_max_value(folder: Path) -> float:
+    """Return the value that is white in a prepared dataset's images of more than 8 bits."""
+    path = folder / ORIGIN
+    if not path.exists():
+        return depth.WHITE
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")).get("max_value", depth.WHITE))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise PipelineError(f"{path} is damaged. Prepare the dataset again: python -m pipeline.prepare.") from error
 
 
 def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.data.listing import expand_home
-from pipeline.data.manifest import MANIFEST
+from pipeline.data.manifest import MANIFEST, ORIGIN
 from pipeline.errors import PipelineError
-
-ORIGIN = "source.json"
 
 
 def identity_of(source: str) -> str:
@@ -39,6 +37,6 @@ def _read_origin(path: Path) -> str:
         return f"named in the damaged file {path}"
 
 
-def write_origin(folder: Path, source: str) -> None:
-    """Record what a dataset is made from."""
-    files.write_json(folder / ORIGIN, {"source": identity_of(source)})
+def write_origin(folder: Path, source: str, max_value: float) -> None:
+    """Record what a dataset is made from, and the value that is white in its images of more than 8 bits."""
+    files.write_json(folder / ORIGIN, {"source": identity_of(source), "max_value": max_value})

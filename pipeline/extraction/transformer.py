@@ -24,7 +24,7 @@ from pipeline.codes.spec import CodesSpec
 from pipeline.extraction.engine import Engine
 from pipeline.extraction.loading import Source
 from pipeline.extraction.loop import CodesBatch, compute_codes
-from pipeline.images import decoding, parallel, transforms
+from pipeline.images import decoding, depth, parallel, transforms
 from pipeline.images.transforms import KnownImage
 from pipeline.networks.frozen import PRECISIONS, FrozenNetwork, choose_device
 
@@ -93,6 +93,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         weights: str = "default",
         pool: str = "auto",
         size: str | int | None = None,
+        range: float | None = None,
         relu: str = "post",
         precision: str = AUTO,
         device: str = "auto",
@@ -105,6 +106,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.weights = weights
         self.pool = pool
         self.size = size
+        self.range = range
         self.relu = relu
         self.precision = precision
         self.device = device
@@ -163,7 +165,8 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Return the network that the parameters name; the last two networks are kept."""
         file = Path(self.weights).expanduser()
         version = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
-        framing = transforms.Framing(transforms.parse_size(str(self.size)) if self.size else None)
+        size = transforms.parse_size(str(self.size)) if self.size else None
+        framing = transforms.Framing(size, max_value=self.range or depth.WHITE)
         device = choose_device(self.device)
         network = build_network(self.backbone, self.layer, self.weights, version, self.pool, framing, self.relu, device)
         return network if precision == "fp32" else network.at(precision=precision)

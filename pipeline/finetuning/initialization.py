@@ -16,6 +16,7 @@ from pipeline.codes.spec import CodesSpec
 from pipeline.data.manifest import Manifest
 from pipeline.data.splits import assign_splits
 from pipeline.finetuning.head import Head
+from pipeline.images.transforms import Framing
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 
@@ -120,8 +121,8 @@ def retrain_on(
 
 
 def from_random_head(
-    backbone: str, layer: str, origin: str, pool: str, classes: int, dropout: float, seed: int
+    backbone: str, layer: str, origin: str, pool: str, manifest: Manifest, dropout: float, seed: int
 ) -> InitialState:
-    """Start from a random head on the codes of a layer."""
-    network = FrozenNetwork(backbone, [layer], origin, pool)
-    return InitialState(network.specs[layer], Head.random(network.widths[layer], classes, dropout, seed))
+    """Start from a random head on the codes of a layer, for the classes of a dataset."""
+    network = FrozenNetwork(backbone, [layer], origin, pool, Framing(max_value=manifest.max_value))
+    return InitialState(network.specs[layer], Head.random(network.widths[layer], len(manifest.classes), dropout, seed))

@@ -51,7 +51,8 @@ class TunableNetwork(nn.Module):
     def __init__(self, spec: CodesSpec, head: Head, unfreeze: str, origin: str = "") -> None:
         super().__init__()
         backbone = backbones.get(spec.backbone)
-        model, self.transform = backbones.load(backbone, origin or spec.weights, {spec.node})
+        model, native = backbones.load(backbone, origin or spec.weights, {spec.node})
+        self.transform = replace(native, max_value=spec.transform.max_value)
         validate_transform(spec, self.transform)
         self.loaded_state = {name: value.clone() for name, value in model.state_dict().items()}
         nodes = layers_until(backbone, spec.layer)

@@ -27,7 +27,7 @@ def at_side(transform: Transform, side: int) -> Transform:
 
 def _evaluation_crop(data: bytes, transform: Transform, side: int, rng: Generator) -> np.ndarray:
     """Return what the network sees in evaluation."""
-    return resize_and_crop(decoding.decode(data), at_side(transform, side))
+    return resize_and_crop(decoding.decode(data, max_value=transform.max_value), at_side(transform, side))
 
 
 def _random_crop(data: bytes, transform: Transform, side: int, rng: Generator, min_area: float) -> np.ndarray:
@@ -37,7 +37,8 @@ def _random_crop(data: bytes, transform: Transform, side: int, rng: Generator, m
     """
     fraction = rng.uniform(min_area, 1)
     ratio = MAX_ASPECT_RATIO ** rng.uniform(-1, 1)
-    image = decoding.decode(data, min_side=math.ceil(side / math.sqrt(fraction * min(ratio, 1 / ratio))))
+    min_side = math.ceil(side / math.sqrt(fraction * min(ratio, 1 / ratio)))
+    image = decoding.decode(data, min_side, transform.max_value)
     area = fraction * image.width * image.height
     width, height = min(math.sqrt(area * ratio), image.width), min(math.sqrt(area / ratio), image.height)
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)

@@ -7,12 +7,13 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.images import formats, metadata
+from pipeline.images import depth, formats, metadata
 
 MAX_PIXELS = 89_478_485
 """An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
@@ -45,6 +46,8 @@ def _raise_bad_image() -> Iterator[None]:
         yield
     except BadImage:
         raise
+    except depth.UnusableValuesError as error:
+        raise BadImage(str(error)) from error
     except UnidentifiedImageError as error:
         raise BadImage(f"no image of a known format ({', '.join(formats.FORMATS)})") from error
     except Image.DecompressionBombError as error:
@@ -53,59 +56,93 @@ def _raise_bad_image() -> Iterator[None]:
         raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
+Pixels = Image.Image | np.ndarray
+"""A decoded image: an array as `depth.values_of` gives it for more than 8 bits, else an image of Pillow's."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sound file is.
+
+    shorter_side: in pixels; values: the range of an image of more than 8 bits, None for other images.
+    """
+
+    shorter_side: int
+    values: depth.Range | None
+
+
 @_raise_bad_image()
-def decode(data: bytes, min_side: int = 0) -> Image.Image:
+def decode(data: bytes, min_side: int = 0, max_value: float = depth.WHITE) -> Image.Image:
     """Decode a file's bytes to an upright RGB image; raise `BadImage` with the reason if that fails.
 
     min_side: JPEG files may be decoded at a smaller scale whose sides have at least this many pixels, which is faster;
-    0 for the full size.
+    0 for the full size; max_value: the value that is white in images of more than 8 bits.
     """
+    pixels, orientation = _read(data, min_side)
+    return _transpose(_to_rgb(pixels, max_value), orientation)
+
+
+@_raise_bad_image()
+def examine(data: bytes) -> Facts:
+    """Decode a file's bytes, and return what they hold; raise `BadImage` with the reason if that fails."""
+    pixels, _ = _read(data, 0)
+    if isinstance(pixels, np.ndarray):
+        return Facts(min(pixels.shape[:2]), depth.range_of(pixels))
+    return Facts(min(_to_rgb(pixels, depth.WHITE).size), None)
+
+
+def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
+    """Return the pixels of a file and its orientation, if need be without its other metadata."""
     if not data:
         raise BadImage("the file is empty (zero bytes)")
     readable = formats.readable_formats(data)
     if not readable:
         raise BadImage(formats.refusal(data))
     try:
-        return _decode(data, readable, min_side)
-    except (BadImage, Image.DecompressionBombError):
+        return _read_once(data, readable, min_side)
+    except (BadImage, depth.UnusableValuesError, Image.DecompressionBombError):
         raise
     except Exception:  # metadata can be the reason, and metadata do not count
         stripped = metadata.strip(data)
         if stripped is None:
             raise
-    return _decode_stripped(*stripped, readable, min_side)
+    return _read_stripped(*stripped, readable, min_side)
 
 
-def _decode(data: bytes, readable: tuple[str, ...], min_side: int) -> Image.Image:
+def _read_once(data: bytes, readable: tuple[str, ...], min_side: int) -> tuple[Pixels, int]:
     image = Image.open(io.BytesIO(data), formats=readable)
-    _validate_pixel_count(image)
+    _validate_pixel_count(image.width, image.height)
+    values = depth.values_of(image, data)
+    if values is not None:
+        return values, metadata.stored_orientation(image, data)
     if min_side:
         image.draft(None, (min_side, min_side))
-    return _to_upright_rgb(image)
+    image.load()
+    return image, metadata.orientation_of(image)
 
 
-def _decode_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> Image.Image:
-    """Return the image of a file whose metadata were taken away; they gave its orientation."""
+def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> tuple[Pixels, int]:
+    """Return the pixels of a file whose metadata were taken away, which gave its orientation."""
     try:
-        return _transpose(_decode(data, readable, min_side), orientation)
+        return _read_once(data, readable, min_side)[0], orientation
     except UnidentifiedImageError as error:  # its first bytes are those of a known format
-        raise BadImage("damaged or truncated: its header cannot be read") from error
+        if not data.startswith(metadata.TIFF):
+            raise BadImage("damaged or truncated: its header cannot be read") from error
+    _validate_pixel_count(*metadata.size_of_tiff(data))
+    return depth.colour_values(data), orientation
 
 
 @_raise_bad_image()
-def to_upright_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image, max_value: float = depth.WHITE) -> Image.Image:
     """Return an opened image as RGB, rotated by its EXIF orientation; raise `BadImage` if that fails.
 
-    Transparent pixels are composited on white, 16-bit grey keeps its upper 8 bits, an animation gives its first frame,
-    and all metadata but the orientation are ignored.
+    Transparent pixels are composited on white, images of more than 8 bits are scaled so that `max_value` becomes 255,
+    an animation gives its first frame, and all metadata but the orientation are ignored.
     """
-    return _to_upright_rgb(image)
-
-
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
-    _validate_pixel_count(image)
+    _validate_pixel_count(image.width, image.height)
     image.load()
-    return _transpose(_to_rgb(image), metadata.orientation_of(image))
+    values = depth.values_of(image, b"")
+    return _transpose(_to_rgb(image if values is None else values, max_value), metadata.orientation_of(image))
 
 
 def _transpose(image: Image.Image, orientation: int) -> Image.Image:
@@ -113,26 +150,18 @@ def _transpose(image: Image.Image, orientation: int) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _validate_pixel_count(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"{image.width} × {image.height} pixels, more than the limit of {MAX_PIXELS:,}")
+def _validate_pixel_count(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width} × {height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _grey16_to_rgb(np.asarray(image))
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no fixed range to map to 0…255")
+def _to_rgb(image: Pixels, max_value: float) -> Image.Image:
+    if isinstance(image, np.ndarray):
+        return depth.to_rgb(image, max_value)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _grey16_to_rgb(grey: np.ndarray) -> Image.Image:
-    if grey.min() < 0 or grey.max() > 0xFFFF:
-        raise BadImage("grey values beyond 16 bits have no fixed range to map to 0…255")
-    return Image.fromarray((grey.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
 
 
 def read_digest(path: Path) -> str:

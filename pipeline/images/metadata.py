@@ -35,9 +35,10 @@ MARKERS_ALONE = (0x01, *range(0xD0, 0xD9))
 """Markers of a JPEG file that no segment follows."""
 
 ORIENTATION, SUB_IFDS = ExifTags.Base.Orientation, ExifTags.Base.SubIFDs
+WIDTH, HEIGHT = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
 
 PIXEL_TAGS = {
-    *range(254, 260), 262, 263, 266, *range(273, 275), *range(277, 282), 284, 292, 293, 317, 320,
+    *range(254, 260), 262, 263, 266, 273, *range(277, 282), 284, 292, 293, 317, 320,
     *range(322, 326), *range(332, 340), 347, *range(512, 522), *range(529, 533),
 }  # fmt: skip
 """The tags of a TIFF file that say how its pixels are stored; all others are metadata."""
@@ -60,6 +61,21 @@ def orientation_in(exif: bytes) -> int:
     """Return the orientation in EXIF data, 1 to 8, and 1 where the data are damaged or have none."""
     value = read_tags(exif.removeprefix(EXIF)).get(ORIENTATION, 1)
     return value if value in TRANSPOSES else 1
+
+
+def stored_orientation(image: Image.Image, data: bytes) -> int:
+    """Return the orientation of the pixels in a file, whether or not Pillow has turned the image upright by now.
+
+    Pillow turns TIFF files upright when it loads them.
+    """
+    turned = image.format == "TIFF" and (image.mode.startswith("I") or image.mode == "F")
+    return 1 if turned else orientation_in(data) if data.startswith(TIFF) else orientation_of(image)
+
+
+def size_of_tiff(tiff: bytes) -> tuple[int, int]:
+    """Return the width and height in the first directory of TIFF data, (0, 0) where they are missing."""
+    tags = read_tags(tiff)
+    return tags.get(WIDTH, 0), tags.get(HEIGHT, 0)
 
 
 def read_tags(tiff: bytes) -> dict[int, int]:
@@ -95,15 +111,12 @@ def _entries(tiff: bytes) -> Iterator[bytes]:
 
 
 def strip(data: bytes) -> tuple[bytes, int] | None:
-    """Return a file without its metadata, and its EXIF orientation; None for formats that stay as they are.
-
-    The orientation is 1 where the stripped file still has it, as TIFF files do.
-    """
+    """Return a file without its metadata, and its EXIF orientation; None for formats that stay as they are."""
     if data.startswith(PNG):
         return _strip_png(data)
     if data.startswith(JPEG):
         return _strip_jpeg(data)
-    return (_strip_tiff(data), 1) if data.startswith(TIFF) else None
+    return (_strip_tiff(data), orientation_in(data)) if data.startswith(TIFF) else None
 
 
 def _strip_png(data: bytes) -> tuple[bytes, int]:

@@ -91,7 +91,7 @@ def open_jpeg(name: str, data: bytes, digest: str, transform: Transform) -> Plai
 
 def decode_with_pillow(data: bytes, digest: str, transform: Transform) -> LoadedImage:
     """Return the image of a file that TorchCodec does not decode."""
-    image = decoding.decode(data)
+    image = decoding.decode(data, max_value=transform.max_value)
     return LoadedImage(transform_image(image, replace(transform, decoder=decoding.PILLOW), digest), digest)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 from pipeline import errors
-from pipeline.images import decoding, views
+from pipeline.images import decoding, depth, views
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -36,7 +36,7 @@ class Transform:
     crop_width: width of a crop that is not square: the image is then resized to cover a rectangle of the crop's
     proportions whose shorter side is `resize`; fit: "crop", or "whole" to resize the whole image to the crop's size,
     which changes its proportions; views: a name that `views.count` accepts; decoder: one of `decoding.DECODERS`, whose
-    pixels differ a little.
+    pixels differ a little; max_value: the value that is white in images of more than 8 bits.
     """
 
     resize: int
@@ -48,6 +48,7 @@ class Transform:
     fit: str = "crop"
     views: str = "one"
     decoder: str = decoding.PILLOW
+    max_value: float = depth.WHITE
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,13 +86,14 @@ class Framing:
     """The part of an image that the network sees, where the user changes what the weights were trained with.
 
     size: (height, width) in pixels; resize: as in `Transform`; None for either: the value of the weights, in
-    proportion; fit: "crop" or "whole"; views: as in `Transform`.
+    proportion; fit: "crop" or "whole"; views, max_value: as in `Transform`.
     """
 
     size: tuple[int, int] | None = None
     resize: int | None = None
     fit: str = "crop"
     views: str = "one"
+    max_value: float = depth.WHITE
 
     def of(self, native: Transform) -> Transform:
         """Return the transform `native` with this framing; raise PipelineError where the two do not fit together."""
@@ -111,7 +113,15 @@ class Framing:
                 f"centre. Take --resize {round(shorter * 256 / 224)}, or --views cnnaug."
             )
         crop_width = 0 if width == height else width
-        return replace(native, resize=resize, crop=height, crop_width=crop_width, fit=self.fit, views=self.views)
+        return replace(
+            native,
+            resize=resize,
+            crop=height,
+            crop_width=crop_width,
+            fit=self.fit,
+            views=self.views,
+            max_value=self.max_value,
+        )
 
 
 @dataclass(frozen=True)
@@ -195,4 +205,5 @@ def load_image(path: Path, transform: Transform) -> np.ndarray:
 
 def transform_bytes(data: bytes, transform: Transform) -> np.ndarray:
     """Return what the network sees of a file's bytes, decoded by Pillow; raise `BadImage` if that fails."""
-    return transform_image(decoding.decode(data), transform, decoding.digest(data))
+    image = decoding.decode(data, max_value=transform.max_value)
+    return transform_image(image, transform, decoding.digest(data))

@@ -38,7 +38,7 @@ class FrozenNetwork(nn.Module):
     """A pretrained network in eval mode that gives the codes of one or several layers in one pass.
 
     name: of the backbone; layers: friendly names or graph nodes; origin: of the weights, as `backbones.load` knows it;
-    pool: as `pooling.pool_for` knows it; framing: size and views of the images; relu: "post" for the codes after the
+    pool: as `pooling.pool_for` knows it; framing: what is seen of an image; relu: "post" for the codes after the
     layers' ReLUs, "pre" for those before.
 
     Attributes: transform: how images must be prepared; specs: {layer: CodesSpec}; widths: {layer: numbers per image};
@@ -187,7 +187,7 @@ def rebuild_network(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     origin = origin or spec.weights
     pool = next((pool for pool in spec.pool.split(LAYER_SEPARATOR) if pool != "none"), pooling.AUTO)
     transform = spec.transform
-    framing = Framing(transform.size, transform.resize, transform.fit, transform.views)
+    framing = Framing(transform.size, transform.resize, transform.fit, transform.views, transform.max_value)
     network = FrozenNetwork(spec.backbone, spec.layer.split(LAYER_SEPARATOR), origin, pool, framing, spec.relu)
     network = network.at(spec.precision, spec.dtype, transform.decoder)
     expected = {field: value for field, value in spec.to_dict().items() if field != "weights"}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from pipeline.data.manifest import read_max_value
 from pipeline.images import decoding, parallel
 
 SIDE = 64
@@ -63,9 +66,10 @@ class Album:
     def thumbnails(self, budget: int) -> dict[int, str]:
         """Return {number: JPEG file in base64} by priority, at most `budget` characters in all."""
         order = sorted(range(len(self.images)), key=lambda number: self.images[number].priority)
-        files = [self.images[number].root / self.images[number].path for number in order]
+        whites = {root: read_max_value(root) for root in {image.root for image in self.images}}
         threads = parallel.default_threads()
-        results = parallel.ordered_map(make_thumbnail, files, threads, ahead=4 * threads)
+        make = partial(self._make, whites)
+        results = parallel.ordered_map(make, order, threads, ahead=4 * threads)
         thumbnails: dict[int, str] = {}
         for number, thumbnail in zip(order, results, strict=False):
             if isinstance(thumbnail, decoding.BadImage):
@@ -76,10 +80,17 @@ class Album:
             thumbnails[number] = thumbnail
         return thumbnails
 
+    def _make(self, whites: Mapping[Path, float], number: int) -> str:
+        image = self.images[number]
+        return make_thumbnail(image.root / image.path, whites[image.root])
 
-def make_thumbnail(file: Path) -> str:
-    """Return an image as a JPEG file of at most 64 × 64 pixels, in base64; raise `BadImage` if it cannot be read."""
-    image = decoding.decode(decoding.read_bytes(file), min_side=2 * SIDE)
+
+def make_thumbnail(file: Path, max_value: float) -> str:
+    """Return an image as a JPEG file of at most 64 × 64 pixels, in base64; raise `BadImage` if it cannot be read.
+
+    max_value: the value that is white in images of more than 8 bits.
+    """
+    image = decoding.decode(decoding.read_bytes(file), 2 * SIDE, max_value)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)

@@ -36,7 +36,7 @@ def trainer(
     """Return a trainer with a random head, on the embedded weights of tinyvgg or random weights."""
     chosen = recipe(**changes)
     start = initialization.from_random_head(
-        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", 3, chosen.dropout, seed=0
+        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", data.manifest, chosen.dropout, seed=0
     )
     network = TunableNetwork(start.spec, start.head, unfreeze)
     return Trainer(network, chosen, data, 0, RuntimeConfig())
