@@ -158,8 +158,8 @@ def _to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
     highest = values.max()
     if values.dtype.kind == "f":
         if white == WHITE and highest <= 1:
-            raise UnusableValuesError(f"it has floating-point values up to 1, while {white:g} is white (see --range)")
+            raise UnusableValuesError(f"floating-point values up to 1, while {white:g} is white (see --range)")
         return np.clip(np.round(255 * values.astype(np.float64) / white), 0, 255).astype(np.uint8)
     if white <= 1 < highest or white <= WHITE < highest:
-        raise UnusableValuesError(f"it has integers up to {highest}, while {white:g} is white (see --range)")
+        raise UnusableValuesError(f"integers up to {highest}, while {white:g} is white (see --range)")
     return np.clip(values.astype(np.int64) * 256 // (int(white) + 1), 0, 255).astype(np.uint8)
