@@ -219,7 +219,6 @@ def test_without_statistics_of_the_source_the_last_layer_decides() -> None:
     ("flags", "words"),
     [
         (("--layer", "fc9"), ("Unknown layer 'fc9' for tinyvgg", "fc7")),
-        (("--backbone", "densenet121"), ("no friendly names", "--layer")),
         (("--images", "0"), ("--images is '0', but it must be 1 or more",)),
         (("--curve", "0", "2"), ("--curve is '0', but it must be 1 or more",)),
         (("--curve", "9"), ("the smallest class has 9 training images",)),
