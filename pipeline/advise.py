@@ -57,7 +57,7 @@ def choose_training_images(data: Path, most: int, seed: int) -> Manifest:
     require_single_label(manifest)
     chosen = choose_images(manifest, most, seed)
     if not chosen.paths:
-        raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
+        raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
     return chosen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
@@ -16,7 +16,12 @@ from pipeline.params import Origin
 
 Settings = TypeVar("Settings", bound=Command)
 
-USAGE = {"predict": " IMAGE|FOLDER|- …", "verify": " FILE", "compare": " [-- flags of finetune]"}
+USAGE = {
+    "predict": " IMAGE|FOLDER|- …",
+    "similar": " IMAGE|FOLDER|- …",
+    "verify": " FILE",
+    "compare": " [-- flags of finetune]",
+}
 """What follows the flags, in the commands that take more than those."""
 
 
@@ -64,6 +69,18 @@ def escape_unknown_characters(stream: TextIO) -> None:
     """Let a stream write characters that its encoding lacks as escapes, instead of raising UnicodeEncodeError."""
     if isinstance(stream, TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
+
+
+def stdin_lines() -> Iterator[str]:
+    """Yield the lines of stdin as they come."""
+    pass_any_text(sys.stdin)
+    yield from sys.stdin
+
+
+def pass_any_text(stream: TextIO) -> None:
+    """Let a stream pass file names that are no text."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def set_up_logging(quiet: bool = False, verbose: bool = False) -> None:

@@ -26,6 +26,7 @@ def setting(
     group: str = "",
     shown: str = "",
     kind: Literal["flag", "positional", "optional"] = "flag",
+    replaces: str = "",
     in_file: bool = True,
     **bounds: float,
 ) -> Any:
@@ -33,10 +34,19 @@ def setting(
 
     key: where its default stands in params.yaml, if not under its own name in the command's section; `pick` then takes
     the first or last item of a list. shown: what `--help` says of the default, where that depends on other settings.
-    kind: "positional" for arguments without a flag, "optional" for a flag whose value may be left out. in_file: whether
-    params.yaml may hold it. bounds: ge, gt, le, lt.
+    kind: "positional" for arguments without a flag, "optional" for a flag whose value may be left out. replaces: a
+    setting whose default does not hold where this flag is given. in_file: whether params.yaml may hold it. bounds: ge,
+    gt, le, lt.
     """
-    extra = {"key": key, "pick": pick, "group": group, "shown": shown, "kind": kind, "in_file": in_file}
+    extra = {
+        "key": key,
+        "pick": pick,
+        "group": group,
+        "shown": shown,
+        "kind": kind,
+        "replaces": replaces,
+        "in_file": in_file,
+    }
     return Field(default=default, description=help, json_schema_extra=extra, **bounds)  # type: ignore[call-overload]
 
 
@@ -143,6 +153,13 @@ class Prepare(Command):
         "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
         "(or the column labels, as in cat;dog, for several labels per image).",
         key="source",
+        group=EXPERIMENT,
+    )
+    unlabelled: str = setting(
+        "",
+        "Images without labels: a folder, read at any depth, or a CSV file with the column path; beside --dataset, or "
+        "alone.",
+        replaces="dataset",
         group=EXPERIMENT,
     )
     out: Path | None = setting(None, "Folder of the prepared dataset.", shown="data/NAME", group=FILES)
@@ -321,6 +338,32 @@ class Predict(Address):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Similar(Command):
+    """Settings of `similar`."""
+
+    images: Texts = setting(
+        (), "Image files, folders with all files below them, or - for paths on standard input.", kind="positional"
+    )
+    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: str = setting(
+        "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
+    )
+    count: int = setting(10, "Number of similar images to name per image, the most similar first.", ge=1)
+    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
+    device: str = setting("auto", DEVICE, group=MACHINE)
+    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
+    out: Path | None = setting(
+        None,
+        "The contact sheet, a PNG file.",
+        shown="reports/DATASET/BACKBONE/LAYER-similar.png",
+        in_file=False,
+        group=FILES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Export(Address):
     """Settings of `export`."""
 
@@ -482,6 +525,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "report": Report,
     "predict": Predict,
+    "similar": Similar,
     "export": Export,
     "finetune": Finetune,
     "compare": Compare,

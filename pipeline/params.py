@@ -129,10 +129,13 @@ def resolve(
     section = _without_empty({_plain(name): value for name, value in (params.get(command) or {}).items()})
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
+    replaced = {extra_of(settings.__pydantic_fields__[name])["replaces"] for name in flags}
     for name, field in settings.__pydantic_fields__.items():
         extra = extra_of(field)
         place = extra["key"] or f"{command}.{name}"
-        if name in flags:
+        if name in replaced - set(flags):
+            values[name], origins[name] = "", Origin("left out", in_file=False)
+        elif name in flags:
             values[name], origins[name] = flags[name], Origin(_flag(name, extra["kind"]), in_file=False)
         elif name in section and not extra["key"]:
             values[name], origins[name] = section[name], Origin(f"{PARAMS}: {place}", in_file=True)

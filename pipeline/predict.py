@@ -27,7 +27,6 @@ from pipeline.images import parallel
 from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
-UNDECODABLE = "surrogateescape"
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,6 @@ def predict_batch(classifier: persistence.SavedClassifier, batch: CodesBatch[Pat
     for path, order, row in zip(batch.keys, best, values, strict=True):
         names = tuple(classifier.classes[label] for label in order)
         yield Prediction(path, names, tuple(round(float(value), 6) for value in row[order]))
-
-
-def list_paths(names: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
-    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`."""
-    for name in names:
-        if name == "-":
-            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
-        elif Path(name).is_dir():
-            yield from folders.files_below(Path(name))
-        else:
-            yield Path(name)
 
 
 def csv_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
@@ -135,9 +123,9 @@ def run(settings: Predict) -> None:
 
     network = rebuild_network(classifier.spec, settings.weights).to(choose_device(settings.device))
     engine = Engine(network, settings.batch_size)
-    paths = list_paths(settings.images, stdin_lines())
+    paths = folders.list_paths(settings.images, command_line.stdin_lines())
     results = predict(classifier, engine, paths, settings.top, settings.threads or parallel.default_threads())
-    reconfigure(sys.stdout)
+    command_line.pass_any_text(sys.stdout)
     measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
     try:
         done, bad = emit(results, WRITERS[settings.format](sys.stdout, measure))
@@ -152,18 +140,6 @@ def run(settings: Predict) -> None:
             f"None of the {bad} images can be read." if bad else "No images were named, or found."
         )
     print(f"{done} images, {bad} skipped", file=sys.stderr)
-
-
-def stdin_lines() -> Iterator[str]:
-    """Yield the lines of stdin as they come."""
-    reconfigure(sys.stdin)
-    yield from sys.stdin
-
-
-def reconfigure(stream: TextIO) -> None:
-    """Let a stream pass file names that are no text."""
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(encoding="utf-8", errors=UNDECODABLE)
 
 
 def main(argv: list[str] | None = None) -> int:

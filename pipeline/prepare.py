@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +14,11 @@ from typing import Any
 from pipeline import command_line, errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, folders, sources
-from pipeline.data.listing import Listing, Skipped, expand_home
-from pipeline.data.manifest import SPLITS, ListedImage, write_manifest
+from pipeline.data.listing import Listing, Skipped, expand_home, join_listings
+from pipeline.data.manifest import PARTS, SPLITS, UNLABELLED, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
-from pipeline.data.tables import SUFFIXES, list_csv
+from pipeline.data.tables import SUFFIXES, list_csv, list_unlabelled_csv
 from pipeline.images import decoding, depth, parallel
 from pipeline.progress import progress_bar
 
@@ -65,11 +66,35 @@ def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
         return Listing(SOURCES[source](folder))
     if path.suffix.lower() in SUFFIXES and path.exists():
         return list_csv(path)
-    if path.exists():
-        raise errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(SUFFIXES)}).")
-    if "/" in source or path.suffix:
-        raise errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
+    if "/" in source or path.suffix or path.exists():
+        raise _no_images_at(source)
     raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
+
+
+def list_unlabelled(source: str) -> Listing:
+    """List the images of a folder or a CSV file as images without labels."""
+    path = expand_home(source)
+    if path.is_dir():
+        return folders.list_unlabelled(path)
+    if path.suffix.lower() in SUFFIXES and path.exists():
+        return list_unlabelled_csv(path)
+    raise _no_images_at(source)
+
+
+def _no_images_at(source: str) -> errors.PipelineError:
+    if expand_home(source).exists():
+        return errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(SUFFIXES)}).")
+    return errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
+
+
+def list_sources(settings: Prepare, folder: Path) -> Listing:
+    """List the images of both sources that the settings name, with labels and without, or of one of them."""
+    if not settings.unlabelled:
+        return list_source(settings.dataset, folder, settings.layout)
+    unlabelled = list_unlabelled(settings.unlabelled)
+    if not settings.dataset:
+        return unlabelled
+    return join_listings(list_source(settings.dataset, folder, settings.layout), unlabelled)
 
 
 def check(path: Path) -> tuple[str, decoding.Facts]:
@@ -121,7 +146,9 @@ def choose_white(facts: Sequence[decoding.Facts], max_value: float | None) -> tu
 
 def split_notes(images: Sequence[ListedImage]) -> list[str]:
     """Say which splits of the source are used for something else; the images are as the source lists them."""
-    splits = {image.split for image in images}
+    splits = {image.split for image in images} - {UNLABELLED}
+    if splits and splits <= {"val", "test"}:
+        return ["The source has no training images: codes can be extracted, but no classifier can be trained on them."]
     if splits == {"train", "val"}:
         return ["The source has no test split, so its val split is used for testing."]
     if splits == {"train"}:
@@ -131,9 +158,8 @@ def split_notes(images: Sequence[ListedImage]) -> list[str]:
 
 def validate_column(listing: Listing, name: str, source: str) -> None:
     """Refuse to group by a column that the source does not have, or has without a value."""
-    if not name:
-        return
-    for image in listing.images:
+    labelled = [image for image in listing.images if image.split != UNLABELLED]
+    for image in labelled if name else ():
         if name not in image.metadata:
             raise errors.unknown("column", name, image.metadata, where=f"--group-by in {source}")
         if not image.metadata[name].strip():
@@ -145,7 +171,8 @@ def validate_column(listing: Listing, name: str, source: str) -> None:
 def validate_groups(prepared: Prepared, name: str, source: str) -> None:
     """Refuse a source whose splits part a group."""
     splits: dict[str, set[str | None]] = {}
-    for image in prepared.images if name else ():
+    labelled = [image for image in prepared.images if image.split != UNLABELLED]
+    for image in labelled if name else ():
         splits.setdefault(image.metadata[name], set()).add(image.split)
     if parted := sorted(group for group, parts in splits.items() if len(parts) > 1):
         raise errors.PipelineError(
@@ -155,21 +182,25 @@ def validate_groups(prepared: Prepared, name: str, source: str) -> None:
 
 
 def validate_usable(prepared: Prepared, source: str) -> None:
-    """Refuse a dataset that no classifier could learn from."""
+    """Refuse a dataset without any image, and labels from which no classifier could learn.
+
+    Images without labels, and test images alone, are good for their codes.
+    """
     if not prepared.images:
         raise errors.PipelineError(
             f"None of the {len(prepared.bad)} files of {source} can be read as an image: {_first(prepared.bad)}."
         )
     classes = {split: {name for i in prepared.images if i.split == split for name in i.classes} for split in SPLITS}
     names = set().union(*classes.values())
+    if all(image.split == UNLABELLED for image in prepared.images):
+        return
     if len(names) < 2:
         classes_text = f"one class only, {names.pop()!r}" if names else "no classes"
         raise errors.PipelineError(
-            f"{source} has {classes_text}{_lost_hint(prepared)}. A classifier needs two or more."
+            f"{source} has {classes_text}{_lost_hint(prepared)}. A classifier needs two or more; images without labels "
+            f"are prepared with --unlabelled {shlex.quote(source)}."
         )
-    if not any(image.split == "train" for image in prepared.images):
-        raise errors.PipelineError(f"{source} has no images in the train split. Add some, or take the splits out.")
-    for split in ("test", "val"):
+    for split in ("test", "val") if classes["train"] else ():
         if untrained := sorted(classes[split] - classes["train"]):
             raise errors.PipelineError(
                 f"The labels of {source} do not match: class {untrained[0]!r} has images in {split} but none in train. "
@@ -195,7 +226,7 @@ def are_large(facts: Sequence[decoding.Facts]) -> bool:
 def summary(prepared: Prepared, folder: Path) -> str:
     """Say what is in the dataset, what was found and skipped and why, and what to do next."""
     counts = Counter(image.split for image in prepared.images)
-    splits = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+    splits = ", ".join(f"{counts[split]} {split}" for split in PARTS if counts[split])
     classes = {name for image in prepared.images for name in image.classes}
     lines = [
         f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})",
@@ -253,7 +284,7 @@ def _copies(images: Sequence[ListedImage]) -> list[tuple[int, str]]:
     """Return how many images are copies of others, and how many of these have another label."""
     first: dict[str, ListedImage] = {}
     copies = [image for image in images if first.setdefault(image.digest, image) is not image]
-    conflicts = [image for image in copies if image.label != first[image.digest].label]
+    conflicts = [image for image in copies if image.label and first[image.digest].label not in ("", image.label)]
     rows = []
     if copies:
         rows.append((len(copies), f"of these are copies of others: {_shown([str(image.path) for image in copies])}"))
@@ -297,19 +328,20 @@ def run(settings: Prepare) -> None:
         raise errors.PipelineError(
             f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
         )
-    folder = settings.out or Path("data", name_of(settings.dataset, params.effective()))
-    validate_origin(folder, settings.dataset, settings.overwrite)
-    listed = list_source(settings.dataset, folder, settings.layout)
-    validate_column(listed, settings.group_by, settings.dataset)
+    source = settings.dataset or settings.unlabelled
+    folder = settings.out or Path("data", name_of(source, params.effective()))
+    validate_origin(folder, source, settings.overwrite)
+    listed = list_sources(settings, folder)
+    validate_column(listed, settings.group_by, source)
     threads = settings.threads or parallel.default_threads()
     prepared = prepare(listed, shares, settings.seed, threads, settings.group_by, settings.range)
     if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Fix them, or run with --on-bad skip."
         )
-    validate_usable(prepared, settings.dataset)
-    validate_groups(prepared, settings.group_by, settings.dataset)
-    write_origin(folder, settings.dataset, prepared.max_value)
+    validate_usable(prepared, source)
+    validate_groups(prepared, settings.group_by, source)
+    write_origin(folder, source, prepared.max_value)
     write(prepared, folder)
     print(summary(prepared, folder))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import command_line, errors
 from pipeline.codes import reader
 from pipeline.config import Verify
-from pipeline.data.manifest import MANIFEST, Manifest, read_manifest
+from pipeline.data.manifest import MANIFEST, Manifest, names_of_label, read_manifest
 from pipeline.images import decoding, parallel
 from pipeline.paths import Experiment
 
@@ -40,14 +40,10 @@ def dataset_problems(path: Path, manifest: Manifest, threads: int) -> Iterator[s
         elif isinstance(digest, decoding.BadImage) or digest != index.digests[number]:
             yield f"{name} is of an image that is gone or has changed"
         elif index.splits[number] != manifest.splits[row] or (
-            class_names(index.classes, index.labels[number]) != class_names(manifest.classes, manifest.labels[row])
+            names_of_label(index.classes, index.labels[number])
+            != names_of_label(manifest.classes, manifest.labels[row])
         ):
             yield f"{name} has another label or split than the dataset"
-
-
-def class_names(classes: Sequence[str], label: np.ndarray | np.integer) -> set[str]:
-    """Return the names of the classes of an image; label: an index, or 0 or 1 for each class."""
-    return {classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label])}
 
 
 def run(settings: Verify) -> None:

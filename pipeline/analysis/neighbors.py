@@ -32,13 +32,15 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def unit_blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield `rows` (increasing) block by block with their (m, d) float32 codes, scaled to length 1.
-
-    Codes of length 0 are not changed.
-    """
+    """Yield `rows` (increasing) block by block with their (m, d) float32 codes, scaled to length 1."""
     for block, values in reader.blocks(path, rows):
-        lengths = np.linalg.norm(values, axis=1, keepdims=True)
-        yield block, values / np.where(lengths > 0, lengths, 1)
+        yield block, to_unit(values)
+
+
+def to_unit(codes: np.ndarray) -> np.ndarray:
+    """Return codes (m, d) scaled to length 1; those of length 0 are not changed."""
+    lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+    return codes / np.where(lengths > 0, lengths, 1)
 
 
 def unit(path: Path, rows: np.ndarray) -> np.ndarray:
@@ -54,11 +56,21 @@ def nearest(path: Path, queries: np.ndarray, among: np.ndarray, count: int) -> t
 
     queries: (m,) rows, none of which is its own neighbour; among: increasing rows to choose from.
     """
-    codes = unit(path, queries)
-    best, rows = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    return nearest_to(unit(path, queries), path, among, count, itself=queries)
+
+
+def nearest_to(
+    codes: np.ndarray, path: Path, among: np.ndarray, count: int, itself: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `nearest` does, for codes (m, d) float32 of length 1, which may be those of other images.
+
+    itself: (m,) for each code the row that is left out; None for no row.
+    """
+    best, rows = np.empty((len(codes), 0), np.float32), np.empty((len(codes), 0), np.int64)
     for block, values in unit_blocks(path, among):
         cosines = codes @ values.T
-        cosines[queries[:, None] == block] = -np.inf
+        if itself is not None:
+            cosines[itself[:, None] == block] = -np.inf
         best = np.concatenate([best, cosines], axis=1)
         rows = np.concatenate([rows, np.broadcast_to(block, cosines.shape)], axis=1)
         if best.shape[1] > count:

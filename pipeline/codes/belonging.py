@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.codes.reader import Codes, CodesIndex, read_index
 from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, Rows
-from pipeline.data.manifest import MANIFEST, Manifest, dataset_digest, read_manifest
+from pipeline.data.manifest import MANIFEST, Manifest, dataset_digest, names_of_label, read_manifest
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -65,17 +65,13 @@ def _row_difference(index: CodesIndex, number: int, manifest: Manifest, row: int
     """Say in what a row of codes differs from the manifest's row of the same path; "" if in nothing."""
     if index.digests[number] != manifest.digests[row]:
         return "is another image than the one that was extracted"
-    ours, theirs = _names(index.classes, index.labels[number]), _names(manifest.classes, manifest.labels[row])
+    ours = names_of_label(index.classes, index.labels[number])
+    theirs = names_of_label(manifest.classes, manifest.labels[row])
     if ours != theirs:
-        return f"is labelled {ours!r} in the codes and {theirs!r} in the dataset"
+        return f"is labelled {';'.join(ours)!r} in the codes and {';'.join(theirs)!r} in the dataset"
     if index.splits[number] != manifest.splits[row]:
         return f"is in the split {index.splits[number]} in the codes and in {manifest.splits[row]} in the dataset"
     return ""
-
-
-def _names(classes: tuple[str, ...], label: np.ndarray) -> str:
-    """Return the class of a label, or the classes of a row of 0 and 1, as text."""
-    return ";".join(classes[int(number)] for number in (np.flatnonzero(label) if np.ndim(label) else [label]))
 
 
 def extract_command(dataset: str, spec: CodesSpec) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.listing import Listing, Skipped, case_notes, clean_name, split_of
-from pipeline.data.manifest import MANIFEST, SPLITS, ListedImage
+from pipeline.data.listing import UNLABELLED_NAMES, Listing, Skipped, case_notes, clean_name, join_listings, split_of
+from pipeline.data.manifest import MANIFEST, SPLITS, UNLABELLED, ListedImage
 from pipeline.data.origin import ORIGIN
 from pipeline.errors import PipelineError, unknown
 
@@ -127,16 +127,53 @@ def files_below(folder: Path) -> list[Path]:
     return walk(folder).files
 
 
+def list_paths(names: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
+    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`."""
+    for name in names:
+        if name == "-":
+            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+        elif Path(name).is_dir():
+            yield from files_below(Path(name))
+        else:
+            yield Path(name)
+
+
 def list_folder(root: Path, layout: str = "auto") -> Listing:
     """List the images of a folder; layout: one of `LAYOUTS`.
 
-    All files below a class folder count as images, whatever their names, but for hidden and system files.
+    All files below a class folder count as images, whatever their names, but for hidden and system files. A folder
+    called unlabelled holds images without labels, unless the layout says that all folders are classes.
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     content = read_folder(root)
+    if layout != "classes" and (unlabelled := _unlabelled_folder(content)):
+        content.folders.remove(unlabelled)
+        note = f"The images in {unlabelled} have no label. If {unlabelled.name!r} is a class, take --layout classes."
+        return join_listings(_list_labelled(root, content, layout), list_unlabelled(unlabelled, note))
+    return _list_labelled(root, content, layout)
+
+
+def _unlabelled_folder(content: FolderContent) -> Path | None:
+    return next((folder for folder in content.folders if folder.name.lower() in UNLABELLED_NAMES), None)
+
+
+def list_unlabelled(root: Path, *notes: str) -> Listing:
+    """List all files below a folder, but for hidden and system files, as images without labels."""
+    content = walk(root)
+    images = [ListedImage(file, "", UNLABELLED) for file in content.files if not _is_own(file, root)]
+    if not images:
+        raise PipelineError(f"{root} holds no files." + _first_skipped(content.skipped))
+    return Listing(images, content.skipped, notes)
+
+
+def _is_own(file: Path, root: Path) -> bool:
+    return file.parent == root and file.name in OWN_FILES
+
+
+def _list_labelled(root: Path, content: FolderContent, layout: str) -> Listing:
     layout = guess_layout(root, content.folders) if layout == "auto" else layout
-    loose = [Skipped(str(file), LOOSE) for file in content.files if file.name not in OWN_FILES]
+    loose = [Skipped(str(file), LOOSE) for file in content.files if not _is_own(file, root)]
     skipped = [*content.skipped, *loose]
     images: list[ListedImage] = []
     empty: list[str] = []
@@ -149,7 +186,8 @@ def list_folder(root: Path, layout: str = "auto") -> Listing:
     if not images:
         raise PipelineError(
             f"{root} holds no images in class folders. It must look like {root.name}/<class>/<image> or "
-            f"{root.name}/train/<class>/<image>." + _first_skipped(skipped)
+            f"{root.name}/train/<class>/<image>. If its images have no labels, take --unlabelled {root}."
+            + _first_skipped(skipped)
         )
     labels = {image.label for image in images}
     notes = [*_name_notes(root, content.folders, layout), *case_notes(labels)]
@@ -253,7 +291,7 @@ def _refuse_single_class(root: Path, inner: dict[Path, list[Path]]) -> None:
         (folder,) = inner
         raise PipelineError(
             f"{root} has one class only, {folder.name!r}. If {below[0].name!r} and its neighbours are the classes or "
-            f"splits, prepare {folder} instead."
+            f"splits, prepare {folder} instead; if the images have no labels, take --unlabelled {root}."
         )
 
 

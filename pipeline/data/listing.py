@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.manifest import ListedImage
+from pipeline.data.manifest import UNLABELLED, ListedImage
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -17,6 +17,9 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """The split that each usual name stands for; names are compared without regard to case."""
+
+UNLABELLED_NAMES = (UNLABELLED, "unlabeled")
+"""Names, in lower case, of folders and splits whose images have no label."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,24 @@ class Listing:
     skipped: Sequence[Skipped] = ()
     notes: Sequence[str] = ()
     empty: Sequence[str] = field(default=())
+
+
+def join_listings(labelled: Listing, unlabelled: Listing) -> Listing:
+    """Return the images of both; those without a label that are listed with one as well are skipped."""
+    known = {_identity(image.path) for image in labelled.images}
+    repeated = [image for image in unlabelled.images if _identity(image.path) in known]
+    others = [image for image in unlabelled.images if _identity(image.path) not in known]
+    skipped = [Skipped(str(image.path), "is listed with a label as well") for image in repeated]
+    return Listing(
+        [*labelled.images, *others],
+        [*labelled.skipped, *unlabelled.skipped, *skipped],
+        [*labelled.notes, *unlabelled.notes],
+        labelled.empty,
+    )
+
+
+def _identity(path: Path) -> str:
+    return os.path.realpath(path)
 
 
 def split_of(name: str) -> str | None:

@@ -19,6 +19,14 @@ RESERVED_COLUMNS = ("path", "label", "labels", "split", "digest")
 """The columns of a manifest that the program reads; all others are metadata and are kept as they are."""
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"
+"""What stands for the split of an image without a label: it gets codes, but takes no part in training or in scores."""
+
+PARTS = (*SPLITS, UNLABELLED)
+"""What a manifest's column split may hold, in the order of its rows."""
+
+NO_LABEL = -1
+"""The number of the class of an image without a label."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class ListedImage:
     """One image file, as its source lists it.
 
     path: the file; label: its class, or with `multi_label` any number of classes with semicolons between them; split:
-    one of `SPLITS`, or None where the source has no splits; metadata: the other columns of a CSV; digest: the SHA-256
+    one of `PARTS`, or None where the source has no splits; metadata: the other columns of a CSV; digest: the SHA-256
     of the file's bytes in hex, "" before the file has been read.
     """
 
@@ -40,17 +48,17 @@ class ListedImage:
     @property
     def classes(self) -> list[str]:
         """The classes that the label names."""
-        return parse_labels(self.label) if self.multi_label else [self.label]
+        return _classes_in(self.label, self.split, self.multi_label)
 
 
 @dataclass(frozen=True)
 class Manifest:
     """A prepared dataset of n images.
 
-    root: the folder where relative paths start; paths: n file names; labels: (n,) int64 indices into `classes`, or for
-    multi-label datasets (n, n_classes) uint8, 1 for each class of the image; splits: n of "train", "val", "test";
-    classes: the sorted class names; digests: n SHA-256 of the images' bytes, in hex; metadata: the other columns of the
-    source, n values each; max_value: the value that is white in images of more than 8 bits.
+    root: the folder where relative paths start; paths: n file names; labels: (n,) int64 indices into `classes`, -1 for
+    an image without a label, or for multi-label datasets (n, n_classes) uint8, 1 for each class of the image; splits: n
+    of `PARTS`; classes: the sorted class names; digests: n SHA-256 of the images' bytes, in hex; metadata: the other
+    columns of the source, n values each; max_value: the value that is white in images of more than 8 bits.
     """
 
     root: Path
@@ -99,11 +107,14 @@ class Manifest:
         ]
 
     def groups(self, column: str) -> tuple[str, ...]:
-        """Return the n values of a metadata column to group by; refuse a column that is missing or has gaps."""
+        """Return the n values of a metadata column to group by; refuse a column that is missing or has gaps.
+
+        Images without a label may have no value: they are in no training and no score.
+        """
         if column not in self.metadata:
             raise unknown("column", column, self.metadata, where=f"--group-by in {self.root / MANIFEST}")
-        for path, value in zip(self.paths, self.metadata[column], strict=True):
-            if not value:
+        for path, split, value in zip(self.paths, self.splits, self.metadata[column], strict=True):
+            if not value and split != UNLABELLED:
                 raise PipelineError(
                     f"{self.root / MANIFEST} has no value in the column {column!r} for {path}. Fill it in, and prepare "
                     "the dataset again."
@@ -134,7 +145,8 @@ def read_manifest(folder: Path) -> Manifest:
     rows = files.read_csv(path)
     _validate_rows(rows, path)
     multi_label = bool(rows) and "labels" in rows[0]
-    names = [parse_labels(row["labels"]) if multi_label else [row["label"]] for row in rows]
+    column = "labels" if multi_label else "label"
+    names = [_classes_in(row[column], row["split"], multi_label) for row in rows]
     classes = tuple(sorted({name for labels in names for name in labels}))
     return Manifest(
         folder,
@@ -167,7 +179,7 @@ def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         if name not in columns:
             raise PipelineError(f"{path} has no images, or no column {name!r}. {again}")
     for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or row["split"] not in SPLITS or not (row["path"] and row["digest"]):
+        if None in row or None in row.values() or row["split"] not in PARTS or not (row["path"] and row["digest"]):
             raise PipelineError(f"{path}, row {number}: a value is missing or not understood. {again}")
 
 
@@ -180,16 +192,29 @@ def require_single_label(manifest: Manifest) -> None:
         )
 
 
+def names_of_label(classes: Sequence[str], label: np.ndarray) -> list[str]:
+    """Return the class of a row of `Manifest.labels`, or its classes; [] of an image without a label."""
+    numbers = np.flatnonzero(label) if np.ndim(label) else [label]
+    return [classes[int(number)] for number in numbers if number != NO_LABEL]
+
+
 def parse_labels(cell: str) -> list[str]:
     """Return the class names in a cell of a CSV, where semicolons separate them."""
     return [name for name in map(str.strip, cell.split(";")) if name]
+
+
+def _classes_in(cell: str, split: str | None, multi_label: bool) -> list[str]:
+    """Return the classes that the label of an image names: none of an unlabelled one."""
+    if split == UNLABELLED:
+        return []
+    return parse_labels(cell) if multi_label else [cell]
 
 
 def _label_numbers(names: Sequence[Sequence[str]], classes: Sequence[str], multi_label: bool) -> np.ndarray:
     """Return labels as in `Manifest`; names: the class names of each image."""
     index = {name: number for number, name in enumerate(classes)}
     if not multi_label:
-        return np.array([index[name] for (name,) in names], dtype=np.int64)
+        return np.array([index[present[0]] if present else NO_LABEL for present in names], dtype=np.int64)
     labels = np.zeros((len(names), len(classes)), np.uint8)
     for row, present in enumerate(names):
         labels[row, [index[name] for name in present]] = 1
@@ -210,7 +235,7 @@ def write_manifest(folder: Path, images: Sequence[ListedImage]) -> None:
         )
         for image in images
     ]
-    rows.sort(key=lambda row: (SPLITS.index(row[2] or ""), row[1], row[0]))
+    rows.sort(key=lambda row: (PARTS.index(row[2] or ""), row[1], row[0]))
     files.write_csv(folder / MANIFEST, ("path", label, "split", "digest", *metadata), rows)
 
 

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from pipeline.data.manifest import ListedImage
+from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.errors import PipelineError
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -46,7 +46,7 @@ def _number(values: Iterable[Hashable]) -> np.ndarray:
 
 def resolve_splits(images: Sequence[ListedImage]) -> list[ListedImage]:
     """Make val the test split if the source has train and val only; leave the splits open if it has train only."""
-    splits = {image.split for image in images}
+    splits = {image.split for image in images} - {UNLABELLED}
     renamed: dict[str | None, str | None] = {"val": "test"} if splits == {"train", "val"} else {}
     if splits == {"train"}:
         renamed = {"train": None}
@@ -62,8 +62,9 @@ def assign_splits(
     Each class keeps at least one unit for training, and gives at least one to each split with a share, if it can.
     """
     rng = np.random.default_rng(seed)
-    units = _units_by_digest(images, group_by)
-    labels = np.array([image.label for image in images])
+    undecided = [image for image in images if image.split is None]
+    units = _units_by_digest(undecided, group_by)
+    labels = np.array([image.label for image in undecided])
     chosen: dict[int, str] = {}
     for label in np.unique(labels):
         unique = [unit for unit in np.unique(units[labels == label]).tolist() if unit not in chosen]
@@ -73,10 +74,8 @@ def assign_splits(
             taken, shuffled = shuffled[: max(count, 0)], shuffled[max(count, 0) :]
             chosen |= dict.fromkeys(taken, split)
         chosen |= dict.fromkeys(shuffled, "train")
-    return [
-        image if image.split else replace(image, split=chosen[unit])
-        for image, unit in zip(images, units.tolist(), strict=True)
-    ]
+    drawn = iter(chosen[unit] for unit in units.tolist())
+    return [image if image.split else replace(image, split=next(drawn)) for image in images]
 
 
 def _units_by_digest(images: Sequence[ListedImage], group_by: str) -> np.ndarray:
@@ -90,11 +89,12 @@ def _units_by_digest(images: Sequence[ListedImage], group_by: str) -> np.ndarray
 
 
 def find_leaks(images: Sequence[ListedImage]) -> list[ListedImage]:
-    """Return the images whose bytes occur in several splits, copies next to each other."""
+    """Return the labelled images whose bytes occur in several splits, copies next to each other."""
+    labelled = [image for image in images if image.split != UNLABELLED]
     splits: dict[str, set[str | None]] = {}
-    for image in images:
+    for image in labelled:
         splits.setdefault(image.digest, set()).add(image.split)
-    leaks = [image for image in images if len(splits[image.digest]) > 1]
+    leaks = [image for image in labelled if len(splits[image.digest]) > 1]
     return sorted(leaks, key=lambda image: (image.digest, image.split or "", image.label, str(image.path)))
 
 
@@ -147,7 +147,7 @@ def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups
     if folds < 2:
         raise PipelineError(f"--folds {folds} is too few for cross-validation. Take 2 or more.")
     if not len(y):
-        raise PipelineError("The codes have no training images. Prepare the dataset with a train split.")
+        raise PipelineError("The codes have no training images with a label. Prepare a dataset that has some.")
     counts = np.bincount(y, minlength=len(classes)) if y.ndim == 1 else y.sum(0)
     present = np.flatnonzero(counts)
     if y.ndim == 2:

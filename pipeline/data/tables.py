@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.listing import Listing, case_notes, clean_name, expand_home, is_text, split_of
-from pipeline.data.manifest import RESERVED_COLUMNS, SPLITS, ListedImage, parse_labels
+from pipeline.data.listing import UNLABELLED_NAMES, Listing, case_notes, clean_name, expand_home, is_text, split_of
+from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
 from pipeline.errors import PipelineError
 
 SUFFIXES = (".csv", ".tsv")
@@ -68,14 +68,17 @@ def _decode_line(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8", "surrogateescape"), False
 
 
-def read_table(path: Path) -> tuple[list[Row], list[str]]:
-    """Return the rows of a CSV file that has the columns path and label (or labels), and notes on how it was read."""
+def read_table(path: Path, labelled: bool = True) -> tuple[list[Row], list[str]]:
+    """Return the rows of a CSV file, and notes on how it was read.
+
+    It must have the column path and, if `labelled`, label or labels.
+    """
     text, notes = decode_text(path.read_bytes(), path)
     if not text.strip():
         raise PipelineError(f"{path} is empty. {FIRST_LINE}")
     records = _parse(text, _find_separator(text), path)
     _, first = next(records, (0, []))
-    header = _read_header(first, path)
+    header = _read_header(first, path, labelled)
     rows = [Row(line, _named(cells, header, path, line)) for line, cells in records]
     if not rows:
         raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
@@ -113,13 +116,13 @@ def _parse(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[st
         ) from error
 
 
-def _read_header(cells: Sequence[str], path: Path) -> list[str]:
+def _read_header(cells: Sequence[str], path: Path, labelled: bool) -> list[str]:
     names = [_column(cell) for cell in cells]
     while names and not names[-1]:
         names.pop()
     if {"label", "labels"} <= set(names):
         raise PipelineError(f"{path} has both columns 'label' and 'labels'. Take one of them out.")
-    for name in ("path", "labels" if "labels" in names else "label"):
+    for name in ("path", "labels" if "labels" in names else "label")[: 2 if labelled else 1]:
         if name not in names:
             shown = ", ".join(map(repr, names))[:200] or "none"
             raise PipelineError(f"{path} lacks the column {name!r}; its columns are: {shown}. {FIRST_LINE}")
@@ -142,11 +145,21 @@ def list_csv(path: Path) -> Listing:
     """List the images of a CSV file with the columns path, label or labels and, if it likes, split.
 
     Relative paths start at its folder. A column `labels` names any number of classes per image, with semicolons between
-    them; so do several rows with the same path and different labels. Other columns are kept as metadata.
+    them; so do several rows with the same path and different labels. Other columns are kept as metadata. An empty
+    label means that the image has none.
     """
     rows, notes = read_table(path)
-    images = [_read_row(row, path) for row in rows]
-    if len({image.split is None for image in images}) > 1:
+    return _list_rows([_read_row(row, path) for row in rows], notes, path)
+
+
+def list_unlabelled_csv(path: Path) -> Listing:
+    """List the images of a CSV file with the column path as images without labels; other columns are metadata."""
+    rows, notes = read_table(path, labelled=False)
+    return _list_rows([_read_unlabelled_row(row, path) for row in rows], notes, path)
+
+
+def _list_rows(images: Sequence[ListedImage], notes: Sequence[str], path: Path) -> Listing:
+    if len({image.split is None for image in images if image.split != UNLABELLED}) > 1:
         raise PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
     merged, merge_notes = _merge_rows(images, path)
     if not any(_exists(image.path) for image in merged):
@@ -155,30 +168,48 @@ def list_csv(path: Path) -> Listing:
             "start at the folder of the CSV file."
         )
     classes = {name for image in merged for name in image.classes}
-    return Listing(merged, (), [*notes, *merge_notes, *_semicolon_notes(merged), *case_notes(classes)])
+    more_notes = [*_unlabelled_notes(merged, path), *_semicolon_notes(merged), *case_notes(classes)]
+    return Listing(merged, (), [*notes, *merge_notes, *more_notes])
 
 
 def _read_row(row: Row, path: Path) -> ListedImage:
     multi_label = "labels" in row.cells
+    split = _read_split(row.cells.get("split", ""), f"{path}, line {row.line}")
+    if split == UNLABELLED or not (multi_label or clean_name(row.cells["label"])):
+        return _read_unlabelled_row(row, path)
     names = [clean_name(name) for name in parse_labels(row.cells["labels"])] if multi_label else []
     label = ";".join(sorted(set(names))) if multi_label else clean_name(row.cells["label"])
+    if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels")):
+        raise PipelineError(
+            f"{path}, line {row.line}: the label is neither valid UTF-8 nor Windows-1252. Save the file as UTF-8."
+        )
+    return ListedImage(_file_of(row, path), label, split, multi_label, _metadata_of(row))
+
+
+def _read_unlabelled_row(row: Row, path: Path) -> ListedImage:
+    return ListedImage(_file_of(row, path), "", UNLABELLED, "labels" in row.cells, _metadata_of(row))
+
+
+def _file_of(row: Row, path: Path) -> Path:
     where = f"{path}, line {row.line}"
-    if not row.cells["path"].strip() or (not label and not multi_label):
-        raise PipelineError(f"{where}: the path or the label is missing. Fill it in, or drop the line.")
+    if not row.cells["path"].strip():
+        raise PipelineError(f"{where}: the path is missing. Fill it in, or drop the line.")
     if "\0" in row.cells["path"]:
         raise PipelineError(f"{where}: the path contains a zero byte. Save the file as UTF-8.")
-    if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels")):
-        raise PipelineError(f"{where}: the label is neither valid UTF-8 nor Windows-1252. Save the file as UTF-8.")
-    metadata = {name: value for name, value in row.cells.items() if name and name not in RESERVED_COLUMNS}
-    split = _read_split(row.cells.get("split", ""), where)
-    return ListedImage(find_file(path.parent, row.cells["path"]), label, split, multi_label, metadata)
+    return find_file(path.parent, row.cells["path"])
+
+
+def _metadata_of(row: Row) -> dict[str, str]:
+    return {name: value for name, value in row.cells.items() if name and name not in RESERVED_COLUMNS}
 
 
 def _read_split(name: str, where: str) -> str | None:
     if not name.strip():
         return None
+    if name.strip().lower() in UNLABELLED_NAMES:
+        return UNLABELLED
     if (split := split_of(name)) is None:
-        raise PipelineError(f"{where}: unknown split {name!r}. Choose from: {', '.join(SPLITS)}.")
+        raise PipelineError(f"{where}: unknown split {name!r}. Choose from: {', '.join(PARTS)}.")
     return split
 
 
@@ -232,6 +263,10 @@ def _joined(same: Sequence[ListedImage]) -> str:
 
 def _validate_same_split(same: Sequence[ListedImage], path: Path) -> None:
     splits = sorted({str(image.split) for image in same})
+    if len(splits) > 1 and UNLABELLED in splits:
+        raise PipelineError(
+            f"{path} lists {str(same[0].path)!r} with a label and without one. Take one of these lines out."
+        )
     if len(splits) > 1:
         raise PipelineError(
             f"{path} lists {str(same[0].path)!r} in the splits {' and '.join(splits)}. Take it out of one of them."
@@ -269,6 +304,16 @@ def _merge_notes(
             f"{str(metadata[0][0].path)!r}: the values of the first row are kept."
         )
     return notes
+
+
+def _unlabelled_notes(images: Sequence[ListedImage], path: Path) -> list[str]:
+    unlabelled = [image for image in images if image.split == UNLABELLED]
+    if not unlabelled:
+        return []
+    return [
+        f"{len(unlabelled)} of {len(images)} files of {path} have no label, the first is {str(unlabelled[0].path)!r}: "
+        "they get codes, but take no part in training and scores."
+    ]
 
 
 def _semicolon_notes(images: Iterable[ListedImage]) -> list[str]:

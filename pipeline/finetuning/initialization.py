@@ -76,7 +76,7 @@ def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: 
 def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> None:
     """Raise PipelineError if there are no training or no validation images, in all or in one of the classes."""
     if not len(train):
-        raise errors.PipelineError("The dataset has no training images. Prepare it with a train split.")
+        raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
     if not len(val):
         raise errors.PipelineError(
             "There is no validation data to choose the best weights by. Take --val 0.15, or prepare a val split."

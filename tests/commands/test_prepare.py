@@ -266,7 +266,7 @@ def test_a_folder_beside_train_that_is_no_split(run: Run, tmp_path: Path) -> Non
     [
         ("file,label\nx.png,a", ("lacks the column 'path'",)),
         ("path,label\n", ("lists no images",)),
-        ("path,label\nx.png,\n", ("line 2", "missing")),
+        ("path,label\n,x\n", ("line 2", "missing")),
         ("path,label,split\nx.png,a,holdout\n", ("line 2", "'holdout'", "train, val, test")),
         ("path,label,split\nx.png,a,train\ny.png,b,\n", ("some lines have a split",)),
     ],

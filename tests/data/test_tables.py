@@ -84,7 +84,7 @@ def test_what_was_guessed_is_said(folder: Path) -> None:
         ("path,label\na.png,x\nb\0.png,y\n".encode("utf-16"), ("line 3", "zero byte")),
         (b"\xff\xfep\0a\0t", ("not valid UTF-16-LE",)),
         (bytes(range(256)), ()),
-        ("path,label\na.png,x\nnone/b.png,\n", ("line 3", "missing")),
+        ("path,label\na.png,x\n,y\n", ("line 3", "missing")),
         ("path,label\nnone/a.png,x\nnone/b.png,y\n", ("None of the 2 files", "none/a.png", "start at the folder")),
         ("path,label,split\na.png,x,train\na.png,y,test\n", ("in the splits test and train",)),
         ("path,label,split\na.png,x,holdout\n", ("line 2", "'holdout'", "train, val, test")),

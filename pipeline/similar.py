@@ -1,0 +1,129 @@
+"""Find the images of a dataset that are most similar to given images, by the distance between their CNN codes."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pipeline.extraction.engine import Engine
+
+from pipeline import command_line, errors
+from pipeline.analysis import neighbors
+from pipeline.codes import reader
+from pipeline.codes.belonging import validate_dataset
+from pipeline.codes.spec import LAYER_SEPARATOR
+from pipeline.config import Similar
+from pipeline.data.folders import list_paths
+from pipeline.data.manifest import names_of_label, read_max_value
+from pipeline.extraction import memory
+from pipeline.extraction.loop import CodesBatch, compute_codes
+from pipeline.images import parallel
+from pipeline.paths import Experiment
+from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
+
+EXAMPLE = "python -m pipeline.similar photo.jpg --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
+
+
+@dataclass(frozen=True)
+class SimilarImage:
+    """An image of a dataset and its distance, 1 - cosine in [0, 2]; label: "" for an image without one."""
+
+    path: str
+    label: str
+    split: str
+    distance: float
+
+
+def find_similar(
+    engine: Engine, index: reader.CodesIndex, images: Sequence[Path], count: int, threads: int
+) -> Iterator[tuple[Path, list[SimilarImage] | str]]:
+    """Yield each image with the most similar ones of a dataset, the nearest first, or with why it cannot be read.
+
+    The order is that of `images`, but for images that cannot be read, which come ahead of their batch.
+    """
+    rows = np.arange(len(index.paths))
+    for result in compute_codes(engine, ((path, path) for path in images), threads):
+        if not isinstance(result, CodesBatch):
+            yield result[0], str(result[1])
+            continue
+        codes = neighbors.to_unit(result.codes[index.spec.layer].astype(np.float32, copy=False))
+        distances, nearest = neighbors.nearest_to(codes, index.path, rows, count)
+        for path, line, numbers in zip(result.keys, distances.tolist(), nearest.tolist(), strict=True):
+            yield path, [similar_image(index, row, distance) for row, distance in zip(numbers, line, strict=True)]
+
+
+def similar_image(index: reader.CodesIndex, row: int, distance: float) -> SimilarImage:
+    """Return what is known of an image of the dataset."""
+    label = ";".join(names_of_label(index.classes, index.labels[row]))
+    return SimilarImage(index.paths[row], label, index.splits[row], distance)
+
+
+def write_csv(file: TextIO, found: Sequence[tuple[Path, list[SimilarImage]]]) -> None:
+    """Write a line for each similar image: image,rank,path,label,split,distance."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(("image", "rank", "path", "label", "split", "distance"))
+    for path, similar in found:
+        for rank, one in enumerate(similar, start=1):
+            writer.writerow((path, rank, one.path, one.label, one.split, round(one.distance, 6)))
+
+
+def sheet_rows(found: Sequence[tuple[Path, list[SimilarImage]]], data: Path) -> list[list[SheetImage]]:
+    """Return the rows of a contact sheet: each image, then those similar to it; data: the dataset's folder."""
+    white = read_max_value(data)
+    return [
+        [
+            SheetImage(path, path.name, max_value=white),
+            *(
+                SheetImage(data / one.path, one.label or Path(one.path).name, f"{one.distance:.3f}", white)
+                for one in similar
+            ),
+        ]
+        for path, similar in found
+    ]
+
+
+def run(settings: Similar) -> None:
+    """Find the images similar to those that the settings name."""
+    memory.keep_freed()
+    if LAYER_SEPARATOR in settings.layer:
+        raise errors.PipelineError(f"--layer {settings.layer} names several layers. Take one of them.")
+    address = Experiment(settings.dataset, settings.backbone, settings.layer)
+    file = settings.codes or address.codes
+    index = reader.read_index(file, {} if settings.codes else {"backbone": settings.backbone, "layer": settings.layer})
+    validate_dataset(file, address.data, settings.dataset)
+    from pipeline.extraction.engine import Engine
+    from pipeline.networks.frozen import choose_device, rebuild_network
+
+    network = rebuild_network(index.spec, settings.weights).to(choose_device(settings.device))
+    images = list(list_paths(settings.images, command_line.stdin_lines()))
+    threads = settings.threads or parallel.default_threads()
+    found = []
+    for path, result in find_similar(Engine(network), index, images, settings.count, threads):
+        if isinstance(result, str):
+            print(f"Skipped {str(path)!r}: {result}", file=sys.stderr)
+        else:
+            found.append((path, result))
+    if not found:
+        raise errors.PipelineError(f"None of the {len(images)} images can be read." if images else "No images found.")
+    command_line.pass_any_text(sys.stdout)
+    write_csv(sys.stdout, found)
+    out = settings.out or Path("reports", address.name, settings.backbone) / f"{settings.layer}-similar.png"
+    draw_sheet(out, sheet_rows(found, address.data))
+    left_out = f" (the first {MOST_ROWS} of {len(found)} images)" if len(found) > MOST_ROWS else ""
+    print(f"The contact sheet: {out}{left_out}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return command_line.run_command("similar", run, __doc__, EXAMPLE, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
