@@ -44,10 +44,11 @@ def run_command(
     settings: type[Any] = COMMANDS[command]
     origins: dict[str, Origin] = {}
     try:
-        values, origins = params.resolve(command, {}, params.read_params())
+        content = params.read_params()
+        values, origins = params.resolve(command, {}, content)
         parser = build_parser(command, values, doc or "", example)
         flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-        config, origins = params.load(settings, flags)
+        config, origins = params.load(settings, flags, content)
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
         escape_unknown_characters(sys.stdout)
         run(config)

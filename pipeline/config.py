@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
-STRICT = ConfigDict(extra="forbid")
+from pipeline import yaml_text
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 def setting(
@@ -71,13 +72,19 @@ def _from_yaml(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError("it is not valid YAML. Write it like {l2: {C: [0.1, 1, 10]}}") from error
+        return yaml_text.load(value)
+    except ValueError as error:
+        raise ValueError(f"it is not valid YAML ({error}). Write it like {{l2: {{C: [0.1, 1, 10]}}}}") from error
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_as_list)]
+Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(min_length=1), BeforeValidator(_as_list)]
+Integer = Annotated[int, Field(le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+BatchSize = Annotated[int, Field(ge=0, le=65536)]
+Counts = Annotated[tuple[Annotated[Integer, Field(ge=1)], ...], BeforeValidator(_as_list)]
 Normalisation = Literal["l2", "standard", "sqrt"]
 Values = Annotated[list[Any], Field(min_length=1)]
 Grid = Annotated[dict[Normalisation, dict[str, Values]], Field(min_length=1), BeforeValidator(_from_yaml)]
@@ -129,10 +136,10 @@ SPEC = "Refuse codes that were made with other {}."
 class Project:
     """The keys at the top level of params.yaml, which address an experiment."""
 
-    source: str = setting("digits", "What `prepare` reads: a name, a folder of images, or a CSV file.")
-    dataset: str = setting("digits", "Name of the prepared dataset: data/NAME, features/NAME and so on.")
-    backbone: str = setting("tinyvgg", BACKBONE)
-    models: Texts = setting(("svm", "softmax"), "The classifiers that `dvc repro` trains.")
+    source: Name = setting("digits", "What `prepare` reads: a name, a folder of images, or a CSV file.")
+    dataset: Name = setting("digits", "Name of the prepared dataset: data/NAME, features/NAME and so on.")
+    backbone: Name = setting("tinyvgg", BACKBONE)
+    models: Names = setting(("svm", "softmax"), "The classifiers that `dvc repro` trains.")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -148,7 +155,7 @@ class Command:
 class Prepare(Command):
     """Settings of `prepare`."""
 
-    dataset: str = setting(
+    dataset: Name = setting(
         "digits",
         "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
         "(or the column labels, as in cat;dog, for several labels per image).",
@@ -169,7 +176,7 @@ class Prepare(Command):
     val: float = setting(
         0.0, "Share of each class that becomes the validation split, where the source has no splits.", ge=0, lt=1
     )
-    seed: int = setting(0, "Seed of the drawn splits.", ge=0)
+    seed: Seed = setting(0, "Seed of the drawn splits.")
     group_by: str = setting("", "Column of the CSV file: images with the same value there stay in the same split.")
     layout: Literal["auto", "classes", "splits", "class-splits"] = setting(
         "auto",
@@ -184,17 +191,17 @@ class Prepare(Command):
     )
     overwrite: bool = setting(False, "Replace a dataset of the same name that holds another source.", in_file=False)
     on_bad: Literal["skip", "error"] = setting("skip", "Whether files that cannot be read are skipped, or end the run.")
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Extract(Command):
     """Settings of `extract`."""
 
-    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Texts = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
-    weights: str = setting(
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Names = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
+    weights: Name = setting(
         "default",
         "Weights of the network: default, a name of torchvision's, a .pth or .safetensors file, random or random:SEED.",
         group=NETWORK,
@@ -211,7 +218,7 @@ class Extract(Command):
         shown="the network's own",
         group=NETWORK,
     )
-    resize: int | None = setting(
+    resize: Integer | None = setting(
         None, "Shorter side before the crop, in pixels.", shown="in proportion to --size", ge=1, group=NETWORK
     )
     crop: Literal["center", "none"] = setting(
@@ -219,7 +226,7 @@ class Extract(Command):
         "Whether the network sees the centre of the image, or all of it, resized to --size (none).",
         group=NETWORK,
     )
-    views: str = setting(
+    views: Name = setting(
         "one",
         "Views of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED.",
         group=NETWORK,
@@ -244,9 +251,9 @@ class Extract(Command):
         "Decoder of JPEG files; auto takes torchcodec on a GPU that would wait for pillow, if a trial shows it right.",
         group=MACHINE,
     )
-    device: str = setting("auto", DEVICE, group=MACHINE)
-    batch_size: int = setting(
-        0, "Number of images per forward pass; 0 takes what suits the device.", ge=0, group=MACHINE
+    device: Name = setting("auto", DEVICE, group=MACHINE)
+    batch_size: BatchSize = setting(
+        0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
     )
     compile: Literal["auto", "yes", "no"] = setting(
         "auto", "Whether to compile the network; auto does where the run is long enough to repay it.", group=MACHINE
@@ -256,7 +263,7 @@ class Extract(Command):
     max_bad: float = setting(
         0.1, "Share of images that may be unreadable; with more the run fails.", ge=0, le=1, group=MACHINE
     )
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
     out: Path | None = setting(None, "Folder for LAYER.h5.", shown="features/DATASET/BACKBONE", group=FILES)
     list: str | None = setting(
         None, "Show the backbones, or one backbone's layers, and end.", kind="optional", in_file=False, group=FILES
@@ -267,10 +274,10 @@ class Extract(Command):
 class Address(Command):
     """The four words that address one classifier."""
 
-    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: str = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
-    model: str = setting("svm", MODEL, key="models", pick="first", group=EXPERIMENT)
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Name = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
+    model: Name = setting("svm", MODEL, key="models", pick="first", group=EXPERIMENT)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -283,8 +290,8 @@ class Classify(Address):
         shown="the model's section of params.yaml, or the program's grid",
         in_file=False,
     )
-    folds: int = setting(5, "Number of folds of the cross-validation.", ge=2)
-    seed: int = setting(0, "Seed of the folds and draws.", ge=0)
+    folds: Integer = setting(5, "Number of folds of the cross-validation.", ge=2)
+    seed: Seed = setting(0, "Seed of the folds and draws.")
     group_by: str = setting("", "Column of the dataset's CSV file: images with the same value stay in the same fold.")
     drop_small_classes: bool = setting(
         False, "Leave out classes with fewer training images (or groups) than folds; their test images count as errors."
@@ -292,7 +299,7 @@ class Classify(Address):
     rule: Literal["best", "one-standard-error"] = setting(
         "best", "Which setting is taken: the best, or the most regularised one within one standard error of it."
     )
-    extend_grid: int = setting(2, "How often a grid may be extended where its best value lies at an edge.", ge=0)
+    extend_grid: Integer = setting(2, "How often a grid may be extended where its best value lies at an edge.", ge=0)
     nested: bool = setting(False, "Also estimate the accuracy of the whole procedure by nested cross-validation.")
     calibrate: bool = setting(False, "Give an SVM probabilities, fitted on held-out folds.")
     memory: str = setting(
@@ -301,7 +308,7 @@ class Classify(Address):
     shots: Counts = setting(
         (), "Train from so many images per class only, and show accuracy against their number.", in_file=False
     )
-    draws: int = setting(5, "Number of draws of the images for --shots.", ge=2)
+    draws: Integer = setting(5, "Number of draws of the images for --shots.", ge=2)
     codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
     out: Path | None = setting(None, "File for the classifier.", shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     weights: str = setting("", SPEC.format("weights"), group=FILES)
@@ -324,17 +331,20 @@ class Predict(Address):
     """Settings of `predict`."""
 
     images: Texts = setting(
-        (), "Image files, folders with all files below them, or - for paths on standard input.", kind="positional"
+        (),
+        "Image files, folders with all files below them, or - for paths on standard input.",
+        kind="positional",
+        in_file=False,
     )
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
-    top: int = setting(1, "Number of classes to name per image, the best first.", ge=1)
+    top: Integer = setting(1, "Number of classes to name per image, the best first.", ge=1)
     format: Literal["csv", "json"] = setting("csv", "Format of the output: CSV, or one JSON object per line.")
     weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
-    device: str = setting("auto", DEVICE, group=MACHINE)
-    batch_size: int = setting(
-        0, "Number of images per forward pass; 0 takes what suits the device.", ge=0, group=MACHINE
+    device: Name = setting("auto", DEVICE, group=MACHINE)
+    batch_size: BatchSize = setting(
+        0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
     )
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -387,7 +397,7 @@ class Finetune(Address):
     group_by: str = setting(
         "", "Column of the dataset's CSV file: images with the same value stay on the same side of that share."
     )
-    seed: int = setting(0, "Seed of order, augmentation, dropout, validation share and random head.", ge=0)
+    seed: Seed = setting(0, "Seed of order, augmentation, dropout, validation share and random head.")
     deterministic: bool = setting(False, "Compute the same bits in every run, on a GPU too.", group=MACHINE)
     restart: bool = setting(False, "Discard what an earlier run left unfinished.", in_file=False, group=MACHINE)
     checkpoint_every: float = setting(
@@ -395,8 +405,8 @@ class Finetune(Address):
     )
     precision: Literal["auto", "fp32", "bf16"] = setting("auto", "Precision of the training steps.", group=MACHINE)
     compile: bool = setting(False, "Compile the steps, which pays on a GPU over many epochs.", group=MACHINE)
-    device: str = setting("auto", DEVICE, group=MACHINE)
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    device: Name = setting("auto", DEVICE, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
     weights: str = setting(
         "", "Weights of the backbone, or where they are now.", shown="those of the classifier", group=NETWORK
     )
@@ -417,9 +427,9 @@ class Finetune(Address):
     schedule: Literal["constant", "step", "cosine", "one-cycle"] | None = setting(
         None, "Schedule of all learning rates over the epochs."
     )
-    epochs: int | None = setting(None, "Epochs of the network, or of the head alone with --unfreeze none.", ge=0)
-    head_epochs: int | None = setting(None, "Epochs of the head alone, before those of the network.", ge=0)
-    batch_size: int | None = setting(None, "Number of images per step.", ge=1)
+    epochs: Integer | None = setting(None, "Epochs of the network, or of the head alone with --unfreeze none.", ge=0)
+    head_epochs: Integer | None = setting(None, "Epochs of the head alone, before those of the network.", ge=0)
+    batch_size: BatchSize | None = setting(None, "Number of images per step.", ge=1)
     lr_head: float | None = setting(None, "Learning rate of the head.", ge=0)
     lr_backbone: float | None = setting(None, "Learning rate of the last layer before the head.", ge=0)
     lr_decay: float | None = setting(None, "Factor of the learning rate from each layer to the layer before it.", ge=0)
@@ -432,36 +442,36 @@ class Finetune(Address):
     )
     augment: Literal["none", "crop", "gentle", "shift"] | None = setting(None, "Augmentation of training images.")
     flip: float | None = setting(None, "Share of training images that are mirrored.", ge=0, le=1)
-    patience: int | None = setting(
+    patience: Integer | None = setting(
         None, "Number of epochs without a better one after which training stops; 0 never stops.", ge=0
     )
-    small_epochs: int | None = setting(None, "Number of first epochs of the network that see smaller images.", ge=0)
-    small_side: int | None = setting(None, "Side of these smaller images, in pixels.", ge=0)
+    small_epochs: Integer | None = setting(None, "Number of first epochs of the network that see smaller images.", ge=0)
+    small_side: Integer | None = setting(None, "Side of these smaller images, in pixels.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Advise(Command):
     """Settings of `advise`."""
 
-    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Texts | None = setting(
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Names | None = setting(
         None, "The layers to measure.", shown="all that have a friendly name", group=EXPERIMENT
     )
-    images: int = setting(2000, "Number of training images to measure on, at most.", ge=1)
-    large: int = setting(500, "Number of images per class from which a dataset counts as large.", ge=1)
-    folds: int = setting(5, "Number of folds of the cross-validation.", ge=2)
-    seed: int = setting(0, "Seed that draws the images and the folds.", ge=0)
-    models: Texts = setting(
+    images: Integer = setting(2000, "Number of training images to measure on, at most.", ge=1)
+    large: Integer = setting(500, "Number of images per class from which a dataset counts as large.", ge=1)
+    folds: Integer = setting(5, "Number of folds of the cross-validation.", ge=2)
+    seed: Seed = setting(0, "Seed that draws the images and the folds.")
+    models: Names = setting(
         ("svm", "softmax"), "The first model measures every layer, all of them the best layer.", key="models"
     )
     curve: Counts = setting((), "Also measure accuracy from N images per class, layer by layer.", shown="no curve")
     relu: Literal["post", "pre", "both"] = setting(
         "post", "Whether the codes of the curve are taken after (post) or before (pre) the ReLU, or both."
     )
-    weights: str = setting("default", "Weights of the network, as for extract.", key="extract.weights", group=NETWORK)
+    weights: Name = setting("default", "Weights of the network, as for extract.", key="extract.weights", group=NETWORK)
     pool: Pool = setting("auto", "How maps become vectors, as for extract.", key="extract.pool", group=NETWORK)
-    device: str = setting("auto", DEVICE, group=MACHINE)
+    device: Name = setting("auto", DEVICE, group=MACHINE)
     out: Path | None = setting(
         None, "Folder for the advice.", shown="reports/DATASET/BACKBONE/advice", in_file=False, group=FILES
     )
@@ -471,13 +481,13 @@ class Advise(Command):
 class Compare(Command):
     """Settings of `compare`."""
 
-    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Texts = setting(("fc7",), "The layers whose frozen codes compete.", key="extract.layer", group=EXPERIMENT)
-    model: Texts = setting(("svm", "softmax"), "The classifiers of frozen codes.", key="models", group=EXPERIMENT)
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Names = setting(("fc7",), "The layers whose frozen codes compete.", key="extract.layer", group=EXPERIMENT)
+    model: Names = setting(("svm", "softmax"), "The classifiers of frozen codes.", key="models", group=EXPERIMENT)
     tuned_layer: str = setting("", "The layer that fine-tuning reads.", shown="the last of --layer")
     tuned_model: str = setting("", "The classifier that fine-tuning starts from.", shown="the last of --model")
-    seeds: int = setting(5, "Number of seeds, from 0 on.", ge=1)
+    seeds: Integer = setting(5, "Number of seeds, from 0 on.", ge=1)
     out: Path | None = setting(
         None, "Folder for comparison.csv.", shown="reports/DATASET/BACKBONE", in_file=False, group=FILES
     )
@@ -488,13 +498,15 @@ class Compare(Command):
 class Report(Command):
     """Settings of `report`."""
 
-    dataset: str | None = setting(None, "Show the experiments of this dataset only.", in_file=False, group=EXPERIMENT)
-    backbone: str | None = setting(None, "Show the experiments of this backbone only.", in_file=False, group=EXPERIMENT)
+    dataset: Name | None = setting(None, "Show the experiments of this dataset only.", in_file=False, group=EXPERIMENT)
+    backbone: Name | None = setting(
+        None, "Show the experiments of this backbone only.", in_file=False, group=EXPERIMENT
+    )
     reports: Path = setting(Path("reports"), "Folder of the scores.", in_file=False, group=FILES)
     out: Path | None = setting(
         None, "The page.", shown="index.html in the folder of the scores", in_file=False, group=FILES
     )
-    thumbnails: float = setting(8.0, "Size of all thumbnails together, in megabytes, at most.", ge=0)
+    thumbnails: float = setting(8.0, "Size of all thumbnails together, in megabytes, at most.", ge=0, le=1000)
     table: bool = setting(False, "Print the table only, and leave the page as it is.", in_file=False)
 
 
@@ -514,7 +526,7 @@ class Verify(Command):
     dataset: str | None = setting(
         None, "Also compare the rows with this dataset.", shown="the dataset in the file's path", in_file=False
     )
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
 
 
 COMMANDS: dict[str, type[Command]] = {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline import errors
+from pipeline import errors, yaml_text
 from pipeline.config import COMMANDS, GRIDS, Command, Grid, Prepare, Project, choices_of, extra_of
 from pipeline.errors import PipelineError
 
@@ -21,8 +22,9 @@ Settings = TypeVar("Settings", bound=Command)
 MUST_BE = {
     "int": "a whole number",
     "float": "a number",
+    "finite": "a finite number",
     "bool": "true or false",
-    "string": "text",
+    "string": "text, in quotes",
     "tuple": "a list",
     "list": "a list",
     "dict": "{normalisation: {parameter: [values]}}, like {l2: {C: [0.1, 1, 10]}}",
@@ -31,11 +33,12 @@ MUST_BE = {
 """What pydantic's types of errors mean to somebody who reads a settings file, by their first word."""
 
 BOUNDS = {
-    "greater_than_equal": "{ge:g} or more",
-    "greater_than": "greater than {gt:g}",
-    "less_than_equal": "{le:g} or less",
-    "less_than": "less than {lt:g}",
+    "greater_than_equal": "{ge:.10g} or more",
+    "greater_than": "greater than {gt:.10g}",
+    "less_than_equal": "{le:.10g} or less",
+    "less_than": "less than {lt:.10g}",
     "too_short": "a list of at least {min_length}",
+    "string_too_short": "{min_length} character or more",
 }
 
 
@@ -49,14 +52,14 @@ class Origin:
 
 def read_params(path: Path = PARAMS) -> dict[str, Any]:
     """Read and check params.yaml of the working folder; {} where there is none."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PipelineError(
-            f"{path} is not valid YAML ({' '.join(str(error).split())}). Fix it, then run again."
-        ) from error
+        content = yaml_text.load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path} is not valid UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    except ValueError as error:
+        raise PipelineError(f"{path} is not valid YAML ({error}). Fix it, then run again.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -88,6 +91,8 @@ def _validate_section(settings: type[Command], section: Any, where: str) -> None
     for name in given:
         if name not in names:
             raise errors.unknown("key", name, names, where=where)
+    if len(given) < len(section):
+        raise PipelineError(f"{where} has a key twice, with a hyphen and with an underscore. Take one of them out.")
     _validate(settings, _without_empty(given), {name: f"{where}.{name}" for name in given})
 
 
@@ -163,12 +168,15 @@ def _pick(value: Any, which: str) -> Any:
     return value[0 if which == "first" else -1]
 
 
-def load(settings: type[Settings], flags: Mapping[str, Any] | None = None) -> tuple[Settings, dict[str, Origin]]:
+def load(
+    settings: type[Settings], flags: Mapping[str, Any] | None = None, params: Mapping[str, Any] | None = None
+) -> tuple[Settings, dict[str, Origin]]:
     """Return a command's settings, checked, and where each came from.
 
-    flags: what the command line says, as text or as Python values.
+    flags: what the command line says, as text or as Python values; params: what `read_params` returned, if it was
+    called already.
     """
-    values, origins = resolve(_section_of(settings), flags or {}, read_params())
+    values, origins = resolve(_section_of(settings), flags or {}, read_params() if params is None else params)
     places = {name: origin.name for name, origin in origins.items()}
     return _validate(settings, values, places), origins
 
@@ -183,11 +191,20 @@ def _validate(settings: type[Any], values: Mapping[str, Any], places: Mapping[st
     for name, value in values.items():
         if isinstance(value, bool) and not _takes_bool(settings, name):
             raise PipelineError(_explain_bool(settings, name, value, places[name]))
+        if odd := next(_odd_texts(value), None):
+            raise PipelineError(f"{places[name]} holds a character that no file's name may have: {odd!r}. Take it out.")
     try:
         return settings(**values)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         raise PipelineError(explain(error, places.get(name, name))) from None
+
+
+def _odd_texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a value that hold a zero byte, or half of a surrogate pair."""
+    for text in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(text, str) and re.search("[\0\ud800-\udc7f\udd00-\udfff]", text):
+            yield text
 
 
 def _takes_bool(settings: Any, name: str) -> bool:
@@ -196,12 +213,11 @@ def _takes_bool(settings: Any, name: str) -> bool:
 
 
 def _explain_bool(settings: Any, name: str, value: bool, place: str) -> str:
-    """Say what is wrong with true or false where another value belongs; YAML reads yes and no as these."""
+    """Say what is wrong with true or false where another value belongs."""
     choices = choices_of(settings.__pydantic_fields__[name].annotation)
     if not choices:
         return f"{place} is {_shown(value)}, but it must be {_kind_of(settings, name)}."
-    hint = ' Write "yes" and "no" in quotes: YAML reads them as true and false.' if "yes" in choices else ""
-    return f"{place} is {_shown(value)}. Choose from: {', '.join(choices)}.{hint}"
+    return f"{place} is {_shown(value)}. Choose from: {', '.join(choices)}."
 
 
 def _kind_of(settings: Any, name: str) -> str:
@@ -216,7 +232,7 @@ def explain(error: ValidationError, place: str) -> str:
     inside = [str(part) for part in first["loc"][1:] if isinstance(part, str) and part.isidentifier()]
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
-        return f"{place} is {_shown(value)}. Choose from: {', '.join(errors.nearest(str(value), choices))}."
+        return f"{place} is {_shown(value)}. Choose from: {', '.join(errors.nearest(_shown(value), choices))}."
     if kind == "value_error":
         return f"{place} is {_shown(value)}, but {first['ctx']['error']}."
     if kind == "string_pattern_mismatch":
@@ -230,8 +246,13 @@ def explain(error: ValidationError, place: str) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value as YAML would write it, shortened."""
-    text = {True: "true", False: "false", None: "empty"}.get(value) if isinstance(value, bool | None) else repr(value)
-    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}…"
+    if isinstance(value, bool | None):
+        return {True: "true", False: "false", None: "empty"}[value]
+    try:  # a few lines of YAML can unfold to lists of billions
+        text = repr(value) if isinstance(value, str) else reprlib.repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def split_settings() -> dict[str, Any]:

@@ -22,7 +22,7 @@ LAYERS = (
     ("command_line",),
     ("params",),
     ("config", "paths"),
-    ("files", "progress"),
+    ("files", "progress", "yaml_text"),
     ("errors",),
 )
 """The rooms, from the one that may import all others down to the one that may import none."""

@@ -83,7 +83,7 @@ def test_a_section_must_be_a_mapping(run: Run, command: str) -> None:
         ({"extract": {"prescision": "fp32"}}, ("'prescision'", "precision")),
         ({"extract": {"precision": "fp8"}}, ("params.yaml: extract.precision is 'fp8'", "fp32, ", "bf16")),
         ({"extract": {"crop": "nope"}}, ("params.yaml: extract.crop is 'nope'", "center")),
-        ({"extract": {"compile": True}}, ("params.yaml: extract.compile is true", '"yes" and "no" in quotes')),
+        ({"extract": {"compile": True}}, ("params.yaml: extract.compile is true", "Choose from: auto, yes, no")),
         ({"extract": {"pool": "avg0"}}, ("params.yaml: extract.pool is 'avg0'", "flatten")),
         ({"extract": {"max_bad": 1.5}}, ("extract.max_bad is 1.5, but it must be 1 or less",)),
         ({"prepare": {"test": -0.1}}, ("prepare.test is -0.1, but it must be 0 or more",)),
@@ -96,6 +96,15 @@ def test_a_section_must_be_a_mapping(run: Run, command: str) -> None:
         ({"svm": {"l2": {"C": []}}}, ("params.yaml: svm", "list")),
         ({"svm": "many"}, ("params.yaml: svm is 'many'",)),
         ("text", ("`name: value` lines",)),
+        ({"models": []}, ("params.yaml: models is [], but it must be a list of at least 1",)),
+        ({"extract": {"layer": []}}, ("extract.layer is [], but it must be a list of at least 1",)),
+        ({"dataset": ""}, ("params.yaml: dataset is '', but it must be 1 character or more",)),
+        ({"dataset": "a\0b"}, ("params.yaml: dataset holds a character", "'a\\x00b'")),
+        ({"prepare": {"range": float("inf")}}, ("prepare.range is inf, but it must be a finite number",)),
+        ({"extract": {"max_bad": float("nan")}}, ("extract.max_bad is nan",)),
+        ({"classify": {"seed": 2**32}}, ("classify.seed is 4294967296, but it must be 4294967295 or less",)),
+        ({"classify": {"group-by": "a", "group_by": "b"}}, ("classify has a key twice",)),
+        ({"predict": {"images": ["a.png"]}}, ("Unknown key 'images' for params.yaml: predict",)),
     ],
     ids=str,
 )
@@ -105,9 +114,25 @@ def test_mistakes_that_once_passed_unnoticed(run: Run, content: Any, words: tupl
         mistake(run(command), *words)
 
 
-def test_a_file_that_is_no_yaml(run: Run) -> None:
-    Path("params.yaml").write_text("extract: [")
-    mistake(run("report"), "params.yaml is not valid YAML")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"extract: [", ("params.yaml is not valid YAML", "line 1")),
+        (b"dataset: a\ndataset: b\n", ("not valid YAML", 'duplicate key "dataset"', "line 2")),
+        ("# café".encode("cp1252"), ("not valid UTF-8", "Save it as UTF-8")),
+        (f"classify: {{seed: 0x{'f' * 5000}}}".encode(), ("classify.seed is a number of thousands of digits",)),
+        (b"models: &a [*a, *a]", ("params.yaml: models is [[",)),
+    ],
+    ids=range(5),
+)
+def test_a_file_that_is_no_yaml(run: Run, content: bytes, words: tuple[str, ...]) -> None:
+    Path("params.yaml").write_bytes(content)
+    mistake(run("report"), *words)
+
+
+def test_a_link_to_nowhere_is_not_taken_for_no_file(run: Run) -> None:
+    Path("params.yaml").symlink_to("gone.yaml")
+    mistake(run("report"), "No such file or directory at params.yaml")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,9 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-from pipeline import files, params
+from pipeline import files, params, yaml_text
 from pipeline.analysis import predictions
 from pipeline.classifiers.persistence import ClassifierFacts, ClassifierMetadata
 from pipeline.data.manifest import SPLITS
@@ -67,7 +66,7 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summa
         "images": _image_entries(album, experiments, datasets),
         "thumbnails": album.thumbnails(budget),
         "budget": budget,
-        "parameters": yaml.safe_dump(params.effective(), sort_keys=False, allow_unicode=True),
+        "parameters": yaml_text.dump(params.effective()),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
 

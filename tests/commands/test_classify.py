@@ -210,6 +210,7 @@ def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.Monkey
         (("--grid", "{l2: {C: [-1]}}"), ("C=-1", "svm")),
         (("--memory", "much"), ("'much' is no size", "2GB")),
         (("--memory", "1MB"), ("too little", "100MB")),
+        (("--memory", "9" * 400 + "GB"), ("is no size",)),
         (("--shots", "16"), ("'ant' has 15 training images", "fewer than --shots 16")),
         (("--shots", "0"), ("must be 1 or more",)),
         (("--shots", "1", "--draws", "1"), ("--draws is '1', but it must be 2 or more",)),
