@@ -152,7 +152,7 @@ def validate_combination(
 
 def parse_bytes(text: str) -> int:
     """Return the number of bytes of a size like 2GB."""
-    size = re.fullmatch(r"(\d{1,15}\.?\d*|\.\d+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    size = re.fullmatch(r"(\d{1,15}(?:\.\d*)?|\.\d+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     if size is None:
         raise errors.PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.")
     count = int(float(size[1]) * 1000 ** " KMGT".index(size[2].upper() or " "))

@@ -42,21 +42,7 @@ VALUES = (
     *("!!int x", "!!bool x", "!!float x", "!!binary aGk=", "!!set {a, b}", "!!python/object:os.system x", "!x y", "="),
     *("<<", '"\\0"', '"\\ud800"', '"', "'it''s'", '""', "[", "[]", "[1, 2]", "[svm, softmax]", "[[1]]", "[null]", "{}"),
     *("{a: b}", "{a: 1, a: 2}", "&a [*a]", "*nowhere", "&a x", "| text", "@x", "`x", "%x", "? x", "- 1", "x: y"),
-    *(
-        "# none",
-        "a\tb",
-        "café",
-        "☃",
-        "\u202e",
-        "cafe\u0301",
-        "red",
-        "photos",
-        "svm",
-        "fc7",
-        "one-standard-error",
-        "error",
-        "a" * 3000,
-    ),
+    *("# none", "a\tb", "café", "☃", "\u202e", "cafe\u0301", "red", "photos", "svm", "fc7", "error", "a" * 3000),
     *("{l2: {C: [0.1]}}", "{l2: {C: []}}", "{l2: {c: [1]}}", "{l2: {C: [a]}}", "{l2: {C: [-1]}}", "{l2: {C: [.nan]}}"),
 )
 GOOD = ("0", "1", "0.25", "yes", "no", "true", "1_0", "010", "2e-1", "best", "error", "fc7", "[fc7, pool3]", "~", "")
