@@ -155,7 +155,7 @@ class Command:
 class Prepare(Command):
     """Settings of `prepare`."""
 
-    dataset: Name = setting(
+    dataset: str = setting(
         "digits",
         "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
         "(or the column labels, as in cat;dog, for several labels per image).",
