@@ -70,7 +70,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     the device; codes_folder: a folder of codes that the command wrote (features/photos), whose codes are read where
     image and spec are the same; precision: "auto" for the precision of those codes, or fp32 where there are none.
 
-    Fitted attribute: spec_, the `CodesSpec` of the codes, which includes the hash of the weights.
+    Fitted attribute: `spec_`, the `CodesSpec` of the codes, which includes the hash of the weights.
 
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.pipeline import make_pipeline

@@ -143,7 +143,7 @@ class LinearSVM(_Linear):
 
     Where y is (n, n_labels) of 0 and 1, each label is learned independently, against its absence.
 
-    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (n_classes,). After
+    Fitted: `coef_` (n_classes, d), or (1, d) for two classes; `intercept_`; `classes_`; `n_iter_` (n_classes,). After
     `calibrate` there is predict_proba.
     """
 
@@ -195,7 +195,7 @@ class Softmax(_Linear):
 
     The parameters are those of `LinearSVM`; class_weight is a factor of the weight of each row of the class.
 
-    Fitted: coef_ (n_classes, d), or (1, d) for two classes; intercept_; classes_; n_iter_ (1,).
+    Fitted: `coef_` (n_classes, d), or (1, d) for two classes; `intercept_`; `classes_`; `n_iter_` (1,).
     """
 
     penalised = False
