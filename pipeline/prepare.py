@@ -128,7 +128,7 @@ def prepare(
     white, notes = choose_white(facts, max_value)
     bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
-    notes = [*listing.notes, *split_notes(good), *notes]
+    notes = [*listing.notes, *split_notes(good), *notes, *several_notes(good, facts)]
     return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), white, are_large(facts))
 
 
@@ -154,6 +154,14 @@ def split_notes(images: Sequence[ListedImage]) -> list[str]:
     if splits == {"train"}:
         return ["The source has a train split only, so the splits are drawn from it."]
     return []
+
+
+def several_notes(images: Sequence[ListedImage], facts: Sequence[decoding.Facts]) -> list[str]:
+    """Say which files hold several images."""
+    paths = [str(image.path) for image, one in zip(images, facts, strict=True) if one.several]
+    if not paths:
+        return []
+    return [f"Of {len(paths)} files with several images (animations or pages) the first one is used: {_shown(paths)}."]
 
 
 def validate_column(listing: Listing, name: str, source: str) -> None:
@@ -273,11 +281,16 @@ def _by_reason(skipped: Sequence[Skipped]) -> list[tuple[int, str]]:
     """Return how many files were skipped for each reason, with the first names."""
     reasons: dict[str, list[Skipped]] = {}
     for entry in skipped:
-        reasons.setdefault(entry.reason.split(":")[0], []).append(entry)
+        reasons.setdefault(_without_details(entry.reason), []).append(entry)
     return [
         (sum(entry.files for entry in entries), f"skipped, {reason}: {_shown([entry.path for entry in entries])}")
         for reason, entries in reasons.items()
     ]
+
+
+def _without_details(reason: str) -> str:
+    """Return a reason without what a decoder says, which differs from file to file."""
+    return decoding.DAMAGED if reason.startswith(decoding.DAMAGED) else reason
 
 
 def _copies(images: Sequence[ListedImage]) -> list[tuple[int, str]]:

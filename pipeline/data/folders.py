@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.listing import UNLABELLED_NAMES, Listing, Skipped, case_notes, clean_name, join_listings, split_of
+from pipeline.data.doubts import doubts_of_names, nested_notes
+from pipeline.data.listing import UNLABELLED_NAMES, Listing, Skipped, clean_name, join_listings, split_of
 from pipeline.data.manifest import MANIFEST, SPLITS, UNLABELLED, ListedImage
 from pipeline.data.origin import ORIGIN
 from pipeline.errors import PipelineError, unknown
+
+logger = logging.getLogger(__name__)
 
 SYSTEM_NAMES = {
     "__macosx",
@@ -122,18 +126,19 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def files_below(folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted, without hidden and system files; links to folders are followed."""
-    return walk(folder).files
-
-
 def list_paths(names: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
-    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`."""
+    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`.
+
+    What is skipped in folders is logged.
+    """
     for name in names:
         if name == "-":
             yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
         elif Path(name).is_dir():
-            yield from files_below(Path(name))
+            content = walk(Path(name))
+            for entry in content.skipped:
+                logger.warning("Skipped %r (%d files): %s", entry.path, entry.files, entry.reason)
+            yield from content.files
         else:
             yield Path(name)
 
@@ -177,11 +182,13 @@ def _list_labelled(root: Path, content: FolderContent, layout: str) -> Listing:
     skipped = [*content.skipped, *loose]
     images: list[ListedImage] = []
     empty: list[str] = []
+    nested: dict[str, list[str]] = {}
     for folder, named_folder, split in _class_folders(content.folders, layout):
         label, inside = _class_name(named_folder), walk(folder)
         images += [ListedImage(file, label, split) for file in inside.files]
         skipped += inside.skipped
         empty += [] if inside.files else [label]
+        nested.setdefault(label, []).extend(_folders_within(folder, inside.files))
     skipped += _loose_below(content.folders, layout)
     if not images:
         raise PipelineError(
@@ -190,8 +197,13 @@ def _list_labelled(root: Path, content: FolderContent, layout: str) -> Listing:
             + _first_skipped(skipped)
         )
     labels = {image.label for image in images}
-    notes = [*_name_notes(root, content.folders, layout), *case_notes(labels)]
+    notes = [*_name_notes(root, content.folders, layout), *doubts_of_names(images), *nested_notes(nested)]
     return Listing(images, skipped, notes, sorted(set(empty) - labels))
+
+
+def _folders_within(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Return the names of the folders right within a folder that hold some of its files."""
+    return sorted({file.relative_to(folder).parts[0] for file in files if file.parent != folder})
 
 
 def _first_skipped(skipped: Sequence[Skipped]) -> str:

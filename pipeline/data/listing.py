@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,16 +87,3 @@ def expand_home(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:  # no such user
         return Path(text)
-
-
-def case_notes(classes: Iterable[str]) -> list[str]:
-    """Return a warning for each set of class names that differ only by case."""
-    same: defaultdict[str, list[str]] = defaultdict(list)
-    for name in sorted(set(classes)):
-        same[name.casefold()].append(name)
-    return [
-        f"The classes {', '.join(map(repr, names))} differ only by case, and count as different classes: rename "
-        "them if they are the same."
-        for names in same.values()
-        if len(names) > 1
-    ]

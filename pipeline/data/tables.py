@@ -7,11 +7,13 @@ import csv
 import io
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.data.listing import UNLABELLED_NAMES, Listing, case_notes, clean_name, expand_home, is_text, split_of
+from pipeline.data.doubts import doubts_of_cells, doubts_of_names
+from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, expand_home, is_text, split_of
 from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
 from pipeline.errors import PipelineError
 
@@ -26,6 +28,9 @@ MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 """Byte order marks and the encodings that they stand for, the longer ones first."""
+
+OTHER_STARTS = (b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
+"""How Excel's files begin, the new ones and the old."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ def read_table(path: Path, labelled: bool = True) -> tuple[list[Row], list[str]]
 
     It must have the column path and, if `labelled`, label or labels.
     """
-    text, notes = decode_text(path.read_bytes(), path)
+    data = path.read_bytes()
+    if data.startswith(OTHER_STARTS):
+        raise PipelineError(f"{path} is an Excel or ZIP file, in spite of its name. Save the table as CSV.")
+    text, notes = decode_text(data, path)
     if not text.strip():
         raise PipelineError(f"{path} is empty. {FIRST_LINE}")
     records = _parse(text, _find_separator(text), path)
@@ -163,13 +171,23 @@ def _list_rows(images: Sequence[ListedImage], notes: Sequence[str], path: Path) 
         raise PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
     merged, merge_notes = _merge_rows(images, path)
     if not any(_exists(image.path) for image in merged):
+        first = merged[0].path
         raise PipelineError(
-            f"None of the {len(merged)} files of {path} exists, the first is {str(merged[0].path)!r}. Relative paths "
-            "start at the folder of the CSV file."
+            f"None of the {len(merged)} files of {path} exists, the first is {str(first)!r}. Relative paths start at "
+            f"the folder of the CSV file.{_suffix_hint(first)}"
         )
-    classes = {name for image in merged for name in image.classes}
-    more_notes = [*_unlabelled_notes(merged, path), *_semicolon_notes(merged), *case_notes(classes)]
-    return Listing(merged, (), [*notes, *merge_notes, *more_notes])
+    doubts = [*doubts_of_names(merged), *doubts_of_cells(merged)]
+    return Listing(merged, (), [*notes, *merge_notes, *_unlabelled_notes(merged, path), *doubts])
+
+
+def _suffix_hint(path: Path) -> str:
+    """Say that a file is there under its name with a suffix, if that is so."""
+    found = next((file for file in _siblings(path) if file.stem == path.name), None)
+    return f" There is {str(found)!r}: write the names with their suffix." if found else ""
+
+
+def _siblings(path: Path) -> list[Path]:
+    return sorted(path.parent.iterdir()) if _exists(path.parent) and path.parent.is_dir() else []
 
 
 def _read_row(row: Row, path: Path) -> ListedImage:
@@ -231,7 +249,8 @@ def _spellings(folder: Path, cell: str) -> Iterator[Path]:
         if not text.isascii():
             yield folder / unicodedata.normalize("NFC", text)
             yield folder / unicodedata.normalize("NFD", text)
-            yield folder / os.fsdecode(text.encode("cp1252", "ignore"))
+            with suppress(UnicodeEncodeError):
+                yield folder / os.fsdecode(text.encode("cp1252"))
 
 
 def _exists(path: Path) -> bool:
@@ -314,10 +333,3 @@ def _unlabelled_notes(images: Sequence[ListedImage], path: Path) -> list[str]:
         f"{len(unlabelled)} of {len(images)} files of {path} have no label, the first is {str(unlabelled[0].path)!r}: "
         "they get codes, but take no part in training and scores."
     ]
-
-
-def _semicolon_notes(images: Iterable[ListedImage]) -> list[str]:
-    names = sorted({image.label for image in images if not image.multi_label and ";" in image.label})
-    if not names:
-        return []
-    return [f"{names[0]!r} is read as one class. If semicolons separate several labels, name the column 'labels'."]

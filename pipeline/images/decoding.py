@@ -30,6 +30,10 @@ On a CPU both give the same pixels before resizing; on a GPU, TorchCodec uses nv
 """
 
 
+DAMAGED = "damaged or truncated"
+"""How the reason begins, before a colon and what the decoder says, where a file's pixels cannot be decoded."""
+
+
 class BadImage(Exception):  # noqa: N818 - it is the image that is bad
     """A file that cannot be decoded to an image; the message is the reason."""
 
@@ -53,7 +57,7 @@ def _raise_bad_image() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadImage(f"more pixels than the limit of {MAX_PIXELS:,}") from error
     except Exception as error:  # damaged bytes can make a decoder raise any exception
-        raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise BadImage(f"{DAMAGED}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 Pixels = Image.Image | np.ndarray
@@ -64,11 +68,13 @@ Pixels = Image.Image | np.ndarray
 class Facts:
     """What a sound file is.
 
-    shorter_side: in pixels; values: the range of an image of more than 8 bits, None for other images.
+    shorter_side: in pixels; values: the range of an image of more than 8 bits, None for other images; several: whether
+    the file holds more images than the first, as an animation or as pages.
     """
 
     shorter_side: int
     values: depth.Range | None
+    several: bool
 
 
 @_raise_bad_image()
@@ -87,8 +93,19 @@ def examine(data: bytes) -> Facts:
     """Decode a file's bytes, and return what they hold; raise `BadImage` with the reason if that fails."""
     pixels, _ = _read(data, 0)
     if isinstance(pixels, np.ndarray):
-        return Facts(min(pixels.shape[:2]), depth.range_of(pixels))
-    return Facts(min(_to_rgb(pixels, depth.WHITE).size), None)
+        return Facts(min(pixels.shape[:2]), depth.range_of(pixels), _holds_several(data))
+    return Facts(min(_to_rgb(pixels, depth.WHITE).size), None, _holds_several(data))
+
+
+def _holds_several(data: bytes) -> bool:
+    """Return whether a file is an animation, or has pages; the previews beside a JPEG photo do not count."""
+    if data.startswith(metadata.JPEG):
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=formats.FORMATS) as image:
+            return bool(getattr(image, "is_animated", False))
+    except Exception:  # what is damaged after the first image does not matter
+        return False
 
 
 def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
@@ -127,7 +144,7 @@ def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min
         return _read_once(data, readable, min_side)[0], orientation
     except UnidentifiedImageError as error:  # its first bytes are those of a known format
         if not data.startswith(metadata.TIFF):
-            raise BadImage("damaged or truncated: its header cannot be read") from error
+            raise BadImage(f"{DAMAGED}: its header cannot be read") from error
     _validate_pixel_count(*metadata.size_of_tiff(data))
     return depth.colour_values(data), orientation
 

@@ -23,6 +23,10 @@ OTHER_STARTS = {
     b"<svg": "SVG",
     b"\x76\x2f\x31\x01": "OpenEXR",
     b"\x1a\x45\xdf\xa3": "Matroska video",
+    b"version https://git-lfs": "Git LFS",
+    b"<!DOCTYPE html": "HTML",
+    b"<!doctype html": "HTML",
+    b"<html": "HTML",
 }
 """How files of other formats begin that lie among images."""
 
@@ -35,6 +39,15 @@ RAW_MAKERS = {"NIKON": "NEF", "SONY": "ARW", "PENTAX": "PEF", "SAMSUNG": "SRW", 
 MAKE, SUBFILE_TYPE, PHOTOMETRIC, DNG_VERSION = 271, 254, 262, 50706
 SENSOR_PHOTOMETRICS = (32803, 34892)
 """The kinds of pixels in a TIFF file that are values of a sensor: a colour filter array, and linear RAW."""
+
+
+REFUSALS = {
+    "HEIC": "a HEIC file, which the package pillow-heif reads (run pip install -e '.[heic]')",
+    "AVIF": "an AVIF file, which this Pillow cannot read (run pip install --upgrade pillow)",
+    "Git LFS": "a pointer of Git LFS, not the file itself (run git lfs pull)",
+    "HTML": "a web page, not an image (a download that failed, perhaps)",
+}
+"""Why files of some formats cannot be decoded, and what would help."""
 
 
 def readable_formats(data: bytes) -> tuple[str, ...]:
@@ -50,10 +63,8 @@ def readable_formats(data: bytes) -> tuple[str, ...]:
 def refusal(data: bytes) -> str:
     """Return why a file cannot be decoded whose format is not among those that are read, and what would help."""
     name = unusual_format(data)
-    if name == "HEIC":
-        return "a HEIC file, which the package pillow-heif reads (run pip install -e '.[heic]')"
-    if name == "AVIF":
-        return "an AVIF file, which this Pillow cannot read (run pip install --upgrade pillow)"
+    if name in REFUSALS:
+        return REFUSALS[name]
     if name.startswith("RAW"):
         return f"a file of the format {name}, which is not decoded (convert it to TIFF, with the package rawpy say)"
     return f"a file of the format {name}, which is not decoded (convert it to PNG or JPEG)"

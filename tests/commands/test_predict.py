@@ -90,12 +90,13 @@ def test_the_classifier_is_found_by_its_address(run: Run, trained: Path) -> None
 def test_bad_images_are_named_and_the_rest_goes_on(run: Run, trained: Path) -> None:
     folder = write_photos(trained / "new", {"red": 3}) / "red"
     (folder / "empty.png").write_bytes(b"")
+    (folder / ".hidden.png").write_bytes((folder / "00.png").read_bytes())
     (folder / "no\nte.txt").write_text("no picture")
     (folder / "cut.png").write_bytes((folder / "00.png").read_bytes()[:300])
     outcome = run("predict", "--classifier", MODELS / "fc7-svm.skops", folder, "missing.png")
     assert outcome.code == 0 and len(rows_of(outcome.out)) == 3
     lines = outcome.err.splitlines()
-    assert len(lines) == 5 and lines[-1] == "3 images, 4 skipped"
+    assert len(lines) == 6 and lines[-1] == "3 images, 4 skipped" and "hidden or system file" in outcome.err
     for word in ("empty.png': the file is empty", "cut.png': damaged", "no\\nte.txt'", "'missing.png': unreadable: No"):
         assert any(word in line for line in lines), word
 

@@ -183,6 +183,22 @@ def test_the_table_names_all_that_is_not_used(run: Run, photos: Path) -> None:
     assert sum(int(row["files"]) for row in skipped) == 25
 
 
+def test_what_a_file_holds_besides_its_first_image_is_said(run: Run, photos: Path) -> None:
+    frames = [Image.open(path) for path in sorted(photos.glob("red/*.png"))[:3]]
+    for name in ("animation.gif", "stack.tif", "animation.webp", "portrait.mpo"):
+        frames[0].save(photos / "red" / name, save_all=True, append_images=frames[1:])
+    (photos / "red" / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    (photos / "red" / "page.jpg").write_text("<!DOCTYPE html><title>404</title>")
+    outcome = run("prepare", "--dataset", photos)
+    for words in (
+        "photos: 40 images",
+        "Of 3 files with several images (animations or pages) the first one is used: ",
+        "1  skipped, a pointer of Git LFS",
+        "1  skipped, a web page",
+    ):
+        assert words in outcome.out, outcome.out
+
+
 def test_copies_never_part(run: Run, photos: Path) -> None:
     for path in sorted(photos.glob("*/*.png")):
         shutil.copy(path, path.with_name(f"again-{path.name}"))
@@ -206,6 +222,7 @@ def test_rows_of_missing_files_are_named(run: Run, photos: Path) -> None:
     (photos / "list.csv").write_text("path,label\nred/00.png,a\nred/gone.png,c\nblue/00.png,b\n")
     outcome = run("prepare", "--dataset", photos / "list.csv", "--test", 0)
     assert outcome.code == 0 and "gone.png" in outcome.out and "1  classes lost" in outcome.out
+    assert "1  skipped, unreadable: No such file or directory" in outcome.out
     assert "No such file" in rows(Path("data/list/bad.csv"))[0]["reason"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.data.folders import files_below, list_folder
+from pipeline.data.folders import list_folder, list_paths
 from pipeline.data.listing import Listing
 
 
@@ -108,7 +108,7 @@ def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None
     listing = list_folder(tmp_path)
     assert len(listing.images) == 6 and {image.label for image in listing.images} == {"a", "b"}
     assert sum(entry.files for entry in listing.skipped) == 6 + 6
-    assert files_below(tmp_path / "a") == [tmp_path / "a" / f"{n}.png" for n in range(3)]
+    assert list(list_paths([str(tmp_path / "a")], [])) == [tmp_path / "a" / f"{n}.png" for n in range(3)]
 
 
 def test_loose_images_are_skipped_and_what_prepare_wrote_is_not(tmp_path: Path) -> None:

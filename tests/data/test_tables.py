@@ -86,6 +86,8 @@ def test_what_was_guessed_is_said(folder: Path) -> None:
         (bytes(range(256)), ()),
         ("path,label\na.png,x\n,y\n", ("line 3", "missing")),
         ("path,label\nnone/a.png,x\nnone/b.png,y\n", ("None of the 2 files", "none/a.png", "start at the folder")),
+        ("path,label\na,x\nb,y\n", ("None of the 2 files", "There is", "a.png", "with their suffix")),
+        (b"PK\3\4" + bytes(100), ("is an Excel or ZIP file", "Save the table as CSV")),
         ("path,label,split\na.png,x,train\na.png,y,test\n", ("in the splits test and train",)),
         ("path,label,split\na.png,x,holdout\n", ("line 2", "'holdout'", "train, val, test")),
         ("path,label\na.png,x;y\na.png,z\n", ("'x;y' has a semicolon",)),
@@ -146,6 +148,7 @@ def test_paths_are_found_as_people_write_them(folder: Path, monkeypatch: pytest.
     assert find_file(folder, "sub\\x.png") == folder / "sub" / "x.png"
     assert find_file(folder, "~tilde.png").exists() and find_file(folder, "~nobody-here/x.png").name == "x.png"
     assert find_file(folder, "x" * 5000).name == "x" * 5000
+    assert find_file(folder, "\u732ba.png").name == "\u732ba.png"  # not a.png, which is another image
 
 
 def test_names_that_are_not_utf_8_keep_their_bytes(folder: Path) -> None:
