@@ -257,7 +257,7 @@ def run(settings: Advise) -> None:
     out = settings.out or Path("reports", address.name, settings.backbone, "advice")
     write(out, measured, facts, advice, points)
     print(table(measured, advice.layer))
-    print("\n" + "\n".join(advice.sentences))
+    print("\n".join(["", *advice.sentences, "", *advice.measures]))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")
 
 

@@ -46,16 +46,13 @@ def run(settings: Report) -> None:
         print(f"Left out, since they are multi-label: {', '.join(others)}")
     if not rows:
         return
-    path, notes = settings.out or settings.reports / "index.html", list[str]()
+    path = settings.out or settings.reports / "index.html"
     if not settings.table:
         from pipeline.reporting import rendering, summary
 
         content = summary.summarise(settings.reports, rows, int(settings.thumbnails * MEGABYTE))
         files.write_text(path, rendering.render(content))
-        notes = [f"{one['name']}: {one['note']}" for one in content["experiments"] if one["note"]]
     print(table(rows))
-    for note in notes:
-        print(note)
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
 

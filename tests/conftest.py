@@ -141,7 +141,13 @@ def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) 
 @pytest.fixture
 def scored(run: Callable[..., Outcome], project: Path) -> Callable[..., Outcome]:
     """Run commands in a project with a dataset of photos and two evaluated classifiers, both with some mistakes."""
-    write_photos(project / "data" / "digits", {"blue": 16, "green": 16, "red": 16})
+    write_scored_project(lambda *arguments: run(*arguments).code)
+    return run
+
+
+def write_scored_project(run: Callable[..., int]) -> None:
+    """Write the project of `scored` into the working folder; run: runs a command and returns its exit code."""
+    write_photos(Path("data/digits"), {"blue": 16, "green": 16, "red": 16})
     labels = [number // 16 for number in range(48)]
     classes = ["blue", "green", "red"]
     paths = [f"{classes[label]}/{number % 16:02}.png" for number, label in enumerate(labels)]
@@ -150,6 +156,5 @@ def scored(run: Callable[..., Outcome], project: Path) -> Callable[..., Outcome]
     listing = Listing(paths, labels, ["train", "train", "test", "test"] * 12, digests, classes, BAD_FILES)
     put_codes(Path("features/digits/tinyvgg/fc7.h5"), values, listing)
     for model in ("svm", "softmax"):
-        assert run("classify", "--model", model, "--grid", "{l2: {C: [1, 10, 100]}}").code == 0
-        assert run("evaluate", "--model", model).code == 0
-    return run
+        assert run("classify", "--model", model, "--grid", "{l2: {C: [1, 10, 100]}}") == 0
+        assert run("evaluate", "--model", model) == 0

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from conftest import BAD_FILES, Listing, Outcome, put_codes, write_codes
+from conftest import BAD_FILES, Listing, Outcome, make_spec, put_codes, write_codes
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from pipeline import files
+from pipeline.classifiers import persistence, scoring
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +136,34 @@ def train_and_evaluate(run: Callable[..., Outcome], *models: str, grid: str = "{
         assert run("evaluate", "--model", model).code == 0
 
 
+def write_scores(
+    name: str,
+    correct: Sequence[bool],
+    classes: Sequence[str] = ("ant", "bee"),
+    held_out: float | None = None,
+    n: int = 100,
+) -> None:
+    """Write the scores of an experiment dataset/backbone/layer-model, and the metadata of its classifier.
+
+    correct: which of the test images are predicted correctly, the others as the next class; held_out: cross-validated
+    accuracy on n training images, None for no metadata.
+    """
+    folder, k = Path("reports", name), len(classes)
+    labels = np.arange(len(correct)) % k
+    predicted = np.where(correct, labels, (labels + 1) % k)
+    scores = scoring.score(labels, np.eye(k)[predicted], classes)
+    rows = [(f"{row}.png", classes[labels[row]], classes[predicted[row]], 1) for row in range(len(labels))]
+    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), rows)
+    files.write_csv(
+        folder / "per_class.csv", list(scores.per_class[0]), [list(row.values()) for row in scores.per_class]
+    )
+    files.write_json(folder / "metrics.json", scores.metrics)
+    if held_out is not None:
+        facts = {"chosen": {"accuracy": held_out, "standard_deviation": 0.01}, "n_train": n, "versions": {}}
+        metadata = {"format": persistence.FORMAT, "spec": make_spec().to_dict(), "sha256": "", "classes": list(classes)}
+        files.write_json(Path("models", f"{name}.json"), metadata | facts)
+
+
 def write_nasty_report(run: Callable[..., Outcome]) -> None:
     """Write the report of a dataset whose files and classes have names that look like code."""
     n_classes = len(NASTY_NAMES)
@@ -144,9 +175,9 @@ def write_nasty_report(run: Callable[..., Outcome]) -> None:
     assert run("report").code == 0
 
 
-def read_page_data() -> Any:
-    """Return the data that the report's page gives its script."""
-    html = PAGE.read_text(encoding="utf-8")
+def read_page_data(project: Path = Path()) -> Any:
+    """Return the data that the page of a project's report gives its script."""
+    html = (project / PAGE).read_text(encoding="utf-8")
     island = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     assert island
     return json.loads(island.group(1))

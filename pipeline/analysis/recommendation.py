@@ -79,7 +79,10 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do: layer, model, whether to fine-tune; the case, one of `RULES`; whether the data suffice; and why."""
+    """What to do: layer, model, whether to fine-tune; the case, one of `RULES`; and whether the data suffice.
+
+    sentences: the advice in plain words; measures: sentences about the measures behind it.
+    """
 
     layer: str
     model: str
@@ -87,6 +90,7 @@ class Advice:
     case: str
     sufficient: bool
     sentences: tuple[str, ...]
+    measures: tuple[str, ...]
 
 
 def measure_layer(codes: reader.Codes, model: str, grid: cv_table.Grid, folds: int, seed: int) -> LayerMeasures:
@@ -162,14 +166,16 @@ def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapp
     sentences = (
         _choice(best, model, models, facts),
         _close(best, close),
+        *([] if sufficient else [_insufficient(best, layers, close, facts)]),
         _action(facts, case, rule, large),
+    )
+    measures = (
         _source_distance(facts, near),
-        *_predictions(facts),
         _agreement(layers, best, near),
         *_disagreements(layers, best, close),
-        *([] if sufficient else [_insufficient(best, layers, close, facts)]),
+        *_predictions(facts),
     )
-    return Advice(best.layer, model, facts.smallest_class >= large, case, sufficient, sentences)
+    return Advice(best.layer, model, facts.smallest_class >= large, case, sufficient, sentences, measures)
 
 
 def _is_late(layers: Sequence[LayerMeasures], layer: LayerMeasures) -> bool:

@@ -41,7 +41,7 @@ class SavedClassifier:
 
 
 class ClassifierFacts(TypedDict, total=False):
-    """How `classify` trained a classifier; `finetune` records other facts, of which only `best` is listed here.
+    """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val` are listed here.
 
     dataset, model: names; dataset_digest: of the training images and labels, as `belonging.training_digest` gives it;
     n_train: number of training images; seed, folds: of the cross-validation; rule: how the setting was chosen;
@@ -69,6 +69,7 @@ class ClassifierFacts(TypedDict, total=False):
     temperature: float
     nested: NestedResult
     best: Mapping[str, float]
+    n_val: int
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from pipeline import errors
 from pipeline.reporting.charts import Chart, Point, Titles, lay_out
 from pipeline.reporting.experiment_charts import layer_ticks
 from pipeline.reporting.page_data import AdviceSummary, Scores
@@ -41,13 +42,29 @@ def read_advice(folder: Path, experiments: Iterable[Scores]) -> list[AdviceSumma
     """Return the advice on each dataset and backbone of these experiments, from a folder of reports."""
     addresses = dict.fromkeys((scores["dataset"], scores["backbone"]) for scores in experiments)
     paths = {address: folder.joinpath(*address, "advice", "advice.json") for address in addresses}
-    return [_summarise(", ".join(address), path) for address, path in paths.items() if path.exists()]
+    return [_summarise(*address, path) for address, path in paths.items() if path.exists()]
 
 
-def _summarise(name: str, path: Path) -> AdviceSummary:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    charts = [measures_chart(content["layers"]), *curve_charts(content["curve"])]
-    return {"name": name, "sentences": content["advice"]["sentences"], "charts": charts}
+def _summarise(dataset: str, backbone: str, path: Path) -> AdviceSummary:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        advice, layers = content["advice"], content["layers"]
+        low = next(row["low"] for row in layers if row["layer"] == advice["layer"])
+        return {
+            "dataset": dataset,
+            "backbone": backbone,
+            "layer": advice["layer"],
+            "as_good": [row["layer"] for row in layers if row["accuracy"] >= low],
+            "fine_tune": advice["fine_tune"],
+            "sentences": advice["sentences"],
+            "measures": advice["measures"],
+            "charts": [measures_chart(layers), *curve_charts(content["curve"])],
+        }
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise errors.PipelineError(
+            f"{path} is damaged or was written by an earlier release ({error!r}). Write it again: "
+            f"python -m pipeline.advise --dataset {dataset} --backbone {backbone}."
+        ) from error
 
 
 def measures_chart(layers: Sequence[LayerMeasures]) -> Chart:

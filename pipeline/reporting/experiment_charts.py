@@ -11,7 +11,7 @@ from pipeline.analysis.predictions import Calibration, ReliabilityBin
 from pipeline.classifiers.cv_table import CVRow
 from pipeline.reporting.charts import Chart, Point, Tick, Titles, lay_out
 from pipeline.reporting.experiments import address_of, report_folder
-from pipeline.reporting.page_data import Scores
+from pipeline.reporting.page_data import IntervalBar, Scores
 
 MAX_EPOCH_TICKS = 6
 
@@ -19,6 +19,14 @@ MAX_EPOCH_TICKS = 6
 def layer_ticks(layers: Iterable[str]) -> list[Tick]:
     """Return a tick for each layer, at 0, 1, …"""
     return [Tick(place, layer) for place, layer in enumerate(layers)]
+
+
+def interval_bars(experiments: Sequence[Scores]) -> list[IntervalBar]:
+    """Return the bars of top-1 accuracies, from the lowest end of an interval to the highest."""
+    low = min(scores["top1_low"] for scores in experiments)
+    span = max(max(scores["top1_high"] for scores in experiments) - low, 1e-9)
+    intervals = [(scores["top1_low"], scores["top1"], scores["top1_high"]) for scores in experiments]
+    return [IntervalBar(*(round(100 * (place - low) / span, 1) for place in interval)) for interval in intervals]
 
 
 def layer_charts(experiments: Sequence[Scores]) -> list[Chart]:

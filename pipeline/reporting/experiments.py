@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from pipeline import errors
 from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
+from pipeline.classifiers.scoring import wilson_interval
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.paths import ADDRESS_WORDS, Experiment
-from pipeline.reporting.page_data import ConfidenceKind, Scores
+from pipeline.reporting.page_data import ConfidenceKind, Scores, Validation
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,11 @@ def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | N
 
 def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:
     rows: list[Scores] = []
-    wanted = {"dataset": Experiment(dataset, "").name if dataset else None, "backbone": backbone}
-    for path in sorted(folder.glob("*/**/*-*/metrics.json")):
+    for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '**/*'}/*-*/metrics.json")):
         name, *backbone_parts, last, _ = path.relative_to(folder).parts
         layer, model = last.rsplit("-", 1)
         address = {"dataset": name, "backbone": "/".join(backbone_parts), "layer": layer, "model": model}
-        if all(value is None or address[word] == value for word, value in wanted.items()):
-            rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
+        rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
     return rows
 
 
@@ -90,18 +90,85 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
     """Read an experiment's files from a folder of reports, and its classifier and codes if they fit the predictions."""
     address = address_of(scores)
     outcomes = read_predictions(report_folder(folder, address))
-    metadata = None
+    metadata, index, note = None, None, ""
+    kind: ConfidenceKind = "score"
+    rows, confidence = np.empty(0, np.int64), outcomes.margins
     try:
         metadata = persistence.read_metadata(address.classifier)
-        index = reader.read_index(address.codes, metadata.spec.to_dict())
-        validate_dataset(address.codes, address.data, address.dataset)
-        rows = np.flatnonzero(np.array(index.splits) == "test")
-        kind, confidence = _confidence(persistence.load(address.classifier), index, rows, outcomes)
+        found = read_codes(address)
+        test = np.flatnonzero(np.array(found.splits) == "test")
+        kind, confidence = _confidence(persistence.load(address.classifier), found, test, outcomes)
+        index, rows = found, test
+    except OtherClassifierError as error:
+        metadata, note = None, str(error)
     except errors.PipelineError as error:
-        no_rows = np.empty(0, np.int64)
         note = str(error)
-        return ExperimentResult(address, scores, outcomes, metadata, None, no_rows, outcomes.margins, "score", note)
-    return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, "")
+    return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, note)
+
+
+def read_codes(address: Experiment) -> reader.CodesIndex:
+    """Return all that the file of an experiment's codes holds except the codes.
+
+    PipelineError is raised if they are not those of the classifier, or of the images that the dataset has now.
+    """
+    metadata = persistence.read_metadata(address.classifier)
+    index = reader.read_index(address.codes, metadata.spec.to_dict())
+    validate_dataset(address.codes, address.data, address.dataset)
+    return index
+
+
+def first_codes(experiments: Iterable[Scores]) -> reader.CodesIndex | None:
+    """Return what `read_codes` gives of the first of these experiments whose codes can be read; None if none can."""
+    for scores in experiments:
+        try:
+            return read_codes(address_of(scores))
+        except errors.PipelineError:
+            continue  # `load_experiment` says why
+    return None
+
+
+class OtherClassifierError(errors.PipelineError):
+    """The classifier that is here is not the one that made the scores."""
+
+
+def rank(experiments: Iterable[Scores]) -> list[Scores]:
+    """Return experiments in the order of `rank_key`, the best first."""
+    return sorted(experiments, key=lambda scores: rank_key(scores, read_validation(address_of(scores))))
+
+
+def rank_key(scores: Scores, validation: Validation | None) -> tuple[float | str, ...]:
+    """Return what experiments on a dataset are sorted by, the best first: accuracy on held-out training images.
+
+    The test images have no say, so that the first one's score on them is not too high by having been chosen. The lower
+    end of the interval counts: a fine-tuned network that was validated on few images, with luck, is not preferred to a
+    classifier that was cross-validated on all. Experiments without a validation accuracy come last, by top-1.
+    """
+    if validation is None:
+        return (1.0, -scores["top1"])
+    return (-validation["low"], -validation["accuracy"], scores["backbone"], scores["layer"], scores["model"])
+
+
+def read_validation(address: Experiment) -> Validation | None:
+    """Return the validation accuracy of an experiment; None if its classifier's metadata cannot be read."""
+    try:
+        return validation_of(persistence.read_metadata(address.classifier))
+    except errors.PipelineError:
+        return None  # `load_experiment` says why
+
+
+def validation_of(metadata: persistence.ClassifierMetadata | None) -> Validation | None:
+    """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
+    facts = metadata.facts if metadata else persistence.ClassifierFacts()
+    if chosen := facts.get("chosen"):
+        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts["n_train"])
+    if best := facts.get("best"):
+        return _validation(best["val_accuracy"], None, facts["n_val"])
+    return None
+
+
+def _validation(accuracy: float, deviation: float | None, n: int) -> Validation:
+    low, _ = wilson_interval(round(accuracy * n), n)
+    return {"accuracy": accuracy, "low": low, "deviation": deviation, "n": n}
 
 
 def _confidence(
@@ -121,7 +188,7 @@ def _confidence(
             probabilities.append(block.max(1))
     same_images = tuple(index.paths[row] for row in rows) == outcomes.paths and index.classes == outcomes.classes
     if not same_images or not np.allclose(np.concatenate(highest), outcomes.margins, rtol=1e-3, atol=1e-4):
-        raise errors.PipelineError(
+        raise OtherClassifierError(
             "These scores were not made with the classifier and the codes that are here now. "
             "Run pipeline.evaluate again."
         )

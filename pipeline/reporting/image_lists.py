@@ -1,4 +1,4 @@
-"""The images of a dataset that are worth a look: leaks between splits, suspected label errors, outliers; and a map."""
+"""The images of a dataset that are worth a look: copies across splits, suspected label errors, outliers; and a map."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ import numpy as np
 
 from pipeline.analysis import neighbors
 from pipeline.codes.reader import CodesIndex
-from pipeline.reporting.page_data import (
-    CodeMap,
-    DuplicatePair,
-    LabelErrors,
-    MapPoint,
-    Neighbour,
-    Outliers,
-    SplitLeaks,
-)
+from pipeline.data.manifest import UNLABELLED
+from pipeline.reporting.page_data import Card, CodeMap, ImageList, MapPoint, Neighbour
 from pipeline.reporting.thumbnails import Album, Priority
 
 Value = TypeVar("Value", bound=str | int)
 
 SHOWN = 24
-"""Number of images in each list."""
+"""Number of cards in a list that have thumbnails and nearest images."""
+
+LISTED = 200
+"""Number of cards in a list of mistakes or suspected label errors, most of which are there for its CSV file."""
 
 NEAREST = 5
 """Number of nearest training images shown with each of them, and of images of a group of copies."""
@@ -71,11 +67,29 @@ class Gallery:
         ]
 
 
-def find_leaks_between_splits(gallery: Gallery) -> SplitLeaks:
-    """Return the images that occur in several splits: with the same bytes, or with nearly the same codes."""
+def copies_across_splits(gallery: Gallery) -> ImageList:
+    """Return groups of images with the same bytes in several splits."""
+    return _list_copies(gallery, gallery.index.splits)
+
+
+def conflicting_duplicates(gallery: Gallery) -> ImageList:
+    """Return groups of images with the same bytes and different labels."""
+    return _list_copies(gallery, gallery.index.labels.tolist())
+
+
+def _list_copies(gallery: Gallery, values: Sequence[Value]) -> ImageList:
+    groups, total = same_bytes(gallery.index, values), len(gallery.index.paths)
+    cards: list[Card] = [{"images": [gallery.add(row) for row in group[:NEAREST]]} for group in groups[:SHOWN]]
+    return {"cards": cards, "found": len(groups), "checked": total, "total": total}
+
+
+def near_duplicates(gallery: Gallery) -> tuple[ImageList, list[float]]:
+    """Return pairs of images of different splits whose codes are nearly the same, the nearest first.
+
+    The second value holds the largest distances at which images count as nearly the same.
+    """
     index = gallery.index
-    groups = same_bytes(index, index.splits)
-    copies = {row for group in groups for row in group}
+    copies = {row for group in same_bytes(index, index.splits) for row in group}
     searches = []
     for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
         rows = np.array([row for row in gallery.rows(split) if row not in copies], dtype=np.int64)
@@ -84,32 +98,24 @@ def find_leaks_between_splits(gallery: Gallery) -> SplitLeaks:
             searches.append(neighbors.near_duplicates(index.path, rows, others, MAX_PAIRS))
     pairs = [pair for search in searches for pair in zip(search.pairs.tolist(), search.distances, strict=True)]
     pairs.sort(key=lambda pair: pair[1])
-    return {
-        "copies": _shown_groups(gallery, groups),
-        "copies_total": len(groups),
-        "near_duplicates": [
-            DuplicatePair(gallery.add(row), gallery.add(other), round(float(distance), 6))
-            for (row, other), distance in pairs[:SHOWN]
-        ],
-        "near_duplicates_total": len(pairs),
-        "distance_limits": [round(neighbors.DUPLICATE * search.median_distance, 6) for search in searches],
-        "checked": sum(search.checked for search in searches),
-        "total": sum(search.total for search in searches),
-    }
-
-
-def _shown_groups(gallery: Gallery, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [[gallery.add(row) for row in group[:NEAREST]] for group in groups[:SHOWN]]
+    cards: list[Card] = [
+        {"images": [gallery.add(row) for row in rows], "distance": round(float(distance), 6)}
+        for rows, distance in pairs[:SHOWN]
+    ]
+    checked, total = sum(search.checked for search in searches), sum(search.total for search in searches)
+    limits = [round(neighbors.DUPLICATE * search.median_distance, 6) for search in searches]
+    return {"cards": cards, "found": len(pairs), "checked": checked, "total": total}, limits
 
 
 def same_bytes(index: CodesIndex, values: Sequence[Value]) -> list[list[int]]:
     """Return groups of rows whose files have the same bytes and whose `values` (n,) differ.
 
-    Each group begins with one row of each value.
+    Each group begins with one row of each value; images without labels are in none.
     """
     rows: dict[str, list[int]] = {}
-    for row, digest in enumerate(index.digests):
-        rows.setdefault(digest, []).append(row)
+    for row, (digest, split) in enumerate(zip(index.digests, index.splits, strict=True)):
+        if split != UNLABELLED:
+            rows.setdefault(digest, []).append(row)
     groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
     return [_one_of_each_first(group, values) for group in groups]
 
@@ -120,56 +126,65 @@ def _one_of_each_first(group: Iterable[int], values: Sequence[Value]) -> list[in
     return [*first.values(), *rest]
 
 
-def suspected_label_errors(gallery: Gallery) -> LabelErrors:
-    """Return the labels that exact copies contradict, or a classifier that is trained on all other images.
+def suspected_label_errors(gallery: Gallery) -> ImageList:
+    """Return the training images whose label a classifier contradicts that is trained on all the others.
 
-    Of the latter, those come first whose margin over the label's score is largest.
+    Those come first whose margin over the label's score is largest; that margin is their confidence.
     """
     index, train = gallery.index, gallery.rows("train")
-    conflicts = same_bytes(index, index.labels.tolist())
     labels = index.labels[train]
     predicted, margins = neighbors.leave_one_out_predictions(index.path, train, labels, len(index.classes))
     wrong = np.flatnonzero(predicted != labels)
-    order = wrong[np.argsort(-margins[wrong], kind="stable")][:SHOWN]
-    return {
-        "conflicting_duplicates": _shown_groups(gallery, conflicts),
-        "conflicting_duplicates_total": len(conflicts),
-        "suspected": [
-            {
-                "image": gallery.add(int(train[place])),
-                "predicted": int(predicted[place]),
-                "confidence": round(float(margins[place]), 4),
-                "nearest": nearest,
-            }
-            for place, nearest in zip(order.tolist(), gallery.nearest(train[order]), strict=True)
-        ],
-        "suspected_total": len(wrong),
-        "n_train": len(train),
-    }
+    order = wrong[np.argsort(-margins[wrong], kind="stable")][:LISTED]
+    cards: list[Card] = [
+        {
+            "images": [gallery.add(int(train[place]), priority_at(number))],
+            "predicted": int(predicted[place]),
+            "confidence": round(float(margins[place]), 4),
+        }
+        for number, place in enumerate(order.tolist())
+    ]
+    add_nearest(cards, gallery, train[order[:SHOWN]])
+    return {"cards": cards, "found": len(wrong), "checked": len(train), "total": len(train)}
 
 
-def outliers(gallery: Gallery) -> Outliers:
-    """Return the files of rare types, and the images whose nearest training image is farthest away."""
+def priority_at(place: int) -> Priority:
+    """Return the priority of an image at a place of a list: the first are shown at once, the others on request."""
+    return Priority.LIST if place < SHOWN else Priority.REST
+
+
+def add_nearest(cards: Sequence[Card], gallery: Gallery, rows: np.ndarray) -> None:
+    """Add the nearest training images to the first cards, which show the images of these rows (m,)."""
+    for card, nearest in zip(cards, gallery.nearest(rows), strict=False):
+        card["nearest"] = nearest
+
+
+def outliers(gallery: Gallery) -> ImageList:
+    """Return the images whose nearest training image is farthest away."""
     index, train = gallery.index, gallery.rows("train")
     total = len(index.labels)
     if len(train) < 2:
-        return {"rare_types": [], "images": [], "checked": 0, "total": total}
+        return {"cards": [], "found": 0, "checked": 0, "total": total}
     rows, checked = neighbors.find_outliers(index.path, np.arange(total), train, 2 * SHOWN)
     by_distance = sorted(zip(rows.tolist(), gallery.nearest(rows), strict=True), key=lambda item: -item[1][0].distance)
-    return {
-        "rare_types": [gallery.add(row) for row in rare_types(index.paths)],
-        "images": [{"image": gallery.add(row), "nearest": nearest} for row, nearest in by_distance[:SHOWN]],
-        "checked": checked,
-        "total": total,
-    }
+    cards: list[Card] = [{"images": [gallery.add(row)], "nearest": nearest} for row, nearest in by_distance[:SHOWN]]
+    return {"cards": cards, "found": len(cards), "checked": checked, "total": total}
+
+
+def files_of_rare_types(gallery: Gallery) -> ImageList:
+    """Return the files whose type (.gif) is that of less than one file in a hundred, the rarest first."""
+    paths = gallery.index.paths
+    rare = rare_types(paths)
+    cards: list[Card] = [{"images": [gallery.add(row)]} for row in rare[:SHOWN]]
+    return {"cards": cards, "found": len(rare), "checked": len(paths), "total": len(paths)}
 
 
 def rare_types(paths: Sequence[str]) -> list[int]:
-    """Return the places of files whose type (.gif) is that of less than one file in a hundred, the rarest first."""
+    """Return the places of files whose type is that of less than one file in a hundred, the rarest first."""
     types = [PurePath(path).suffix.lower() for path in paths]
     counts = Counter(types)
     rare = [place for place, kind in enumerate(types) if 100 * counts[kind] < len(paths)]
-    return sorted(rare, key=lambda place: counts[types[place]])[:SHOWN]
+    return sorted(rare, key=lambda place: counts[types[place]])
 
 
 def code_map(gallery: Gallery) -> CodeMap | None:

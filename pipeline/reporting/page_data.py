@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
-from pipeline.analysis.predictions import Calibration, ClassScores
+from pipeline.analysis.predictions import Calibration, ClassScores, PairedDifference
 from pipeline.classifiers.scoring import Metrics
 from pipeline.reporting.charts import Chart
 
@@ -42,13 +42,30 @@ class Neighbour(NamedTuple):
     distance: float
 
 
-class ListedImage(TypedDict):
-    """An image in a list, its nearest training images, and its predicted class and confidence if they matter there."""
+class Card(TypedDict):
+    """One image, or several that belong together, as an entry of a list.
 
-    image: int
+    predicted: class predicted for the image, with this confidence; distance: between the two images of a pair; nearest:
+    the nearest training images.
+    """
+
+    images: list[int]
     predicted: NotRequired[int]
     confidence: NotRequired[float]
-    nearest: list[Neighbour]
+    distance: NotRequired[float]
+    nearest: NotRequired[list[Neighbour]]
+
+
+class ImageList(TypedDict):
+    """A list that the page shows as cards and gives as a CSV file.
+
+    cards: the first of `found`, which were found among `checked` of `total` images.
+    """
+
+    cards: list[Card]
+    found: int
+    checked: int
+    total: int
 
 
 class ConfusionCell(NamedTuple):
@@ -58,53 +75,6 @@ class ConfusionCell(NamedTuple):
     predicted: int
     n: int
     images: list[int]
-
-
-class DuplicatePair(NamedTuple):
-    """Two images of different splits whose codes are nearly the same, and the distance between them."""
-
-    image: int
-    other: int
-    distance: float
-
-
-class SplitLeaks(TypedDict):
-    """Images that occur in several splits.
-
-    copies: groups of images with the same bytes; near_duplicates: the nearest first, at most at one of
-    distance_limits; checked: number of the total images outside the training split that were compared.
-    """
-
-    copies: list[list[int]]
-    copies_total: int
-    near_duplicates: list[DuplicatePair]
-    near_duplicates_total: int
-    distance_limits: list[float]
-    checked: int
-    total: int
-
-
-class LabelErrors(TypedDict):
-    """Labels that may be wrong.
-
-    conflicting_duplicates: groups of images with the same bytes and different labels; suspected: training images whose
-    label a classifier contradicts that was trained on all the others.
-    """
-
-    conflicting_duplicates: list[list[int]]
-    conflicting_duplicates_total: int
-    suspected: list[ListedImage]
-    suspected_total: int
-    n_train: int
-
-
-class Outliers(TypedDict):
-    """Images unlike the training images; rare_types: files of a rare type; checked: number of images compared."""
-
-    rare_types: list[int]
-    images: list[ListedImage]
-    checked: int
-    total: int
 
 
 class MapPoint(NamedTuple):
@@ -125,27 +95,58 @@ class CodeMap(TypedDict):
 
 
 class ImageStudy(TypedDict):
-    """What one layer's codes say about a dataset's images; split_sizes: {split: number of images}."""
+    """What one layer's codes say about a dataset's images.
+
+    layer: backbone and layer; split_sizes: {split: number of images}; distance_limits: the largest distances at which
+    two images count as nearly the same.
+    """
 
     layer: str
-    leaks: SplitLeaks
-    label_errors: LabelErrors
-    outliers: Outliers
-    code_map: CodeMap | None
     split_sizes: dict[str, int]
+    distance_limits: list[float]
+    code_map: CodeMap | None
+
+
+class NextStep(TypedDict):
+    """What to do next: why, and the commands that do it, one after the other, each only if the one before succeeds."""
+
+    reason: str
+    commands: list[str]
+
+
+class Verdict(TypedDict):
+    """What to know first about a dataset; its first experiment is the best, its second comes next.
+
+    compared: number of experiments from which the best was chosen; validated: whether validation accuracies chose it,
+    not the test images; left_out: number of experiments without a validation accuracy, which could not be chosen;
+    most_frequent: share of the test images that the most frequent class has; difference: of the best to the second on
+    the test images, None where these differ or there is no second; comparable, apart: number of other experiments on
+    the same test images, and how many of them differ significantly from the best.
+    """
+
+    compared: int
+    validated: bool
+    left_out: int
+    most_frequent: float
+    difference: PairedDifference | None
+    comparable: int
+    apart: int
+    next_step: NextStep
 
 
 class DatasetSummary(TypedDict):
     """A dataset.
 
     folder: the folder that its images share, if they lie outside the dataset's own; bad_files: "path: reason" of each
-    file that was skipped; study: None where no experiment's codes can be read.
+    file that was skipped; study: None where no experiment's codes can be read; lists: {name: images worth a look}.
     """
 
     classes: tuple[str, ...]
     folder: str
     bad_files: list[str]
     study: ImageStudy | None
+    lists: dict[str, ImageList]
+    verdict: Verdict
 
 
 class Comparison(TypedDict):
@@ -160,40 +161,70 @@ class Comparison(TypedDict):
     differs: bool | None
 
 
+class Validation(TypedDict):
+    """The accuracy on n training images that were held out, of the setting or epoch that was chosen by it.
+
+    low: the lower end of its 95% interval; deviation: standard deviation over the folds of a cross-validation, None for
+    a fine-tuned network, which was validated on one set of images.
+    """
+
+    accuracy: float
+    low: float
+    deviation: float | None
+    n: int
+
+
 class ExperimentDetails(Scores):
     """An experiment.
 
-    note: what could not be read, and why; per_class: the scores of each class; mistakes: the
-    most confident ones, mistakes_total in all; least_certain: the test predictions of least confidence;
-    mistakes_on_map: {image number: predicted class}; facts: names and values of the classifier's metadata.
+    validation: None where the classifier's metadata cannot be read; note: what could not be read, and why; per_class:
+    the scores of each class; lists: {name: images worth a look}; mistakes_on_map: {image number: predicted class};
+    facts: names and values of the classifier's metadata.
     """
 
     name: str
     note: str
+    validation: Validation | None
     confidence_kind: ConfidenceKind
     per_class: list[ClassScores]
     confusion_cells: list[ConfusionCell]
-    mistakes: list[ListedImage]
-    mistakes_total: int
+    lists: dict[str, ImageList]
     mistakes_on_map: dict[int, int]
-    least_certain: list[ListedImage]
     calibration: Calibration | None
     reliability_chart: Chart | None
     path_chart: Chart | None
     facts: list[tuple[str, str]]
 
 
+class IntervalBar(NamedTuple):
+    """A score and its interval as places in a drawing, in percent of its width."""
+
+    low: float
+    score: float
+    high: float
+
+
 class ExperimentSummary(ExperimentDetails):
-    """An experiment, compared with the best one on its dataset."""
+    """An experiment beside the others on its dataset; bar: its top-1, on one scale with the others'."""
 
     comparison: Comparison
+    bar: IntervalBar
 
 
 class AdviceSummary(TypedDict):
-    """What `advise` recommends for a dataset and backbone."""
+    """What `advise` recommends for a dataset and backbone.
 
-    name: str
+    layer: the one to take; as_good: this one, and the layers within its interval; fine_tune: whether to train the
+    network as well; sentences: the advice in plain words; measures: the sentences about the measures behind it.
+    """
+
+    dataset: str
+    backbone: str
+    layer: str
+    as_good: list[str]
+    fine_tune: bool
     sentences: list[str]
+    measures: list[str]
     charts: list[Chart]
 
 

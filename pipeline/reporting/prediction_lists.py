@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.analysis import predictions
 from pipeline.reporting.experiments import ExperimentResult
-from pipeline.reporting.image_lists import SHOWN, Gallery
-from pipeline.reporting.page_data import CodeMap, ConfusionCell, ListedImage, Neighbour
+from pipeline.reporting.image_lists import LISTED, SHOWN, Gallery, add_nearest, priority_at
+from pipeline.reporting.page_data import Card, CodeMap, ConfusionCell, ImageList
 from pipeline.reporting.thumbnails import Album, Priority
 
 MAX_MATRIX_CLASSES = 200
@@ -23,33 +23,37 @@ MAX_CELL_IMAGES = 4000
 """Number of images shown for all cells together."""
 
 
-def most_confident_mistakes(experiment: ExperimentResult, album: Album) -> list[ListedImage]:
-    """Return the wrong predictions of highest confidence, with their nearest training images."""
+def most_confident_mistakes(experiment: ExperimentResult, album: Album) -> ImageList:
+    """Return the wrong predictions, those of the highest confidence first."""
     wrong = np.flatnonzero(~experiment.predictions.correct)
-    order = np.argsort(-experiment.confidence[wrong], kind="stable")
-    return _listed_predictions(experiment, album, wrong[order][:SHOWN])
+    order = wrong[np.argsort(-experiment.confidence[wrong], kind="stable")]
+    return _list_predictions(experiment, album, order[:LISTED], len(wrong))
 
 
-def least_certain(experiment: ExperimentResult, album: Album) -> list[ListedImage]:
-    """Return the predictions of lowest confidence, with their nearest training images."""
-    return _listed_predictions(experiment, album, np.argsort(experiment.confidence, kind="stable")[:SHOWN])
+def least_certain(experiment: ExperimentResult, album: Album) -> ImageList:
+    """Return the predictions of the lowest confidence."""
+    order = np.argsort(experiment.confidence, kind="stable")[:SHOWN]
+    return _list_predictions(experiment, album, order, len(order))
 
 
-def _listed_predictions(experiment: ExperimentResult, album: Album, images: np.ndarray) -> list[ListedImage]:
-    """Return the list of some test images, which are given by their places among the predictions."""
-    nearest: list[list[Neighbour]] = [[] for _ in images]
+def _list_predictions(experiment: ExperimentResult, album: Album, images: np.ndarray, found: int) -> ImageList:
+    """Return the list of some test images, which are given by their places among the predictions.
+
+    The first are shown with their nearest training images, if there are codes.
+    """
+    outcomes = experiment.predictions
+    cards: list[Card] = [
+        {
+            "images": [_add_test_image(experiment, album, image, priority_at(number))],
+            "predicted": int(outcomes.predicted[image]),
+            "confidence": round(float(experiment.confidence[image]), 4),
+        }
+        for number, image in enumerate(images.tolist())
+    ]
     if experiment.index is not None:
         gallery = Gallery(experiment.address.data, experiment.index, album)
-        nearest = gallery.nearest(experiment.test_rows[images])
-    return [
-        {
-            "image": _add_test_image(experiment, album, image, Priority.LIST),
-            "predicted": int(experiment.predictions.predicted[image]),
-            "confidence": round(float(experiment.confidence[image]), 4),
-            "nearest": neighbours,
-        }
-        for image, neighbours in zip(images.tolist(), nearest, strict=True)
-    ]
+        add_nearest(cards, gallery, experiment.test_rows[images[:SHOWN]])
+    return {"cards": cards, "found": found, "checked": len(outcomes.paths), "total": len(outcomes.paths)}
 
 
 def _add_test_image(experiment: ExperimentResult, album: Album, image: int, priority: Priority) -> int:

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,11 +18,37 @@ from pipeline.reporting.page_data import Summary
 
 FOLDER = Path(__file__).parent / "page"
 
+
+class Section(NamedTuple):
+    """A part of the page: its id, which names its template in page/sections, and its title in the navigation."""
+
+    name: str
+    title: str
+
+
+SECTIONS = (
+    Section("verdict", "In short"),
+    Section("experiments", "Experiments"),
+    Section("mistakes", "Mistakes"),
+    Section("map", "Map"),
+    Section("labels", "Labels"),
+    Section("duplicates", "Duplicates"),
+    Section("outliers", "Outliers"),
+    Section("bad_files", "Bad files"),
+    Section("advice", "Advice"),
+    Section("curves", "Curves"),
+    Section("provenance", "Provenance"),
+)
+"""The parts of the page, in their order. One whose template writes nothing is left out."""
+
+SCRIPTS = ("dom", "images", "tables", "confusion", "map", "page")
+"""The files of page/scripts, of which the page's script is made, in their order."""
+
 TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
-    *("bad_files", "calibration", "reliability_chart", "path_chart", "facts", "comparison"),
+    *("bad_files", "verdict", "calibration", "reliability_chart", "path_chart", "facts", "bar"),
 )
-"""Keys of the summary, of its datasets and of its experiments that the template alone reads, not the script."""
+"""Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""
 
 DIRECTIONAL = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Bidirectional classes of the invisible characters that change the direction of writing."""
@@ -39,14 +65,36 @@ def render(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    environment.filters |= {"percent": percent, "points": points, "p_value": p_value}
+    sections = [
+        (section, Markup(content))  # noqa: S704 - rendered by ourselves, its names escaped
+        for section in SECTIONS
+        if (content := environment.get_template(f"sections/{section.name}.html.j2").render(summary=shown)).strip()
+    ]
+    script = "\n".join((FOLDER / "scripts" / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     return environment.get_template("page.html.j2").render(
         summary=shown,
+        sections=sections,
         script=Markup(script),  # noqa: S704 - ours
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         data=island(script_data(shown)),
     )
+
+
+def percent(share: float, n: int) -> str:
+    """Return a share of n images in percent, with as many decimals as n can tell apart, but no more than two."""
+    return f"{100 * share:.{1 if n < 10_000 else 2}f}%"
+
+
+def points(difference: float) -> str:
+    """Return a difference of shares in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    """Return a p-value as papers print it."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def script_data(summary: Summary) -> dict[str, object]:

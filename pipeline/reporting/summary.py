@@ -7,9 +7,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-
-import numpy as np
 
 from pipeline import files, params, yaml_text
 from pipeline.analysis import predictions
@@ -19,24 +18,35 @@ from pipeline.reporting import image_lists, prediction_lists
 from pipeline.reporting.advice import read_advice
 from pipeline.reporting.experiment_charts import (
     few_shot_charts,
+    interval_bars,
     layer_charts,
     path_chart,
     reliability_chart,
     training_charts,
 )
-from pipeline.reporting.experiments import ExperimentResult, address_of, load_experiment
+from pipeline.reporting.experiments import (
+    ExperimentResult,
+    address_of,
+    first_codes,
+    load_experiment,
+    rank,
+    rank_key,
+    validation_of,
+)
 from pipeline.reporting.page_data import (
+    AdviceSummary,
     CodeMap,
-    Comparison,
     DatasetSummary,
     ExperimentDetails,
     ExperimentSummary,
     ImageEntry,
+    ImageList,
     ImageStudy,
     Scores,
     Summary,
 )
 from pipeline.reporting.thumbnails import Album
+from pipeline.reporting.verdict import TestedImages, compare_with_first, give_verdict
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
 """Packages whose versions the page tells."""
@@ -50,11 +60,12 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summa
 
     folder: of the reports; experiments: as `find_experiments` returns them; budget: of the thumbnails, in bytes.
     """
-    album = Album()
+    album, advice = Album(), read_advice(folder, experiments)
     datasets: dict[str, DatasetSummary] = {}
     summaries: list[ExperimentSummary] = []
-    for dataset, group in groupby(experiments, key=lambda scores: scores["dataset"]):
-        datasets[dataset], of_dataset = _summarise_dataset(folder, list(group), album)
+    for dataset, group in groupby(experiments, key=itemgetter("dataset")):
+        of_backbone = {item["backbone"]: item for item in advice if item["dataset"] == dataset}
+        datasets[dataset], of_dataset = _summarise_dataset(folder, rank(group), of_backbone, album)
         summaries += of_dataset
     return {
         "datasets": datasets,
@@ -62,7 +73,7 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summa
         "layer_charts": layer_charts(experiments),
         "few_shot_charts": few_shot_charts(experiments),
         "training_charts": [chart for scores in experiments for chart in training_charts(folder, scores)],
-        "advice": read_advice(folder, experiments),
+        "advice": advice,
         "images": _image_entries(album, experiments, datasets),
         "thumbnails": album.thumbnails(budget),
         "budget": budget,
@@ -72,32 +83,34 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summa
 
 
 def _summarise_dataset(
-    folder: Path, experiments: Sequence[Scores], album: Album
+    folder: Path, experiments: Sequence[Scores], advice: Mapping[str, AdviceSummary], album: Album
 ) -> tuple[DatasetSummary, list[ExperimentSummary]]:
-    """Summarise the experiments on one dataset; its images are studied by the codes of the first that has codes."""
-    study: ImageStudy | None = None
-    paths: tuple[str, ...] = ()
-    bad_files = read_bad_files(address_of(experiments[0]).data / "bad.csv")
-    details, correct = [], []
+    """Summarise the experiments on one dataset, which come ranked, and the images of the dataset."""
+    data, index = address_of(experiments[0]).data, first_codes(experiments)
+    study, lists = _study_images(image_lists.Gallery(data, index, album)) if index else (None, {})
+    results: list[tuple[ExperimentDetails, TestedImages]] = []
     for scores in experiments:
-        experiment = load_experiment(folder, scores)
-        outcomes = experiment.predictions
-        if experiment.index is not None and study is None:
-            study = _study_images(image_lists.Gallery(experiment.address.data, experiment.index, album))
-            paths = experiment.index.paths
-            bad_files += experiment.index.bad
-        details.append(_summarise_experiment(experiment, album, study["code_map"] if study else None))
-        correct.append((hash(outcomes.paths), outcomes.correct))
+        result = load_experiment(folder, scores)
+        outcomes = result.predictions
+        details = _summarise_experiment(result, album, study["code_map"] if study else None)
+        results.append((details, (hash(outcomes.paths), outcomes.correct)))
+    results.sort(key=lambda result: rank_key(result[0], result[0]["validation"]))
+    tested = [images for _, images in results]
+    summaries: list[ExperimentSummary] = [
+        {**details, "comparison": comparison, "bar": bar}
+        for (details, _), comparison, bar in zip(
+            results, compare_with_first(tested), interval_bars([details for details, _ in results]), strict=True
+        )
+    ]
     dataset: DatasetSummary = {
         "classes": outcomes.classes,
-        "folder": common_folder(paths or outcomes.paths),
-        "bad_files": list(dict.fromkeys(bad_files)),
+        "folder": common_folder(index.paths if index else outcomes.paths),
+        "bad_files": list(dict.fromkeys([*read_bad_files(data / "bad.csv"), *(index.bad if index else ())])),
         "study": study,
+        "lists": lists,
+        "verdict": give_verdict(summaries, tested, advice),
     }
-    comparisons = compare_with_first(correct)
-    return dataset, [
-        {**detail, "comparison": comparison} for detail, comparison in zip(details, comparisons, strict=True)
-    ]
+    return dataset, summaries
 
 
 def _image_entries(
@@ -117,15 +130,23 @@ def common_folder(paths: Sequence[str]) -> str:
     return os.path.commonpath(paths) + "/"
 
 
-def _study_images(gallery: image_lists.Gallery) -> ImageStudy:
-    return {
-        "layer": f"{gallery.index.spec.backbone}, {gallery.index.spec.layer}",
-        "leaks": image_lists.find_leaks_between_splits(gallery),
-        "label_errors": image_lists.suspected_label_errors(gallery),
+def _study_images(gallery: image_lists.Gallery) -> tuple[ImageStudy, dict[str, ImageList]]:
+    near_duplicates, limits = image_lists.near_duplicates(gallery)
+    lists = {
+        "copies": image_lists.copies_across_splits(gallery),
+        "near_duplicates": near_duplicates,
+        "conflicting_duplicates": image_lists.conflicting_duplicates(gallery),
+        "suspected_label_errors": image_lists.suspected_label_errors(gallery),
+        "rare_types": image_lists.files_of_rare_types(gallery),
         "outliers": image_lists.outliers(gallery),
-        "code_map": image_lists.code_map(gallery),
-        "split_sizes": {split: len(gallery.rows(split)) for split in SPLITS},
     }
+    study: ImageStudy = {
+        "layer": f"{gallery.index.spec.backbone}, {gallery.index.spec.layer}",
+        "split_sizes": {split: len(gallery.rows(split)) for split in SPLITS},
+        "distance_limits": limits,
+        "code_map": image_lists.code_map(gallery),
+    }
+    return study, lists
 
 
 def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: CodeMap | None) -> ExperimentDetails:
@@ -138,13 +159,15 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         **experiment.scores,
         "name": experiment.name,
         "note": experiment.note,
+        "validation": validation_of(metadata),
         "confidence_kind": experiment.confidence_kind,
         "per_class": [_rounded(scores) for scores in outcomes.per_class],
         "confusion_cells": prediction_lists.confusion_cells(experiment, album),
-        "mistakes": prediction_lists.most_confident_mistakes(experiment, album),
-        "mistakes_total": int((~outcomes.correct).sum()),
+        "lists": {
+            "mistakes": prediction_lists.most_confident_mistakes(experiment, album),
+            "least_certain": prediction_lists.least_certain(experiment, album),
+        },
         "mistakes_on_map": prediction_lists.mistakes_on_map(experiment, album, code_map),
-        "least_certain": prediction_lists.least_certain(experiment, album),
         "calibration": calibration,
         "reliability_chart": reliability_chart(calibration) if calibration else None,
         "path_chart": path_chart(facts.get("cv", []), facts.get("measure", "accuracy")),
@@ -155,20 +178,6 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
 def _rounded(scores: predictions.ClassScores) -> predictions.ClassScores:
     precision, recall, f1, support = scores
     return predictions.ClassScores(round(precision, 4), round(recall, 4), round(f1, 4), support)
-
-
-def compare_with_first(correct: Sequence[tuple[int, np.ndarray]]) -> list[Comparison]:
-    """Test every experiment on a dataset against the first, which is the best.
-
-    correct: for each a hash of the paths of its test images, and which of them are predicted correctly, (n,) bool.
-    """
-    (images, best), *others = correct
-    comparable = [place for place, (other_images, _) in enumerate(others) if other_images == images]
-    p_values = [predictions.mcnemar(best, others[place][1]) for place in comparable]
-    comparisons: list[Comparison] = [{"best": False, "p": None, "differs": None} for _ in others]
-    for place, p, differs in zip(comparable, p_values, predictions.significant(p_values), strict=True):
-        comparisons[place] = {"best": False, "p": p, "differs": differs}
-    return [{"best": True, "p": None, "differs": None}, *comparisons]
 
 
 def read_bad_files(path: Path) -> list[str]:

@@ -18,6 +18,12 @@ from pipeline.images import decoding, parallel
 SIDE = 64
 """Length of the longer side, in pixels."""
 
+LARGE_SIDE = 192
+"""Length of the longer side of the images of the lists, which a click enlarges."""
+
+LARGE_BYTES = 20_000
+"""One image is large for each so many bytes of the budget: large ones take about half of it, of photographs."""
+
 QUALITY = 75
 """JPEG quality."""
 
@@ -29,7 +35,8 @@ class Priority(IntEnum):
     NEIGHBOUR = 1
     MAP = 2
     CONFUSION = 3
-    CORRECT = 4
+    REST = 4
+    CORRECT = 5
 
 
 @dataclass
@@ -66,9 +73,10 @@ class Album:
     def thumbnails(self, budget: int) -> dict[int, str]:
         """Return {number: JPEG file in base64} by priority, at most `budget` characters in all."""
         order = sorted(range(len(self.images)), key=lambda number: self.images[number].priority)
+        sides = dict.fromkeys([n for n in order if not self.images[n].priority][: budget // LARGE_BYTES], LARGE_SIDE)
         whites = {root: read_max_value(root) for root in {image.root for image in self.images}}
         threads = parallel.default_threads()
-        make = partial(self._make, whites)
+        make = partial(self._make, whites, sides)
         results = parallel.ordered_map(make, order, threads, ahead=4 * threads)
         thumbnails: dict[int, str] = {}
         for number, thumbnail in zip(order, results, strict=False):
@@ -80,18 +88,19 @@ class Album:
             thumbnails[number] = thumbnail
         return thumbnails
 
-    def _make(self, whites: Mapping[Path, float], number: int) -> str:
+    def _make(self, whites: Mapping[Path, float], sides: Mapping[int, int], number: int) -> str:
         image = self.images[number]
-        return make_thumbnail(image.root / image.path, whites[image.root])
+        return make_thumbnail(image.root / image.path, whites[image.root], sides.get(number, SIDE))
 
 
-def make_thumbnail(file: Path, max_value: float) -> str:
-    """Return an image as a JPEG file of at most 64 × 64 pixels, in base64; raise `BadImage` if it cannot be read.
+def make_thumbnail(file: Path, max_value: float, side: int = SIDE) -> str:
+    """Return an image as a JPEG file in base64; raise `BadImage` if it cannot be read.
 
-    max_value: the value that is white in images of more than 8 bits.
+    max_value: the value that is white in images of more than 8 bits; side: length of the longer side at most, in
+    pixels.
     """
-    image = decoding.decode(decoding.read_bytes(file), 2 * SIDE, max_value)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image = decoding.decode(decoding.read_bytes(file), 2 * side, max_value)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -105,7 +105,7 @@ def test_finetune_extract_evaluate_and_predict_follow_each_other(trained: Run, t
     assert trained("evaluate", *ADDRESS[:4], "--model", "finetuned", *tuned).code == 0
     assert "finetuned" in trained("report").out
     page = Path("reports/index.html").read_text(encoding="utf-8")
-    assert "<h3>Fine-tuning</h3>" in page and "epoch 2: " in page and "validation" in page
+    assert "<h3>Fine-tuning, epoch by epoch</h3>" in page and "epoch 2: " in page and "validation" in page
     again = ("--grid", "{l2: {C: [10]}}", "--folds", 2, "--out", "again.skops")
     assert trained("classify", *ADDRESS, *tuned, *again).code == 0
     assert trained("predict", *ADDRESS[:4], "--model", "finetuned", tmp_path / "photos" / "a").code == 0

@@ -16,7 +16,14 @@ def test_report_prints_the_table_and_writes_the_page(scored: Run) -> None:
     assert outcome.code == 0 and outcome.out.startswith("dataset ") and "reports/index.html" in outcome.out
     html = PAGE.read_text()
     assert html.startswith("<!doctype html>") and BAD_FILES[0] in html
-    for text in ("ab" * 32, "chosen.parameters.C", "versions.scikit-learn", "C paths", "ECE", "source: digits"):
+    for text in (
+        "ab" * 32,
+        "chosen.parameters.C",
+        "versions.scikit-learn",
+        "against the classifier",
+        "ECE",
+        "source: digits",
+    ):
         assert text in html
     PAGE.write_text("as it is")
     assert "softmax" in scored("report", "--table").out and PAGE.read_text() == "as it is"
@@ -30,10 +37,7 @@ def test_two_runs_give_the_same_page(scored: Run) -> None:
 
 def test_a_page_of_one_dataset(scored: Run) -> None:
     mistake(scored("report", "--dataset", "other"), "no scores", "dvc repro")
-    for name in ("digits", "data/digits", Path("data/digits").resolve()):
-        assert scored("report", "--dataset", name, "--backbone", "tinyvgg").code == 0
-    for flags in (("--dataset", "*"), ("--dataset", "[d]igits"), ("--backbone", "*"), ("--backbone", "../digits")):
-        mistake(scored("report", *flags), "no scores")
+    assert scored("report", "--dataset", "digits", "--backbone", "tinyvgg").code == 0
     mistake(scored("report", "--thumbnails", -1), "--thumbnails")
 
 
@@ -42,10 +46,9 @@ def test_thumbnails_stay_within_their_budget(scored: Run) -> None:
         scored("report", "--thumbnails", megabytes)
         data = read_page_data()
         assert sum(map(len, data["thumbnails"].values())) <= megabytes * 1e6
-        study = data["datasets"]["digits"]["study"]
-        lists = [study["label_errors"]["suspected"], study["outliers"]["images"]]
-        lists += [entry[name] for entry in data["experiments"] for name in ("mistakes", "least_certain")]
-        listed = {item["image"] for items in lists for item in items}
+        holders = [data["datasets"]["digits"], *data["experiments"]]
+        cards = [card for holder in holders for images in holder["lists"].values() for card in images["cards"]]
+        listed = {image for card in cards for image in card["images"]}
         if megabytes == 0.01:
             assert 0 < len(data["thumbnails"]) < 48 and set(map(int, data["thumbnails"])) <= listed
     assert PAGE.stat().st_size < 300_000

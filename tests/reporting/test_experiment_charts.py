@@ -36,7 +36,7 @@ def test_few_shot_curves_are_drawn(scored: Callable[..., Outcome]) -> None:
     accuracies = [-float(row["accuracy"]) for row in rows]
     assert np.argsort([point.y for point in line.points]).tolist() == np.argsort(accuracies, kind="stable").tolist()
     scored("report")
-    assert "Few images" in PAGE.read_text() and first.title in PAGE.read_text()
+    assert "Accuracy against training images per class" in PAGE.read_text() and first.title in PAGE.read_text()
 
 
 def test_epochs_have_few_ticks_and_one_at_the_end() -> None:

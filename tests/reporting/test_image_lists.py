@@ -13,16 +13,17 @@ from PIL import Image
 
 from pipeline.codes import reader
 from pipeline.reporting import image_lists
-from pipeline.reporting.thumbnails import Album
+from pipeline.reporting.page_data import Card
+from pipeline.reporting.thumbnails import Album, Priority
 
 
 def make_gallery() -> image_lists.Gallery:
     return image_lists.Gallery(Path("data/digits"), reader.read_index(CODES, {}), Album())
 
 
-def name_of(gallery: image_lists.Gallery, number: int) -> str:
-    """Return the file name of an image in the album."""
-    return Path(gallery.album.images[number].path).name
+def names_of(gallery: image_lists.Gallery, card: Card) -> set[str]:
+    """Return the file names of a card's images."""
+    return {Path(gallery.album.images[number].path).name for number in card["images"]}
 
 
 def write_split_photos(folder: Path) -> Path:
@@ -47,13 +48,11 @@ def test_a_copy_in_the_other_split_with_another_label_is_found(run: Callable[...
     for stage in (("prepare", "--dataset", photos, "--out", "data/digits"), ("extract", "--layer", "fc7")):
         assert run(*stage).code == 0
     gallery = make_gallery()
-    leaks = image_lists.find_leaks_between_splits(gallery)
-    assert leaks["copies_total"] == 1
-    assert sorted(name_of(gallery, number) for number in leaks["copies"][0]) == ["10.png", "copy.png"]
-    pairs = [{name_of(gallery, pair.image), name_of(gallery, pair.other)} for pair in leaks["near_duplicates"]]
-    assert {"gradient.png", "resaved.jpg"} in pairs
-    (conflict,) = image_lists.suspected_label_errors(gallery)["conflicting_duplicates"]
-    assert sorted(name_of(gallery, number) for number in conflict) == ["10.png", "copy.png"]
+    for copies in (image_lists.copies_across_splits(gallery), image_lists.conflicting_duplicates(gallery)):
+        assert copies["found"] == 1 and names_of(gallery, copies["cards"][0]) == {"10.png", "copy.png"}
+    found, limits = image_lists.near_duplicates(gallery)
+    pair = next(card for card in found["cards"] if names_of(gallery, card) == {"gradient.png", "resaved.jpg"})
+    assert pair["distance"] <= limits[0] and found["checked"] == found["total"] == 25
 
 
 def test_a_wrong_label_is_suspected_and_an_outlier_is_found(project: Path) -> None:
@@ -65,7 +64,21 @@ def test_a_wrong_label_is_suspected_and_an_outlier_is_found(project: Path) -> No
     paths[30] = "placeholder.gif"
     write_listed_codes(paths, labels, (["train"] * 4 + ["test"]) * 40, ["a", "b"], values)
     gallery = make_gallery()
-    assert name_of(gallery, image_lists.suspected_label_errors(gallery)["suspected"][0]["image"]) == "10.jpg"
-    outliers = image_lists.outliers(gallery)
-    assert name_of(gallery, outliers["images"][0]["image"]) == "placeholder.gif"
-    assert [name_of(gallery, number) for number in outliers["rare_types"]] == ["placeholder.gif"]
+    suspected = image_lists.suspected_label_errors(gallery)
+    assert names_of(gallery, suspected["cards"][0]) == {"10.jpg"} and suspected["total"] == 160
+    assert names_of(gallery, image_lists.outliers(gallery)["cards"][0]) == {"placeholder.gif"}
+    assert [names_of(gallery, card) for card in image_lists.files_of_rare_types(gallery)["cards"]] == [
+        {"placeholder.gif"}
+    ]
+
+
+def test_a_long_list_has_nearest_images_for_its_first_cards_only(project: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 600).tolist()
+    write_listed_codes([f"{n}.png" for n in range(600)], labels, ["train"] * 600, ["a", "b"], rng.random((600, 8)))
+    gallery = make_gallery()
+    cards = image_lists.suspected_label_errors(gallery)["cards"]
+    assert len(cards) == image_lists.LISTED
+    assert ["nearest" in card for card in cards] == [number < image_lists.SHOWN for number in range(len(cards))]
+    last = gallery.album.images[cards[-1]["images"][0]]
+    assert last.priority == Priority.REST

@@ -12,33 +12,27 @@ from sklearn.metrics import f1_score
 from pipeline.analysis import predictions
 from pipeline.reporting.experiments import find_experiments
 from pipeline.reporting.page_data import ExperimentSummary, Summary
-from pipeline.reporting.summary import compare_with_first, summarise
+from pipeline.reporting.summary import summarise
 
 REPORTS = Path("reports")
 
 
-def test_experiments_on_other_images_are_not_compared() -> None:
-    correct = np.array([True] * 20)
-    comparisons = compare_with_first([(1, correct), (1, ~correct), (2, correct)])
-    assert [comparison["best"] for comparison in comparisons] == [True, False, False]
-    assert comparisons[1]["differs"] is True and comparisons[2]["p"] is None
-
-
 def check_experiment(summary: Summary, entry: ExperimentSummary) -> None:
     outcomes = predictions.read_predictions(REPORTS / entry["name"])
-    assert entry["top1"] == outcomes.correct.mean() and entry["mistakes_total"] == (~outcomes.correct).sum() > 0
+    mistakes, least_certain = entry["lists"]["mistakes"], entry["lists"]["least_certain"]["cards"]
+    assert entry["top1"] == outcomes.correct.mean() and mistakes["found"] == (~outcomes.correct).sum() > 0
     assert sum(cell.n for cell in entry["confusion_cells"]) == 24
     f1 = f1_score(outcomes.labels, outcomes.predicted, average=None)
     np.testing.assert_allclose([scores.f1 for scores in entry["per_class"]], f1, atol=1e-4)
-    assert len(entry["mistakes"]) == entry["mistakes_total"] and len(entry["least_certain"]) == 24
-    for item in entry["mistakes"]:
-        image = summary["images"][item["image"]]
+    assert len(mistakes["cards"]) == mistakes["found"] and len(least_certain) == 24
+    for item in mistakes["cards"]:
+        image = summary["images"][item["images"][0]]
         assert image.split == "test" and outcomes.classes[image.label] == image.path.split("/")[0]
         assert item["predicted"] != image.label
         assert [summary["images"][neighbour.image].split for neighbour in item["nearest"]] == ["train"] * 5
-    confidence = [item["confidence"] for item in entry["mistakes"]]
+    confidence = [item["confidence"] for item in mistakes["cards"]]
     assert confidence == sorted(confidence, reverse=True)
-    confidence = [item["confidence"] for item in entry["least_certain"]]
+    confidence = [item["confidence"] for item in least_certain]
     assert confidence == sorted(confidence)
 
 

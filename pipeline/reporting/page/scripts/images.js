@@ -1,0 +1,81 @@
+/* Images: thumbnails, the dialog that enlarges them, cards, and lists of cards. */
+const SHOWN_CARDS = 8;
+const CONFIDENCE = { probability: "probability", margin: "margin over the second class", score: "score of the predicted class" };
+
+/* Thumbnails are decoded when they come into view. */
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) show(entry.target);
+}, { rootMargin: "300px" });
+
+function show(frame) {
+  seen.unobserve(frame);
+  if (!frame.firstChild) frame.append(picture(Number(frame.dataset.thumb)));
+}
+function picture(image) {
+  const node = el("img", { alt: `${className(labelOf(image))}: ${pathOf(image)}` });
+  node.onload = () => node.classList.toggle("tiny", Math.max(node.naturalWidth, node.naturalHeight) <= 32);
+  node.src = "data:image/jpeg;base64," + data.thumbnails[image];
+  return node;
+}
+function thumbnail(image, now) {
+  if (!data.thumbnails[image]) return el("span", { class: "thumb" }, "no thumbnail");
+  const frame = el("button", { class: "thumb", type: "button", "data-thumb": image, "aria-label": `enlarge ${pathOf(image)}` });
+  if (now) show(frame); else seen.observe(frame);
+  return frame;
+}
+
+/* The dialog that enlarges an image; arrow keys go to the image before or after it in the same list. */
+let enlarged = null;
+function enlarge(frame) {
+  const image = Number(frame.dataset.thumb), predicted = experiment.mistakes_on_map[image];
+  const card = frame.closest("[data-predicted]");
+  const wrong = card && !frame.closest(".near") ? Number(card.dataset.predicted) : predicted;
+  enlarged = frame;
+  fill($("large").querySelector(".large-image"), picture(image));
+  fill($("large").querySelector(".words"), el("p", {}, el("b", {}, name(className(labelOf(image)))), `, ${splitOf(image)}`,
+    wrong === undefined || wrong === labelOf(image) ? null : [", predicted ", el("b", { class: "other" }, name(className(wrong)))].flat()), el("p", { class: "path" }, name(dataset().folder + pathOf(image))));
+  if (!$("large").open) $("large").showModal();
+}
+function enlargeNeighbour(step) {
+  const list = enlarged.closest(".near, .gallery, .thumbs"), frames = [...list.querySelectorAll("button.thumb")].filter((frame) => frame.closest(".near, .gallery, .thumbs") === list);
+  const next = frames[frames.indexOf(enlarged) + step];
+  if (next) enlarge(next);
+}
+$("large").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (step) { event.preventDefault(); enlargeNeighbour(step); }
+});
+
+function neighbours(nearest, label) {
+  if (!nearest?.length) return null;
+  return el("div", { class: "near" }, el("span", {}, "nearest training images, distance"), nearest.map(([image, distance]) =>
+    el("figure", { title: `${pathOf(image)}\n${className(labelOf(image))}, distance ${distance}` }, thumbnail(image),
+      el("figcaption", { class: labelOf(image) === label ? null : "other" }, name(className(labelOf(image))), el("br"), distance.toPrecision(2)))));
+}
+/* kind: what the card's confidence is. */
+function card(item, kind) {
+  if (item.images.length > 1) return groupCard(item);
+  const [image] = item.images, label = labelOf(image);
+  return el("div", { class: "card", "data-predicted": item.predicted }, thumbnail(image), el("div", { class: "words" },
+    item.predicted === undefined ? null : el("div", {}, el("b", { class: item.predicted === label ? null : "other" }, name(className(item.predicted))), " predicted"),
+    el("div", {}, el("b", {}, name(className(label))), splitOf(image) === "test" ? " is the label" : ` is the label, ${splitOf(image)}`),
+    item.confidence === undefined ? null : el("div", { class: "soft" }, `${kind} ${item.confidence}`),
+    name(pathOf(image), "path")), neighbours(item.nearest, label));
+}
+function groupCard(item) {
+  const differ = new Set(item.images.map(labelOf)).size > 1;
+  return el("div", { class: "card" }, el("div", { class: "pair" }, item.images.map((image) => el("figure", {}, thumbnail(image), el("figcaption", {},
+    splitOf(image), ", ", el("b", { class: differ ? "other" : null }, name(className(labelOf(image)))), el("br"), name(pathOf(image), "path"))))),
+    el("div", { class: "pair" }, item.distance === undefined ? "same SHA-256" : `distance ${item.distance}`, differ ? el("b", { class: "other" }, "labels differ") : null));
+}
+
+/* A list shows its first cards, then all on a click; its CSV file holds all. */
+function fillList(node, list, kind) {
+  if (!list?.cards.length) { node.replaceChildren(); return; }
+  const listed = node.dataset.list, box = el("div", { class: "gallery" });
+  const cards = (items) => items.map((item) => card(item, kind));
+  fill(box, cards(list.cards.slice(0, SHOWN_CARDS)));
+  const rest = list.cards.slice(SHOWN_CARDS);
+  const all = rest.length ? button(`show all ${list.cards.length}`, { onclick: () => { box.append(...cards(rest)); all.remove(); } }) : null;
+  fill(node, box, el("p", { class: "tools" }, all, button("CSV", { "data-csv": listed, "aria-label": `${listed.replaceAll("_", " ")} as CSV` })));
+}

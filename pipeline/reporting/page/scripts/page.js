@@ -1,0 +1,53 @@
+/* The page as a whole: which experiment is shown, and what clicks do. */
+const lists = () => ({ ...dataset().lists, ...experiment.lists });
+function fillLists(nodes, kind) {
+  for (const node of nodes) fillList(node, lists()[node.dataset.list], kind);
+}
+function pick(place) {
+  const other = !experiment || experiment.dataset !== data.experiments[place].dataset;
+  experiment = data.experiments[place];
+  $("picker").value = place;
+  for (const row of document.querySelectorAll(".experiments tbody tr")) row.classList.toggle("picked", row.querySelector("[data-pick]").dataset.pick === String(place));
+  const { mistakes } = experiment.lists, kind = experiment.confidence_kind;
+  fill($("scores"), el("b", {}, name(experiment.name)), `: ${plural(mistakes.found, "mistake")} among ${count(experiment.n)} test images`,
+    mistakes.found ? `, the highest ${CONFIDENCE[kind]} first${mistakes.cards.length < mistakes.found ? `; the first ${count(mistakes.cards.length)} are listed` : ""}.` : ".",
+    experiment.note ? el("span", { class: "note" }, name(experiment.note)) : null);
+  fillLists(document.querySelectorAll("#mistakes [data-list]"), kind);
+  confusion();
+  perClass();
+  map();
+  if (other) showDataset();
+}
+function showDataset() {
+  for (const block of document.querySelectorAll("[data-dataset]")) {
+    block.hidden = block.dataset.dataset !== experiment.dataset;
+    if (!block.hidden) fillLists(block.querySelectorAll("[data-list]"), "margin");
+  }
+}
+document.addEventListener("click", (event) => {
+  const at = (selector) => event.target.closest(selector);
+  const sorter = at(".sortable th button"), picker = at("[data-pick]"), file = at("[data-csv]"), frame = at("button.thumb"), copier = at("[data-copy]");
+  if (sorter) sortBy(sorter);
+  if (picker) { pick(Number(picker.dataset.pick)); $("mistakes").scrollIntoView(); }
+  if (file) file.dataset.csv === "experiments" ? downloadExperiments() : downloadList(file.dataset.csv, lists()[file.dataset.csv].cards, file.closest("#mistakes") ? experiment.confidence_kind : "margin");
+  if (frame) enlarge(frame);
+  if (copier) copy(copier);
+  if (event.target.matches("dialog")) event.target.close();
+});
+async function copy(copier) {
+  const code = copier.parentNode.querySelector("code");
+  getSelection().selectAllChildren(code);
+  try { await navigator.clipboard.writeText(code.textContent); copier.textContent = "copied"; } catch { copier.textContent = "selected: press Ctrl+C"; }
+}
+$("picker").addEventListener("change", (event) => pick(Number(event.target.value)));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); confusion(); });
+addEventListener("beforeprint", () => {
+  redraw();
+  for (const details of document.querySelectorAll("section:not(#provenance) details")) details.open = true;
+  document.querySelectorAll("[data-thumb]").forEach(show);
+});
+for (const table of document.querySelectorAll("table.short")) {
+  const all = button(`show all ${table.tBodies[0].rows.length}`, { onclick: () => { table.classList.remove("short"); all.remove(); } });
+  table.parentNode.after(el("p", { class: "tools" }, all));
+}
+pick(0);

@@ -1,0 +1,100 @@
+"""What to know first about a dataset: the best experiment, whether chance explains its lead, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipeline.analysis import predictions
+from pipeline.paths import ADDRESS_WORDS
+from pipeline.reporting.experiments import address_of
+from pipeline.reporting.page_data import AdviceSummary, Comparison, ExperimentSummary, NextStep, Scores, Verdict
+
+SMALL_INPUT = "tinyvgg"
+"""The backbone that sees 64 × 64 pixels and suits small images."""
+
+STRONGER = ("efficientnet_lite0", "avgpool")
+"""The backbone to try on photographs next, whose weights are installed with the program, and its layer."""
+
+ENOUGH = 0.95
+"""Top-1 accuracy from which no stronger backbone is suggested."""
+
+TestedImages = tuple[int, np.ndarray]
+"""A hash of the paths of an experiment's test images, and which of them are predicted correctly, (n,) bool."""
+
+
+def compare_with_first(tested: Sequence[TestedImages]) -> list[Comparison]:
+    """Test every experiment on a dataset against the first, which is the best."""
+    (images, best), *others = tested
+    comparable = [place for place, (other_images, _) in enumerate(others) if other_images == images]
+    p_values = [predictions.mcnemar(best, others[place][1]) for place in comparable]
+    comparisons: list[Comparison] = [{"best": False, "p": None, "differs": None} for _ in others]
+    for place, p, differs in zip(comparable, p_values, predictions.significant(p_values), strict=True):
+        comparisons[place] = {"best": False, "p": p, "differs": differs}
+    return [{"best": True, "p": None, "differs": None}, *comparisons]
+
+
+def give_verdict(
+    experiments: Sequence[ExperimentSummary], tested: Sequence[TestedImages], advice: Mapping[str, AdviceSummary]
+) -> Verdict:
+    """Return what to know first about a dataset.
+
+    experiments, tested: in the same order, the best first; advice: {backbone: what `advise` recommends}.
+    """
+    validated = sum(experiment["validation"] is not None for experiment in experiments)
+    others = [row["comparison"] for row in experiments if row["comparison"]["p"] is not None]
+    best, second = experiments[0], tested[1] if len(tested) > 1 and tested[1][0] == tested[0][0] else None
+    return {
+        "compared": validated or len(experiments),
+        "validated": validated > 0,
+        "left_out": len(experiments) - validated if validated else 0,
+        "most_frequent": max(scores.support for scores in best["per_class"]) / best["n"],
+        "difference": predictions.paired_difference(tested[0][1], second[1]) if second else None,
+        "comparable": len(others),
+        "apart": sum(bool(comparison["differs"]) for comparison in others),
+        "next_step": choose_next_step(experiments, advice.get(best["backbone"])),
+    }
+
+
+def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSummary | None) -> NextStep:
+    """Return what is worth doing next; advice: on the backbone of the best experiment, which is the first."""
+    best, backbones = experiments[0], {row["backbone"] for row in experiments}
+    layers = {row["layer"] for row in experiments if row["backbone"] == best["backbone"]}
+    stronger, layer = STRONGER
+    if backbones == {SMALL_INPUT} and best["top1"] < ENOUGH:
+        reason = f"{SMALL_INPUT} sees 64×64 pixels. If these are photographs, try a network that sees more"
+        return {"reason": reason, "commands": _try_layer(best, stronger, layer)}
+    if advice is None:
+        reason = f"Measure every layer of {best['backbone']} on the training images"
+        return {"reason": reason, "commands": [_command("advise", best, "dataset", "backbone")]}
+    if not layers & set(advice["as_good"]):
+        reason = f"Try layer {advice['layer']}, which did best when every layer was measured"
+        return {"reason": reason, "commands": _try_layer(best, best["backbone"], advice["layer"])}
+    if advice["fine_tune"] and not any(row["model"] == "finetuned" for row in experiments):
+        reason = "There are enough images to train the network further"
+        return {"reason": reason, "commands": [_command("finetune", best, *ADDRESS_WORDS)]}
+    reason = "Let the best classifier name the classes of new images, here those in the folder new-images"
+    classifier = shlex.quote(str(address_of(best).classifier))
+    return {
+        "reason": reason,
+        "commands": [f"python -m pipeline.predict --classifier {classifier} new-images > classes.csv"],
+    }
+
+
+def _try_layer(best: Scores, backbone: str, layer: str) -> list[str]:
+    """Return the commands that extract another layer and score the model of the best experiment on it."""
+    other: Scores = {**best, "backbone": backbone, "layer": layer}
+    return [
+        _command("extract", other, "dataset", "backbone", "layer"),
+        _command("classify", other, *ADDRESS_WORDS),
+        _command("evaluate", other, *ADDRESS_WORDS),
+        _command("report", other, "dataset"),
+    ]
+
+
+def _command(stage: str, scores: Mapping[str, object], *words: str) -> str:
+    """Return a command for the address of an experiment, or for some words of it, that a shell takes as it is."""
+    flags = [f"--{word} {shlex.quote(str(scores[word]))}" for word in words]
+    return " ".join([f"python -m pipeline.{stage}", *flags])
