@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline import command_line
 from pipeline.codes.writer import claim_folder
 from pipeline.config import Cache
+from pipeline.errors import counted
 
 EXAMPLE = "python -m pipeline.cache --prune"
 
@@ -45,7 +46,7 @@ def run(settings: Cache) -> None:
     files = [path for folder in folders for path in sorted(folder.iterdir())]
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {own_bytes(path) / 1e6:10.1f} MB of its own  {path}")
-    print(f"{len(files)} files, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")
+    print(f"{counted(len(files), 'file')}, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")
 
 
 def main(argv: list[str] | None = None) -> int:

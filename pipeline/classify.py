@@ -21,11 +21,11 @@ from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier
 from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.codes.spec import Rows
+from pipeline.codes.spec import Rows, extract_settings
 from pipeline.config import Classify
-from pipeline.data.manifest import MANIFEST, read_manifest
+from pipeline.data.manifest import read_manifest
 from pipeline.data.splits import find_units, validate_folds, validate_trainable
-from pipeline.paths import Experiment
+from pipeline.paths import MANIFEST, Experiment
 from pipeline.reporting import curves
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def run(settings: Classify) -> None:
     path, shots = settings.out or address.classifier, settings.shots
     file = settings.codes or address.codes
     with reader.open_codes(file, expected, "train", half) as codes:
-        validate_dataset(file, address.data, settings.dataset)
+        validate_dataset(file, address.data)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
         units = training_units(codes, address.data, settings.group_by)
         if settings.drop_small_classes:
@@ -117,7 +117,8 @@ def few_shot_rows(data: TrainingData, plan: SearchPlan, shots: Sequence[int], dr
 
 def few_shot_summary(path: Path, rows: Sequence[FewShotRow]) -> str:
     """Return the few-shot curve as text."""
-    lines = [f"{path}: accuracy on {rows[0]['n_scored']} held-out training images, over {rows[0]['draws']} draws"]
+    scored = errors.counted(rows[0]["n_scored"], "held-out training image")
+    lines = [f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws"]
     lines += [
         f"{row['shots']:4} per class: {row['accuracy']:.4f} ± {row['standard_deviation']:.4f} (standard deviation)"
         for row in rows
@@ -193,18 +194,19 @@ def training_units(codes: reader.Codes, folder: Path, group_by: str) -> np.ndarr
 
     folder: the prepared dataset; group_by: one of its metadata columns, or "".
     """
-    return find_units(codes.digests, *([read_groups(folder, group_by, codes.paths)] if group_by else []))
+    return find_units(codes.digests, *([read_groups(codes, folder, group_by)] if group_by else []))
 
 
-def read_groups(folder: Path, column: str, paths: Sequence[str]) -> list[str]:
+def read_groups(codes: reader.Codes, folder: Path, column: str) -> list[str]:
     """Return the value of each image in a metadata column of the prepared dataset."""
     manifest = read_manifest(folder)
     rows = {path: row for row, path in enumerate(manifest.paths)}
-    if missing := [path for path in paths if path not in rows]:
+    if missing := [path for path in codes.paths if path not in rows]:
         raise errors.PipelineError(
-            f"{folder / MANIFEST} does not list {missing[0]}, whose codes are here. Run pipeline.extract again."
+            f"{folder / MANIFEST} does not list {missing[0]}, whose codes are here. Extract again.",
+            fix=[errors.Fix("extract", extract_settings(codes.spec.to_dict()))],
         )
-    return list(manifest.take(np.array([rows[path] for path in paths], np.int64)).groups(column))
+    return list(manifest.take(np.array([rows[path] for path in codes.paths], np.int64)).groups(column))
 
 
 def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
@@ -228,9 +230,10 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
     """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
     chosen = trained.chosen
     setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
+    images = errors.counted(facts["n_train"], "image")
     lines = [
         f"{path}: {chosen['normalisation']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
-        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, {facts['n_train']} images"
+        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, {images}"
     ]
     if nested := facts.get("nested"):
         lines.append(
@@ -238,7 +241,8 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
             f"n = {nested['n']}"
         )
     if constant := facts["constant_features"]:
-        lines.append(f"{constant} of {width} features of the codes are constant: they carry no information")
+        are = "is constant: it carries" if constant == 1 else "are constant: they carry"
+        lines.append(f"{constant} of {errors.counted(width, 'feature')} of the codes {are} no information")
     return "\n".join([*lines, *_convergence_warnings(trained), *_edge_warnings(trained)])
 
 

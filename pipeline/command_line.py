@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
-from pipeline import errors, params
-from pipeline.config import COMMANDS, GROUPS, SETTINGS, Command, choices_of, extra_of
+from pipeline import errors, hints, params
+from pipeline.config import COMMANDS, EXPERIMENT, GROUPS, SETTINGS, Command, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
+
+logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=Command)
 
@@ -43,6 +46,7 @@ def run_command(
     arguments = list(sys.argv[1:] if argv is None else argv)
     settings: type[Any] = COMMANDS[command]
     origins: dict[str, Origin] = {}
+    config: Any = None
     try:
         content = params.read_params()
         values, origins = params.resolve(command, {}, content)
@@ -51,13 +55,36 @@ def run_command(
         config, origins = params.load(settings, flags, content)
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
         escape_unknown_characters(sys.stdout)
+        log_address(config, origins)
         run(config)
     except (PipelineError, OSError, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             raise
-        print(f"{errors.sentence(error)}{_origin_of(error, origins)}", file=sys.stderr)
+        if isinstance(error, PipelineError):
+            error = hints.completed(error, vars(config) if config else {}, _origin_of(error, origins))
+        print(errors.sentence(error), file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
+
+
+def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
+    """Log which experiment a command works on, and where each word came from, so that a forgotten flag is noticed."""
+    fields = type(config).__pydantic_fields__
+    names = [name for name, field in fields.items() if extra_of(field)["group"] == EXPERIMENT]
+    if getattr(config, "classifier", None):  # it knows its own network; `evaluate` and `finetune` take codes as well
+        names = ["classifier"] if "codes" not in fields else [*names, "classifier"]
+    words = [
+        _word(name, value, extra_of(fields[name])["shown"], origins.get(name))
+        for name in names
+        if (value := getattr(config, name)) != ""
+    ]
+    if words and os.environ.get("RANK", "0") == "0" and getattr(config, "list", None) is None:  # RANK: of torchrun
+        logger.info("%s", "; ".join(words))
+
+
+def _word(name: str, value: Any, shown: str, origin: Origin | None) -> str:
+    text = shown if value is None else ", ".join(value) if isinstance(value, tuple) else value
+    return f"{name}: {text} ({origin.place if origin else 'default'})"
 
 
 def _origin_of(error: BaseException, origins: Mapping[str, Origin]) -> str:

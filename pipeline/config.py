@@ -463,7 +463,10 @@ class Advise(Command):
     folds: Integer = setting(5, "Number of folds of the cross-validation.", ge=2)
     seed: Seed = setting(0, "Seed that draws the images and the folds.")
     models: Names = setting(
-        ("svm", "softmax"), "The first model measures every layer, all of them the best layer.", key="models"
+        ("svm", "softmax"),
+        "The first model measures every layer, all of them the best layer.",
+        key="models",
+        group=EXPERIMENT,
     )
     curve: Counts = setting((), "Also measure accuracy from N images per class, layer by layer.", shown="no curve")
     relu: Literal["post", "pre", "both"] = setting(
@@ -498,9 +501,11 @@ class Compare(Command):
 class Report(Command):
     """Settings of `report`."""
 
-    dataset: Name | None = setting(None, "Show the experiments of this dataset only.", in_file=False, group=EXPERIMENT)
+    dataset: Name | None = setting(
+        None, "Show the experiments of this dataset only.", shown="all", in_file=False, group=EXPERIMENT
+    )
     backbone: Name | None = setting(
-        None, "Show the experiments of this backbone only.", in_file=False, group=EXPERIMENT
+        None, "Show the experiments of this backbone only.", shown="all", in_file=False, group=EXPERIMENT
     )
     reports: Path = setting(Path("reports"), "Folder of the scores.", in_file=False, group=FILES)
     out: Path | None = setting(

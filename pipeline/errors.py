@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from pathlib import Path
 
 SHOWN_CHOICES = 12
+SHOWN_BESIDE = 5
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A command that puts right what an error is about, with what the raiser knows of its settings.
+
+    The raiser knows the command and, say, the layer; `hints.complete` adds what the user's own command knows.
+    """
+
+    command: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Return the command as it can be pasted into a shell."""
+        flags = [part for name, value in self.settings.items() for part in _flag(name, value)]
+        return shlex.join(["python", "-m", f"pipeline.{self.command}", *flags])
+
+
+def _flag(name: str, value: object) -> list[str]:
+    """Return a setting as arguments; none where it has no value."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [flag, *map(str, values)] if values and values != [None] and values != [""] else []
 
 
 class PipelineError(Exception):
     """A mistake that the user can fix; the message is one sentence: what, why, and the fix.
 
-    setting: the setting that the mistake is about, if it is about one, so that the command can say where it came from.
+    setting: the setting that the mistake is about, if it is about one, so that the command can say where it came from;
+    fix: the commands that put it right, one after the other.
     """
 
-    def __init__(self, message: str, setting: str = "") -> None:
+    def __init__(self, message: str, setting: str = "", fix: Sequence[Fix] = ()) -> None:
         super().__init__(message)
-        self.setting = setting
+        self.message, self.setting, self.fix = message, setting, tuple(fix)
+
+    def __str__(self) -> str:
+        """Return the message, and in a line of their own the commands that fix it."""
+        return f"{self.message} Run:\n  {' && '.join(map(str, self.fix))}" if self.fix else self.message
 
 
 def first_line(error: BaseException) -> str:
@@ -27,9 +61,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things as text: 1 image, 2,000 images, 3 classes."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def nearest(name: str, choices: Iterable[str]) -> list[str]:
     """Return the choices, those most similar to a name first."""
     return sorted(choices, key=lambda choice: -SequenceMatcher(None, name.lower(), choice.lower()).ratio())
+
+
+def beside(path: Path) -> str:
+    """Say which names there are where the first missing part of a path should be, nearest first; "" if there are none.
+
+    The names are of folders, or, where the file itself is missing, of files of its kind.
+    """
+    missing = next((part for part in [*reversed(path.parents), path] if not part.exists()), path)
+    there = missing.parent.iterdir() if missing.parent.is_dir() and missing.parent != Path() else ()
+    names = [
+        entry.name
+        for entry in there
+        if not entry.name.startswith(".") and (entry.suffix == path.suffix if missing == path else entry.is_dir())
+    ]
+    shown = nearest(missing.name, sorted(names))[:SHOWN_BESIDE]
+    more = f", … ({len(names) - len(shown)} more)" if len(names) > len(shown) else ""
+    return f" {missing.parent} has {', '.join(shown)}{more}." if names else ""
 
 
 def unknown(kind: str, name: str, choices: Iterable[str], where: str = "") -> PipelineError:

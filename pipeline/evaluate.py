@@ -13,9 +13,8 @@ from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.codes.spec import LAYER_SEPARATOR
 from pipeline.config import Evaluate
-from pipeline.paths import Experiment
+from pipeline.paths import FINETUNED, LAYER_SEPARATOR, Experiment
 from pipeline.reporting import figures
 
 if TYPE_CHECKING:
@@ -123,8 +122,8 @@ def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: s
         return
     if facts["dataset_digest"] != training_digest(reader.read_index(first, {})):
         raise errors.PipelineError(
-            f"{path} was trained on other training images or labels than {dataset} has now. Train it again: "
-            f"python -m pipeline.{'finetune' if facts.get('model') == 'finetuned' else 'classify'} --dataset {dataset}."
+            f"{path} was trained on other training images or labels than {dataset} has now. Train it again.",
+            fix=[errors.Fix("finetune" if facts.get("model") == FINETUNED else "classify", {"out": path})],
         )
 
 
@@ -134,7 +133,7 @@ def run(settings: Evaluate) -> None:
     path, file = settings.classifier or address.classifier, settings.codes or address.codes
     classifier = persistence.load(path)
     test = reader.read_layers(file, classifier.spec.to_dict(), "test")
-    validate_dataset(file, address.data, settings.dataset)
+    validate_dataset(file, address.data)
     validate_training(path, persistence.read_metadata(path).facts, address.name, file)
     scores, margins = evaluate(classifier, test)
     folder = settings.out or address.report

@@ -23,10 +23,10 @@ from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence
 from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.classifiers.preprocessing import SignedRoot
-from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.codes.spec import join_codes
 from pipeline.config import Export
 from pipeline.images import views
-from pipeline.paths import Experiment
+from pipeline.paths import LAYER_SEPARATOR, Experiment
 
 EXAMPLE = "python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx"
 MAX_BYTES = 2**31 - 2**20

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import command_line, params
+from pipeline import command_line, errors, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import sources
@@ -134,19 +134,19 @@ def run(settings: Extract) -> None:
     )
     asked = {"precision": settings.precision, "decoder": settings.decoder}
     network, why = choose_settings(network, extraction, folder, asked)
-    layers = ", ".join(settings.layer)
-    print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {len(manifest.paths)} images")
+    layers, images = ", ".join(settings.layer), errors.counted(len(manifest.paths), "image")
+    print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {images}")
     print(why)
     with claim_folder(folder):
         runner.extract(extraction, network, folder)
     for line in (*extraction.notes, *(f"Skipped {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(manifest.paths) - len(extraction.bad)
+    skipped = f", {errors.counted(len(extraction.bad), 'image')} skipped" if extraction.bad else ""
     for layer, width in network.widths.items():
-        print(f"{folder / layer}.h5: {count} × {width}, {len(extraction.bad)} images skipped")
-    print(
-        f"{extraction.forwarded} images went through the network, the others were there from earlier runs or are copies"
-    )
+        print(f"{folder / layer}.h5: {count} × {width}{skipped}")
+    others = ", the others were there from earlier runs or are copies" if extraction.forwarded < count else ""
+    print(f"{errors.counted(extraction.forwarded, 'image')} went through the network{others}")
 
 
 def main(argv: list[str] | None = None) -> int:

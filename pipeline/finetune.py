@@ -25,14 +25,12 @@ from pipeline.codes.spec import flatten
 from pipeline.config import Extract, Finetune
 from pipeline.data import sources
 from pipeline.data.manifest import require_single_label
+from pipeline.errors import counted
 from pipeline.finetuning import recipes
 from pipeline.images import decoding, parallel
-from pipeline.paths import Experiment
+from pipeline.paths import FINETUNED, Experiment
 
 EXAMPLE = "python -m pipeline.finetune --layer fc7 --model softmax --unfreeze conv7 --recipe modern --augment none"
-
-FINETUNED = "finetuned"
-"""The model's name in the address of a fine-tuned network."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,8 @@ def introduction(plan: Plan, runtime: RuntimeConfig) -> str:
     )
     return (
         f"{spec.backbone} to {spec.layer}, {start}, on {runtime.device}{together}, {runtime.precision}: "
-        f"{len(plan.data.train)} training images, {len(plan.data.val)} validation images ({source})\n"
+        f"{counted(len(plan.data.train), 'training image')}, {counted(len(plan.data.val), 'validation image')} "
+        f"({source})\n"
         f"{plan.recipe_name}: {recipe.optimiser}, {recipe.schedule}, batches of {recipe.batch_size}, "
         f"augmentation {recipe.augment}, batch norm with statistics {statistics}"
     )

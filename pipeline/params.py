@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline import errors, yaml_text
 from pipeline.config import COMMANDS, GRIDS, Command, Grid, Prepare, Project, choices_of, extra_of
 from pipeline.errors import PipelineError
+from pipeline.paths import name_of_source
 
 PARAMS = Path("params.yaml")
 Settings = TypeVar("Settings", bound=Command)
@@ -48,6 +49,11 @@ class Origin:
 
     name: str
     in_file: bool
+
+    @property
+    def place(self) -> str:
+        """The flag, or the file alone."""
+        return str(PARAMS) if self.in_file else self.name
 
 
 def read_params(path: Path = PARAMS) -> dict[str, Any]:
@@ -259,6 +265,19 @@ def split_settings() -> dict[str, Any]:
     """Return the shares and the seed by which `prepare` draws splits: for datasets that are prepared on the spot."""
     settings, _ = load(Prepare)
     return {"test": settings.test, "val": settings.val, "seed": settings.seed}
+
+
+def dataset_name(source: str) -> str:
+    """Return what `prepare` calls a dataset: as params.yaml calls that of its own source, else by the source's name."""
+    project = effective()
+    if source == str(project["source"]):
+        return str(project["dataset"])
+    if "\0" in source:
+        raise PipelineError(f"The dataset {source!r} contains a zero byte. Correct its name.")
+    name = name_of_source(source)
+    if not source or not name:
+        raise PipelineError(f"The dataset {source!r} gives no name for the prepared folder. Name it with --out.")
+    return name
 
 
 def effective() -> dict[str, Any]:

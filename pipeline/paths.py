@@ -2,8 +2,51 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
+
+ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
+
+LAYER_SEPARATOR = "+"
+"""What stands between the names of several layers, as in fc6+fc7."""
+
+FINETUNED = "finetuned"
+"""The model's name in the address of a fine-tuned network."""
+
+MANIFEST, ORIGIN = "manifest.csv", "source.json"
+"""What makes a folder a prepared dataset, and what says which source it was prepared from."""
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+
+
+def expand_home(text: str) -> Path:
+    """Return a path that starts at the home folder if the text starts with `~`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
+
+
+def name_of_source(source: str) -> str:
+    """Return the name of the dataset that a source becomes: its last part, of a CSV file without the suffix."""
+    path = expand_home(source)
+    return path.stem if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir() else path.resolve().name
+
+
+def identity_of(source: str) -> str:
+    """Return what tells a source from others: the absolute path of a folder or file, or the name of a dataset."""
+    path = expand_home(source)
+    return str(path.resolve()) if source and path.exists() else source
+
+
+def read_origin(folder: Path) -> str | None:
+    """Return the identity of the source that a folder was prepared from; None where no file says it readably."""
+    try:
+        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -15,16 +58,27 @@ class Experiment:
     layer: str = ""
     model: str = ""
 
+    @classmethod
+    def of_file(cls, path: Path) -> Self | None:
+        """Return the experiment whose codes or classifier lie at a path of `codes` or `classifier`; None for others."""
+        kind, *folders = path.parts[:-1] or ("",)
+        if len(folders) < 2 or kind not in ("features", "models"):
+            return None
+        layer, model = (path.stem, "") if kind == "features" else path.stem.rsplit("-", 1)
+        return cls(folders[0], "/".join(folders[1:]), layer, model)
+
     @property
     def name(self) -> str:
         """The dataset's name: the last part, where it is given as a folder."""
-        return Path(self.dataset).resolve().name
+        return name_of_source(self.dataset)
 
     @property
     def data(self) -> Path:
-        """The prepared dataset: a folder with manifest.csv."""
-        given = Path(self.dataset)
-        return given if (given / "manifest.csv").exists() else Path("data", self.dataset)
+        """The prepared dataset: a folder with manifest.csv; for a source, the folder that was prepared from it."""
+        given, prepared = expand_home(self.dataset), Path("data", self.name)
+        if (given / MANIFEST).exists():
+            return given
+        return prepared if read_origin(prepared) == identity_of(self.dataset) else Path("data", self.dataset)
 
     @property
     def features(self) -> Path:
@@ -45,6 +99,3 @@ class Experiment:
     def report(self) -> Path:
         """The folder of the classifier's scores."""
         return Path("reports", self.name, self.backbone, f"{self.layer}-{self.model}")
-
-
-ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 from pipeline import command_line, errors
 from pipeline.classifiers import persistence
-from pipeline.codes.spec import LAYER_SEPARATOR, join_codes
+from pipeline.codes.spec import join_codes
 from pipeline.config import Predict
 from pipeline.data import folders
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import parallel
-from pipeline.paths import Experiment
+from pipeline.paths import LAYER_SEPARATOR, Experiment
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 
@@ -137,9 +137,9 @@ def run(settings: Predict) -> None:
         print(note, file=sys.stderr)
     if not done:
         raise errors.PipelineError(
-            f"None of the {bad} images can be read." if bad else "No images were named, or found."
+            f"None of {errors.counted(bad, 'image')} can be read." if bad else "No images were named, or found."
         )
-    print(f"{done} images, {bad} skipped", file=sys.stderr)
+    print(f"{errors.counted(done, 'image')}, {bad} skipped", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from pipeline import command_line, errors, files, params
+from pipeline import command_line, errors, files, hints, params
 from pipeline.config import Prepare
 from pipeline.data import downloads, folders, sources
-from pipeline.data.listing import Listing, Skipped, expand_home, join_listings
+from pipeline.data.listing import Listing, Skipped, join_listings
 from pipeline.data.manifest import PARTS, SPLITS, UNLABELLED, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
-from pipeline.data.tables import SUFFIXES, list_csv, list_unlabelled_csv
+from pipeline.data.tables import list_csv, list_unlabelled_csv
+from pipeline.errors import counted
 from pipeline.images import decoding, depth, parallel
-from pipeline.progress import progress_bar
+from pipeline.paths import TABLE_SUFFIXES, expand_home, identity_of
+from pipeline.progress import ProgressBar
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
 
 
+RECORDED = ("test", "val", "seed", "group_by", "layout", "range")
+"""The settings on which a prepared dataset depends, besides its sources."""
+
 LARGE = 100
 """Shorter side in pixels beyond which the network for photographs is named."""
 
-FOR_PHOTOS = " --backbone efficientnet_lite0 --layer avgpool"
+FOR_PHOTOS = {"backbone": "efficientnet_lite0", "layer": "avgpool"}
 
 SHOWN = 3
 """How many names the summary shows of what was skipped or lost."""
@@ -64,7 +67,7 @@ def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
         raise errors.PipelineError(f"--layout {layout} is for folders of images, and {source} is none. Leave it out.")
     if source in SOURCES:
         return Listing(SOURCES[source](folder))
-    if path.suffix.lower() in SUFFIXES and path.exists():
+    if path.suffix.lower() in TABLE_SUFFIXES and path.exists():
         return list_csv(path)
     if "/" in source or path.suffix or path.exists():
         raise _no_images_at(source)
@@ -76,14 +79,14 @@ def list_unlabelled(source: str) -> Listing:
     path = expand_home(source)
     if path.is_dir():
         return folders.list_unlabelled(path)
-    if path.suffix.lower() in SUFFIXES and path.exists():
+    if path.suffix.lower() in TABLE_SUFFIXES and path.exists():
         return list_unlabelled_csv(path)
     raise _no_images_at(source)
 
 
 def _no_images_at(source: str) -> errors.PipelineError:
     if expand_home(source).exists():
-        return errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(SUFFIXES)}).")
+        return errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(TABLE_SUFFIXES)}).")
     return errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
 
 
@@ -118,7 +121,7 @@ def prepare(
     paths = [image.path for image in listing.images]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = []
-    with progress_bar("checking", len(paths)) as bar:
+    with ProgressBar("checking", len(paths)) as bar:
         for result in checked:
             results.append(result)
             bar.update()
@@ -205,8 +208,9 @@ def validate_usable(prepared: Prepared, source: str) -> None:
     if len(names) < 2:
         classes_text = f"one class only, {names.pop()!r}" if names else "no classes"
         raise errors.PipelineError(
-            f"{source} has {classes_text}{_lost_hint(prepared)}. A classifier needs two or more; images without labels "
-            f"are prepared with --unlabelled {shlex.quote(source)}."
+            f"{source} has {classes_text}{_lost_hint(prepared)}. A classifier needs two or more. If the images have "
+            "no labels, prepare them as such.",
+            fix=[errors.Fix("prepare", {"dataset": "", "unlabelled": source})],
         )
     for split in ("test", "val") if classes["train"] else ():
         if untrained := sorted(classes[split] - classes["train"]):
@@ -234,16 +238,22 @@ def are_large(facts: Sequence[decoding.Facts]) -> bool:
 def summary(prepared: Prepared, folder: Path) -> str:
     """Say what is in the dataset, what was found and skipped and why, and what to do next."""
     counts = Counter(image.split for image in prepared.images)
-    splits = ", ".join(f"{counts[split]} {split}" for split in PARTS if counts[split])
+    splits = ", ".join(f"{counts[split]:,} {split}" for split in PARTS if counts[split])
     classes = {name for image in prepared.images for name in image.classes}
     lines = [
-        f"{folder.name}: {len(prepared.images)} images, {len(classes)} classes ({splits})",
+        f"{folder.name}: {counted(len(prepared.images), 'image')}, {counted(len(classes), 'class')} ({splits})",
         *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
         *prepared.listing.notes,
-        f"Next: python -m pipeline.extract --dataset {folder.name if folder.parent == Path('data') else folder}"
-        + (FOR_PHOTOS if prepared.large else ""),
+        f"Next: {next_command(folder, prepared.large)}",
     ]
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def next_command(folder: Path, large: bool) -> errors.Fix:
+    """Return the command that extracts the codes of a prepared dataset; large: as in `Prepared`."""
+    dataset = folder.name if folder.parent == Path("data") else folder
+    network = FOR_PHOTOS if large else {}
+    return hints.complete(errors.Fix("extract", {"dataset": dataset, **network}), {})
 
 
 def table(prepared: Prepared, folder: Path) -> list[tuple[int, str]]:
@@ -318,22 +328,6 @@ def _first(bad: Sequence[tuple[str, str]]) -> str:
     return f"{path!r}, {reason}" + (", …" if len(bad) > 1 else "")
 
 
-def name_of(source: str, project: Mapping[str, Any]) -> str:
-    """Return a dataset's name: the one that params.yaml gives to its own source, else the last part of the source.
-
-    The suffix of a CSV file is cut off; a folder keeps its whole name.
-    """
-    if source == str(project["source"]):
-        return str(project["dataset"])
-    if "\0" in source:
-        raise errors.PipelineError(f"The dataset {source!r} contains a zero byte. Correct its name.")
-    path = expand_home(source)
-    name = path.stem if path.suffix.lower() in SUFFIXES and not path.is_dir() else path.resolve().name
-    if not source or not name:
-        raise errors.PipelineError(f"The dataset {source!r} gives no name for the prepared folder. Name it with --out.")
-    return name
-
-
 def run(settings: Prepare) -> None:
     """Prepare what the settings name."""
     shares = {"test": settings.test, "val": settings.val}
@@ -342,7 +336,7 @@ def run(settings: Prepare) -> None:
             f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
         )
     source = settings.dataset or settings.unlabelled
-    folder = settings.out or Path("data", name_of(source, params.effective()))
+    folder = settings.out or Path("data", params.dataset_name(source))
     validate_origin(folder, source, settings.overwrite)
     listed = list_sources(settings, folder)
     validate_column(listed, settings.group_by, source)
@@ -354,7 +348,9 @@ def run(settings: Prepare) -> None:
         )
     validate_usable(prepared, source)
     validate_groups(prepared, settings.group_by, source)
-    write_origin(folder, source, prepared.max_value)
+    sources = {name: identity_of(getattr(settings, name)) for name in ("dataset", "unlabelled")}
+    recorded = {name: getattr(settings, name) for name in RECORDED}
+    write_origin(folder, source, prepared.max_value, sources | recorded)
     write(prepared, folder)
     print(summary(prepared, folder))
 

@@ -18,14 +18,13 @@ from pipeline import command_line, errors
 from pipeline.analysis import neighbors
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
-from pipeline.codes.spec import LAYER_SEPARATOR
 from pipeline.config import Similar
 from pipeline.data.folders import list_paths
 from pipeline.data.manifest import names_of_label, read_max_value
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import parallel
-from pipeline.paths import Experiment
+from pipeline.paths import LAYER_SEPARATOR, Experiment
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
 
 EXAMPLE = "python -m pipeline.similar photo.jpg --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
@@ -97,7 +96,7 @@ def run(settings: Similar) -> None:
     address = Experiment(settings.dataset, settings.backbone, settings.layer)
     file = settings.codes or address.codes
     index = reader.read_index(file, {} if settings.codes else {"backbone": settings.backbone, "layer": settings.layer})
-    validate_dataset(file, address.data, settings.dataset)
+    validate_dataset(file, address.data)
     from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import choose_device, rebuild_network
 
@@ -111,7 +110,9 @@ def run(settings: Similar) -> None:
         else:
             found.append((path, result))
     if not found:
-        raise errors.PipelineError(f"None of the {len(images)} images can be read." if images else "No images found.")
+        raise errors.PipelineError(
+            f"None of {errors.counted(len(images), 'image')} can be read." if images else "No images found."
+        )
     command_line.pass_any_text(sys.stdout)
     write_csv(sys.stdout, found)
     out = settings.out or Path("reports", address.name, settings.backbone) / f"{settings.layer}-similar.png"

@@ -10,10 +10,11 @@ import numpy as np
 
 from pipeline import command_line, errors
 from pipeline.codes import reader
+from pipeline.codes.spec import extract_settings
 from pipeline.config import Verify
-from pipeline.data.manifest import MANIFEST, Manifest, names_of_label, read_manifest
+from pipeline.data.manifest import Manifest, names_of_label, read_manifest
 from pipeline.images import decoding, parallel
-from pipeline.paths import Experiment
+from pipeline.paths import MANIFEST, Experiment
 
 EXAMPLE = "python -m pipeline.verify features/digits/tinyvgg/fc7.h5"
 
@@ -59,7 +60,9 @@ def run(settings: Verify) -> None:
         )
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Run pipeline.extract again.")
+        values = {"dataset": dataset, **extract_settings(spec.to_dict()), "out": settings.file.parent}
+        fix = [errors.Fix("extract", values)]
+        raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Extract again.", fix=fix)
     images_too = f"and fit the images in {folder}" if compared else "(no prepared dataset to compare them with)"
     print(f"{settings.file}: {spec.backbone} {spec.layer}, all rows are sound {images_too}")
 

@@ -47,9 +47,11 @@ NASTY_NAMES = [
 
 
 def mistake(outcome: Outcome, *words: str) -> None:
-    """One sentence after any notes, exit code 2, and the words that the user needs."""
+    """One sentence after any notes, with a command to paste or without; exit code 2; the words that the user needs."""
     assert outcome.code == 2, outcome
     lines = outcome.err.strip().splitlines()
+    if lines[-1].startswith("  python -m pipeline."):
+        assert lines.pop().strip() and lines[-1].endswith(" Run:"), outcome.err
     assert lines[-1].startswith("Error: ") and sum(line.startswith("Error: ") for line in lines) == 1, outcome.err
     assert "Traceback" not in outcome.err, outcome.err
     for word in words:

@@ -20,6 +20,7 @@ LAYERS = (
     ("data",),
     ("images",),
     ("command_line",),
+    ("hints",),
     ("params",),
     ("config", "paths"),
     ("files", "progress", "yaml_text"),

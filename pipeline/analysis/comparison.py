@@ -11,6 +11,7 @@ from scipy.stats import permutation_test
 
 from pipeline.analysis import predictions
 from pipeline.classifiers import scoring
+from pipeline.errors import counted
 
 RESAMPLES = 9999
 """Number of permutations of the test over several seeds."""
@@ -154,7 +155,7 @@ def verdict(frozen: Sequence[Contender], tuned: Contender) -> str:
     p, n = paired_test(tuned.correct, reference.correct), tuned.correct.shape[1]
     points = 100 * (tuned.top1 - reference.top1)
     times = tuned.seconds / reference.seconds
-    result = f"{points:+.1f} points on {n} test images (p = {p:.2g}) for {times:.1f} times the time"
+    result = f"{points:+.1f} points on {counted(n, 'test image')} (p = {p:.2g}) for {times:.1f} times the time"
     if p <= predictions.ALPHA and points > 0:
         return f"Take the fine-tuned network: compared with frozen {reference.name} it gains {result}."
     reason = "fine-tuning loses" if p <= predictions.ALPHA else "fine-tuning changes nothing beyond chance"

@@ -94,7 +94,8 @@ def read_predictions(folder: Path) -> Predictions:
         )
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise errors.PipelineError(
-            f"The scores in {folder} are incomplete or damaged ({error!r}). Run pipeline.evaluate again."
+            f"The scores in {folder} are incomplete or damaged ({error!r}). Evaluate again.",
+            fix=[errors.Fix("evaluate")],
         ) from error
 
 

@@ -144,8 +144,8 @@ def validate_shots(y: np.ndarray, classes: Sequence[str], shots: Sequence[int], 
     left = counts[smallest] - -(-counts[smallest] // HOLD_OUT_PARTS)
     if left < max(shots):
         raise errors.PipelineError(
-            f"The class {classes[smallest]!r} has {counts[smallest]} training images; with a quarter held out {left} "
-            f"are left, fewer than --shots {max(shots)}. Take fewer."
+            f"The class {classes[smallest]!r} has {errors.counted(counts[smallest], 'training image')}; with a quarter "
+            f"held out {left} are left, fewer than --shots {max(shots)}. Take fewer."
         )
 
 

@@ -115,11 +115,14 @@ def load(path: Path) -> SavedClassifier:
     Nothing in the file runs before both have been checked.
     """
     if not path.exists():
-        raise errors.PipelineError(f"There is no classifier at {path}. Train it: python -m pipeline.classify.")
+        raise errors.PipelineError(
+            f"There is no classifier at {path}.{errors.beside(path)} Train it.", fix=_train(path)
+        )
     metadata, data = read_metadata(path), path.read_bytes()
     if hashlib.sha256(data).hexdigest() != metadata.sha256:
         raise errors.PipelineError(
-            f"{path} is not the file that {metadata_path(path).name} describes: it was changed. Train it again."
+            f"{path} is not the file that {metadata_path(path).name} describes: it was changed. Train it again.",
+            fix=_train(path),
         )
     return SavedClassifier(_load_pipeline(path, data), metadata.spec, metadata.classes)
 
@@ -136,9 +139,12 @@ def _load_pipeline(path: Path, data: bytes) -> Pipeline:
             )
         pipeline = skops.io.loads(data, trusted=TRUSTED)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise errors.PipelineError(f"{path} is damaged, or no classifier of ours ({error}). Train it again.") from error
+        raise errors.PipelineError(
+            f"{path} is damaged, or no classifier of ours ({error}). Train it again.", fix=_train(path)
+        ) from error
     if not isinstance(pipeline, Pipeline):
-        raise errors.PipelineError(f"{path} holds a {type(pipeline).__name__}, no classifier of ours. Train it again.")
+        kind = type(pipeline).__name__
+        raise errors.PipelineError(f"{path} holds a {kind}, no classifier of ours. Train it again.", fix=_train(path))
     return pipeline
 
 
@@ -154,18 +160,24 @@ def read_metadata(path: Path) -> ClassifierMetadata:
         return ClassifierMetadata(sha256, spec, tuple(classes), facts, versions)
     except FileNotFoundError:
         raise errors.PipelineError(
-            f"{path} has no metadata file {source.name} beside it, so it is not trusted. Train it again."
+            f"{path} has no metadata file {source.name} beside it, so it is not trusted. Train it again.",
+            fix=_train(path),
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise errors.PipelineError(f"{source} is no metadata of a classifier ({error}). Train it again.") from error
+        raise errors.PipelineError(
+            f"{source} is no metadata of a classifier ({error}). Train it again.", fix=_train(path)
+        ) from error
+
+
+def _train(path: Path) -> list[errors.Fix]:
+    """Return the command that writes a classifier."""
+    return [errors.Fix("classify", {"out": path})]
 
 
 def _validate_format(path: Path, found: object) -> None:
     """Refuse the files of other releases."""
     if found != FORMAT:
-        raise errors.PipelineError(
-            f"{path} was saved by an earlier release. Train it again: python -m pipeline.classify."
-        )
+        raise errors.PipelineError(f"{path} was saved by an earlier release. Train it again.", fix=_train(path))
 
 
 def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:

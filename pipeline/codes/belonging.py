@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.codes.reader import Codes, CodesIndex, read_index
-from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, Rows
-from pipeline.data.manifest import MANIFEST, Manifest, dataset_digest, names_of_label, read_manifest
-from pipeline.errors import PipelineError
+from pipeline.codes.spec import Rows, extract_settings
+from pipeline.data.manifest import Manifest, dataset_digest, names_of_label, read_manifest
+from pipeline.errors import Fix, PipelineError
+from pipeline.paths import LAYER_SEPARATOR, MANIFEST
 
 logger = logging.getLogger(__name__)
 
 
-def validate_dataset(path: Path, data: Path, dataset: str) -> None:
+def validate_dataset(path: Path, data: Path) -> None:
     """Refuse codes whose images, labels, splits or digests are not those of the prepared dataset as it is now.
 
-    path: a file of codes, or fc6+fc7.h5 for those of several layers; data: the folder with the manifest; dataset: what
-    `--dataset` was, for the command that fixes it. Where nothing is prepared there, that is logged, and nothing is
-    compared.
+    path: a file of codes, or fc6+fc7.h5 for those of several layers; data: the folder with the manifest. Where nothing
+    is prepared there, that is logged, and nothing is compared.
     """
     if not (data / MANIFEST).exists():
         logger.info("There is no prepared dataset at %s: the codes are not compared with it.", data)
@@ -33,7 +32,8 @@ def validate_dataset(path: Path, data: Path, dataset: str) -> None:
         if difference := first_difference(index, manifest):
             raise PipelineError(
                 f"{file} does not belong to the dataset in {data} as it is now: {difference}. Extract again (images "
-                f"that are the same cost no forward pass): {extract_command(dataset, index.spec)}."
+                "that are the same cost no forward pass).",
+                fix=[Fix("extract", {**extract_settings(index.spec.to_dict()), "out": file.parent})],
             )
 
 
@@ -72,20 +72,6 @@ def _row_difference(index: CodesIndex, number: int, manifest: Manifest, row: int
     if index.splits[number] != manifest.splits[row]:
         return f"is in the split {index.splits[number]} in the codes and in {manifest.splits[row]} in the dataset"
     return ""
-
-
-def extract_command(dataset: str, spec: CodesSpec) -> str:
-    """Return the command that extracts codes of a spec for a dataset."""
-    flags = ["--dataset", dataset, "--backbone", spec.backbone, "--layer", *spec.layer.split(LAYER_SEPARATOR)]
-    if spec.weights != "default":
-        flags += ["--weights", spec.weights]
-    pools = {pool for pool in spec.pool.split(LAYER_SEPARATOR) if pool != "none"}
-    flags += [part for pool in sorted(pools) for part in ("--pool", pool)]
-    if spec.transform.views != "one":
-        flags += ["--views", spec.transform.views]
-    if spec.relu != "post":
-        flags += ["--relu", spec.relu]
-    return shlex.join(["python", "-m", "pipeline.extract", *flags])
 
 
 def training_digest(rows: Codes[Rows] | CodesIndex | Manifest) -> str:

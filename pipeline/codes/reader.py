@@ -16,13 +16,14 @@ import numpy as np
 from pipeline import errors
 from pipeline.codes.spec import (
     JOINED_FIELDS,
-    LAYER_SEPARATOR,
     CodesSpec,
     Rows,
+    extract_settings,
     join_codes,
     join_specs,
     validate_spec,
 )
+from pipeline.paths import LAYER_SEPARATOR
 
 FORMAT = "cnn-codes 5"
 
@@ -192,7 +193,8 @@ def read_layers(path: Path, expected: Mapping[str, object], split: str | None = 
     for name, layer in zip(names, layers, strict=True):
         if _row_identities(layer) != _row_identities(layers[0]):
             raise errors.PipelineError(
-                f"{name}.h5 and {names[0]}.h5 hold other images, or other labels. Extract all layers in one run."
+                f"{name}.h5 and {names[0]}.h5 hold other images, or other labels. Extract all layers in one run.",
+                fix=[errors.Fix("extract", {**extract_settings(layers[0].spec.to_dict()), "layer": path.stem})],
             )
     spec = join_specs([layer.spec for layer in layers])
     return replace(layers[0], values=join_codes([layer.values for layer in layers], spec), spec=spec)
@@ -268,7 +270,8 @@ def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, RowMe
     if len(wrong):
         raise errors.PipelineError(
             f"{file.filename} is damaged: {len(wrong)} of its rows do not fit their checksums, the first is row "
-            f"{first + wrong[0]}. Run pipeline.extract again."
+            f"{first + wrong[0]}. Extract again.",
+            fix=_extract(Path(file.filename), json.loads(file.attrs["spec"])),
         )
     return values.astype(np.float32, copy=False), metadata
 
@@ -295,11 +298,11 @@ def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -
 def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[h5py.File]:
     """Open a file of codes for reading; raise PipelineError that says what is wrong if it cannot be read.
 
-    expected: its backbone and layer, if they are there, stand in the command that the error names.
+    expected: values of some fields of the spec, which stand in the command that the error names.
     """
     if not path.exists():
         raise errors.PipelineError(
-            f"There are no codes at {path}. Make them: python -m pipeline.extract{_flags(expected)}."
+            f"There are no codes at {path}.{errors.beside(path)} Extract them.", fix=_extract(path, expected)
         )
     try:
         with h5py.File(path) as file:
@@ -307,28 +310,26 @@ def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[h5py.File]
     except (OSError, KeyError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise errors.PipelineError(
-            f"{path} is damaged, or no file of codes ({reason}). Run pipeline.extract again."
+            f"{path} is damaged, or no file of codes ({reason}). Extract again.", fix=_extract(path, expected)
         ) from error
 
 
-def _flags(expected: Mapping[str, object]) -> str:
-    return "".join(
-        f" --{name} {str(expected[name]).replace(LAYER_SEPARATOR, ' ')}"
-        for name in ("backbone", "layer")
-        if name in expected
-    )
+def _extract(path: Path, expected: Mapping[str, object]) -> list[errors.Fix]:
+    """Return the command that writes the codes at a path; none where `extract` gives its file another name."""
+    settings = {"layer": path.stem, **extract_settings(expected), "out": path.parent}
+    return [errors.Fix("extract", settings)] if path.name == f"{settings['layer']}.h5" else []
 
 
 def read_spec(file: h5py.File, path: Path, expected: Mapping[str, object]) -> CodesSpec:
     """Return the spec of an open file of codes; expected, and what is raised, as for `read`."""
     if file.attrs.get("format") != FORMAT:
         raise errors.PipelineError(
-            f"{path} is an HDF5 file of another format than {FORMAT!r}. Run pipeline.extract again."
+            f"{path} is an HDF5 file of another format than {FORMAT!r}. Extract again.", fix=_extract(path, expected)
         )
     text = file.attrs["spec"]
     if file.attrs["checksum"] != header_checksum(text, file["classes"][()].tolist(), file["bad"][()].tolist()):
         raise errors.PipelineError(
-            f"{path} is damaged: its spec does not fit its checksum. Run pipeline.extract again."
+            f"{path} is damaged: its spec does not fit its checksum. Extract again.", fix=_extract(path, expected)
         )
     spec = CodesSpec.from_dict(json.loads(text))
     validate_spec(spec, expected, str(path))

@@ -10,11 +10,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import errors
-from pipeline.images import views
+from pipeline.images import depth, views
 from pipeline.images.transforms import Transform
-
-LAYER_SEPARATOR = "+"
-"""What stands between the names of several layers, as in fc6+fc7."""
+from pipeline.paths import LAYER_SEPARATOR
 
 JOINED_FIELDS = ("layer", "node", "pool", "activation")
 """Fields of the spec in which several layers differ; joined codes have all of their values, with the separator."""
@@ -96,6 +94,27 @@ class CodesSpec:
 _ADAPTER = TypeAdapter(CodesSpec)
 
 
+def extract_settings(expected: Mapping[str, Any]) -> dict[str, object]:
+    """Return the settings of `extract` that give codes of a spec.
+
+    expected: as `CodesSpec.to_dict` gives it, or some of its fields.
+    """
+    settings = {name: expected[name] for name in ("backbone", "layer", "weights", "relu") if name in expected}
+    pools = {pool for pool in expected.get("pool", "").split(LAYER_SEPARATOR) if pool not in ("", "none")}
+    if len(pools) == 1:
+        settings["pool"] = pools.pop()
+    if transform := expected.get("transform"):
+        whole, max_value = transform["fit"] == "whole", transform["max_value"]
+        settings |= {
+            "size": f"{transform['crop']}x{transform['crop_width'] or transform['crop']}",
+            "resize": None if whole else transform["resize"],
+            "crop": "none" if whole else "center",
+            "views": transform["views"],
+            "range": None if max_value == depth.WHITE else max_value,
+        }
+    return settings
+
+
 def join_specs(specs: Sequence[CodesSpec]) -> CodesSpec:
     """Return the spec of several layers' codes joined; raise PipelineError if they differ in anything else."""
     if len(specs) == 1:
@@ -130,8 +149,9 @@ def validate_spec(spec: CodesSpec, expected: Mapping[str, object], where: str) -
     """Raise PipelineError that names each difference between a spec and the values expected of it."""
     if differences := spec_differences(spec, expected):
         raise errors.PipelineError(
-            f"The codes in {where} are not those requested: {'; '.join(differences)}. "
-            "Request these with the same flags, or run pipeline.extract again."
+            f"The codes in {where} are not those requested: {'; '.join(differences)}. Request these with the same "
+            "flags, or extract those.",
+            fix=[errors.Fix("extract", extract_settings(expected))],
         )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pipeline.data.doubts import doubts_of_names, nested_notes
 from pipeline.data.listing import UNLABELLED_NAMES, Listing, Skipped, clean_name, join_listings, split_of
-from pipeline.data.manifest import MANIFEST, SPLITS, UNLABELLED, ListedImage
-from pipeline.data.origin import ORIGIN
+from pipeline.data.manifest import SPLITS, UNLABELLED, ListedImage
 from pipeline.errors import PipelineError, unknown
+from pipeline.paths import MANIFEST, ORIGIN
 
 logger = logging.getLogger(__name__)
 

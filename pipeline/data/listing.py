@@ -79,11 +79,3 @@ def clean_name(name: str) -> str:
 def is_text(name: str) -> bool:
     """Return whether a name is free of bytes that could not be decoded."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def expand_home(text: str) -> Path:
-    """Return a path that starts at the home folder if the text starts with `~`."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:  # no such user
-        return Path(text)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import files
-from pipeline.errors import PipelineError, unknown
+from pipeline.data.origin import prepare_again
+from pipeline.errors import Fix, PipelineError, beside, unknown
 from pipeline.images import depth
+from pipeline.paths import MANIFEST, ORIGIN
 
-MANIFEST, ORIGIN = "manifest.csv", "source.json"
 RESERVED_COLUMNS = ("path", "label", "labels", "split", "digest")
 """The columns of a manifest that the program reads; all others are metadata and are kept as they are."""
 
@@ -139,8 +140,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.exists():
         raise PipelineError(
-            f"No prepared dataset at {folder}. Run: python -m pipeline.prepare --dataset {folder.name} "
-            "(or the folder or CSV of your images)."
+            f"There is no prepared dataset at {folder}.{beside(folder)} Prepare the images first.", fix=[Fix("prepare")]
         )
     rows = files.read_csv(path)
     _validate_rows(rows, path)
@@ -168,27 +168,28 @@ def read_max_value(folder: Path) -> float:
     try:
         return float(json.loads(path.read_text(encoding="utf-8")).get("max_value", depth.WHITE))
     except (ValueError, TypeError, AttributeError) as error:
-        raise PipelineError(f"{path} is damaged. Prepare the dataset again: python -m pipeline.prepare.") from error
+        raise PipelineError(f"{path} is damaged. Prepare the dataset again.", fix=prepare_again(folder)) from error
 
 
 def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     """Refuse a manifest that an older version wrote, or that was changed by hand into something unreadable."""
-    again = "Prepare the dataset again: python -m pipeline.prepare."
+    fix = prepare_again(path.parent)
     columns = set(rows[0] if rows else ())
     for name in ("path", "split", "digest", "labels" if "labels" in columns else "label"):
         if name not in columns:
-            raise PipelineError(f"{path} has no images, or no column {name!r}. {again}")
+            raise PipelineError(f"{path} has no images, or no column {name!r}. Prepare the dataset again.", fix=fix)
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values() or row["split"] not in PARTS or not (row["path"] and row["digest"]):
-            raise PipelineError(f"{path}, row {number}: a value is missing or not understood. {again}")
+            what = "a value is missing or not understood"
+            raise PipelineError(f"{path}, row {number}: {what}. Prepare the dataset again.", fix=fix)
 
 
 def require_single_label(manifest: Manifest) -> None:
     """Refuse a multi-label dataset where exactly one label per image is needed."""
     if manifest.labels.ndim == 2:
         raise PipelineError(
-            f"The images of {manifest.root} have several labels each, which only an SVM on frozen codes supports: "
-            "python -m pipeline.extract, then python -m pipeline.classify --model svm."
+            f"The images of {manifest.root} have several labels each, which only an SVM on frozen codes supports.",
+            fix=[Fix("extract"), Fix("classify", {"model": "svm"})],
         )
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import files
-from pipeline.data.listing import expand_home
-from pipeline.data.manifest import MANIFEST, ORIGIN
-from pipeline.errors import PipelineError
-
-
-def identity_of(source: str) -> str:
-    """Return what tells a source from others: the absolute path of a folder or file, or the name of a dataset."""
-    path = expand_home(source)
-    return str(path.resolve()) if path.exists() else source
+from pipeline.errors import Fix, PipelineError
+from pipeline.paths import MANIFEST, ORIGIN, identity_of, read_origin
 
 
 def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
@@ -22,7 +16,7 @@ def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
     path = folder / ORIGIN
     if overwrite or not path.exists() or not (folder / MANIFEST).exists():
         return
-    before = _read_origin(path)
+    before = read_origin(folder) or f"named in the damaged file {path}"
     if before != identity_of(source):
         raise PipelineError(
             f"{folder} holds the dataset of another source, {before}. Take --overwrite to replace it, or another name "
@@ -30,13 +24,19 @@ def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
         )
 
 
-def _read_origin(path: Path) -> str:
+def write_origin(folder: Path, source: str, max_value: float, settings: Mapping[str, object]) -> None:
+    """Record what a dataset is made from and how, and the value that is white in its images of more than 8 bits.
+
+    settings: those of `prepare` on which the dataset depends, its sources included.
+    """
+    content = {"source": identity_of(source), "max_value": max_value, "settings": settings}
+    files.write_json(folder / ORIGIN, content)
+
+
+def prepare_again(folder: Path) -> list[Fix]:
+    """Return the command that prepares a dataset as it was prepared before, as far as that is known."""
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["source"])
-    except (ValueError, KeyError, TypeError):
-        return f"named in the damaged file {path}"
-
-
-def write_origin(folder: Path, source: str, max_value: float) -> None:
-    """Record what a dataset is made from, and the value that is white in its images of more than 8 bits."""
-    files.write_json(folder / ORIGIN, {"source": identity_of(source), "max_value": max_value})
+        content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+        return [Fix("prepare", {"out": folder, "dataset": content["source"], **content.get("settings", {})})]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [Fix("prepare", {"out": folder})]

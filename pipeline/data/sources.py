@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.manifest import MANIFEST, ListedImage, Manifest, read_manifest, write_manifest
+from pipeline.data.manifest import ListedImage, Manifest, read_manifest, write_manifest
 from pipeline.data.splits import assign_splits
 from pipeline.images import decoding
+from pipeline.paths import MANIFEST
 
 
 def write_digits(folder: Path) -> list[ListedImage]:

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from pipeline.data.manifest import UNLABELLED, ListedImage
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, counted
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """For each fold the int64 numbers of the rows to fit, and of the rows held out."""
@@ -157,15 +157,11 @@ def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups
     fewest = present[counts[present].argmin()]
     if counts[fewest] < folds:
         raise PipelineError(
-            f"The class {classes[fewest]!r} has {_count(counts[fewest], 'training image')}, fewer than the "
+            f"The class {classes[fewest]!r} has {counted(counts[fewest], 'training image')}, fewer than the "
             f"{folds} folds. Add images, {_way_out(counts[fewest], y.ndim == 2)}."
         )
     if groups is not None:
         _validate_groups(y, classes, folds, groups)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _way_out(count: int, multi_label: bool) -> str:
@@ -191,9 +187,9 @@ def _validate_groups(y: np.ndarray, classes: Sequence[str], folds: int, groups: 
         count = len(np.unique(groups[y == number if y.ndim == 1 else y[:, number] > 0]))
         if 0 < count < folds:
             raise PipelineError(
-                f"The training images of class {name!r} lie in {_count(count, 'group')}, fewer than the {folds} folds. "
-                "Copies of a file, and equal values of --group-by, stay in one fold: add images of other groups, "
-                f"{_way_out(count, y.ndim == 2)}."
+                f"The training images of class {name!r} lie in {counted(count, 'group')}, fewer than the {folds} "
+                "folds. Copies of a file, and equal values of --group-by, stay in one fold: add images of other "
+                f"groups, {_way_out(count, y.ndim == 2)}."
             )
 
 

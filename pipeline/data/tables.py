@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.data.doubts import doubts_of_cells, doubts_of_names
-from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, expand_home, is_text, split_of
+from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, is_text, split_of
 from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
 from pipeline.errors import PipelineError
+from pipeline.paths import expand_home
 
-SUFFIXES = (".csv", ".tsv")
 SEPARATORS = ",;\t|"
 FIRST_LINE = "Its first line must read: path,label[,split]."
 MARKS = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,7 @@ def time_run(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tup
     return len(files) / seconds, codes
 
 
+@cache  # it is a fact of the machine, and takes seconds where it is bad news
 def matmul_speedup(device: torch.device, dtype: torch.dtype) -> float:
     """Return how many times as fast as in float32 a device multiplies matrices of a dtype."""
     full = torch.ones(1024, 1024, device=device)

@@ -27,7 +27,7 @@ from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel, transforms
 from pipeline.images.decoding import BadImage
 from pipeline.images.transforms import KnownImage
-from pipeline.progress import progress_bar
+from pipeline.progress import ProgressBar
 
 AUTOTUNE_IMAGES = 16
 """The number of images on which a lower precision is tried."""
@@ -61,7 +61,7 @@ class Extraction:
         missing: dict[str, list[int]] = {layer: [] for layer in writers}
         files = map(self.manifest.file, rows)
         digests = parallel.ordered_map(decoding.read_digest, files, self.threads, ahead=16 * self.threads)
-        with progress_bar("comparing", len(rows)) as bar:
+        with ProgressBar("comparing", len(rows)) as bar:
             for row, digest in zip(rows, digests, strict=True):
                 bar.update()
                 if isinstance(digest, BadImage):
@@ -80,7 +80,7 @@ class Extraction:
         written: set[str] = set()
         writes: deque[Future[None]] = deque()
         files = ((row, self.manifest.file(row)) for row in rows)
-        with ThreadPoolExecutor(1) as thread, progress_bar("extracting", len(rows)) as bar:
+        with ThreadPoolExecutor(1) as thread, ProgressBar("extracting", len(rows)) as bar:
             for result in compute_codes(engine, files, self.threads, known=written):
                 bar.update(len(result.keys) if isinstance(result, CodesBatch) else 1)
                 match result:

@@ -18,7 +18,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline import errors
+from pipeline import errors, hints
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.extraction.engine import Engine
@@ -122,8 +122,12 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         if self.precision not in (AUTO, *PRECISIONS):
             raise errors.unknown("precision", self.precision, (AUTO, *PRECISIONS))
         if self.codes_folder is not None and not Path(self.codes_folder).is_dir():
+            asked = {name: getattr(self, name) for name in ("backbone", "layer", "weights", "pool", "size", "relu")}
+            folder = Path(self.codes_folder)
+            fix = errors.Fix("extract", {"dataset": folder.name, **asked, "out": folder / self.backbone})
             raise errors.PipelineError(
-                f"There is no folder {str(self.codes_folder)!r} to read codes from. Run pipeline.extract first."
+                f"There is no folder {str(self.codes_folder)!r} to read codes from. Extract them first.",
+                fix=[hints.complete(fix, {})],
             )
         network = self._network("fp32" if self.precision == AUTO else self.precision)
         self.spec_ = network.specs[self.layer]

@@ -12,6 +12,7 @@ import torch
 
 from pipeline import errors
 from pipeline.data.manifest import Manifest
+from pipeline.data.origin import prepare_again
 from pipeline.finetuning.recipes import Recipe
 from pipeline.images import augmentation, decoding, parallel, transforms
 
@@ -75,7 +76,8 @@ class BatchLoader:
     def _require_good(self, row: int, image: np.ndarray | decoding.BadImage) -> np.ndarray:
         if isinstance(image, decoding.BadImage):
             raise errors.PipelineError(
-                f"{self.manifest.paths[row]!r} cannot be read: {image}. Run pipeline.prepare again."
+                f"{self.manifest.paths[row]!r} cannot be read: {image}. Prepare the dataset again.",
+                fix=prepare_again(self.manifest.root),
             )
         return image
 

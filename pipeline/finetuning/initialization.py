@@ -105,7 +105,7 @@ def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: 
     rebuild_network(classifier.spec, origin)  # raises PipelineError for other weights than those of the codes
     head = Head.from_classifier(classifier, dropout)
     if data.held_out:
-        validate_dataset(codes_path, data.manifest.root, str(data.manifest.root))
+        validate_dataset(codes_path, data.manifest.root)
         kept = {data.manifest.paths[row] for row in data.train}
         head = Head.from_classifier(retrain_on(classifier, codes_path, kept), dropout)
     return InitialState(classifier.spec, head, origin)

@@ -14,7 +14,7 @@ import torch.fx
 from torch import nn
 
 from pipeline import errors
-from pipeline.codes.spec import CodesSpec, spec_differences
+from pipeline.codes.spec import CodesSpec, extract_settings, spec_differences
 from pipeline.finetuning import recipes
 from pipeline.finetuning.head import Head
 from pipeline.images.transforms import Transform
@@ -151,7 +151,8 @@ def validate_transform(spec: CodesSpec, transform: Transform) -> None:
     if differences := spec_differences(spec, usual.to_dict()):
         raise errors.PipelineError(
             f"Fine-tuning uses the transform of the weights, one view, and the output of the ReLU, but in the codes "
-            f"{'; '.join(differences)}. Extract and classify without these options first."
+            f"{'; '.join(differences)}. Extract and classify without these options first.",
+            fix=[errors.Fix("extract", extract_settings(usual.to_dict())), errors.Fix("classify")],
         )
 
 

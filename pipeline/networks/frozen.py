@@ -13,7 +13,7 @@ import torch.fx
 from torch import nn
 
 from pipeline import errors
-from pipeline.codes.spec import LAYER_SEPARATOR, CodesSpec, join_specs, spec_differences
+from pipeline.codes.spec import CodesSpec, extract_settings, join_specs, spec_differences
 from pipeline.images import decoding
 from pipeline.images.transforms import Framing
 from pipeline.networks import backbones, pooling, weights
@@ -27,6 +27,7 @@ from pipeline.networks.graph import (
     outputs_of,
     trace,
 )
+from pipeline.paths import LAYER_SEPARATOR
 
 NATIVE_FRAMING = Framing()
 
@@ -194,7 +195,7 @@ def rebuild_network(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
     if differences := spec_differences(join_specs(list(network.specs.values())), expected):
         raise errors.PipelineError(
             f"{spec.backbone} with the weights {origin!r} is not the network that gave the codes: "
-            f"{'; '.join(differences)}. Name the weights of that time with --weights, or run pipeline.extract and "
-            "pipeline.classify again."
+            f"{'; '.join(differences)}. Name the weights of that time with --weights, or extract and train again.",
+            fix=[errors.Fix("extract", extract_settings(spec.to_dict())), errors.Fix("classify")],
         )
     return network

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from pipeline import errors
+from pipeline import errors, hints
 from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
 from pipeline.classifiers.scoring import wilson_interval
@@ -54,9 +54,9 @@ def find_experiments(folder: Path, dataset: str | None = None, backbone: str | N
     """
     rows = _read_metrics(folder, dataset, backbone)
     if not rows:
-        raise errors.PipelineError(
-            f"There are no scores under {folder}. Make them: dvc repro, or python -m pipeline.evaluate."
-        )
+        place = folder / (dataset or "") / (backbone or "")
+        message = f"There are no scores under {place}.{errors.beside(place)} Evaluate a classifier, or run dvc repro."
+        raise errors.PipelineError(message, fix=[errors.Fix("evaluate")])
     return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
 
 
@@ -100,9 +100,9 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
         kind, confidence = _confidence(persistence.load(address.classifier), found, test, outcomes)
         index, rows = found, test
     except OtherClassifierError as error:
-        metadata, note = None, str(error)
+        metadata, note = None, str(hints.completed(error, vars(address)))
     except errors.PipelineError as error:
-        note = str(error)
+        note = str(hints.completed(error, vars(address)))
     return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, note)
 
 
@@ -113,7 +113,7 @@ def read_codes(address: Experiment) -> reader.CodesIndex:
     """
     metadata = persistence.read_metadata(address.classifier)
     index = reader.read_index(address.codes, metadata.spec.to_dict())
-    validate_dataset(address.codes, address.data, address.dataset)
+    validate_dataset(address.codes, address.data)
     return index
 
 
@@ -189,8 +189,8 @@ def _confidence(
     same_images = tuple(index.paths[row] for row in rows) == outcomes.paths and index.classes == outcomes.classes
     if not same_images or not np.allclose(np.concatenate(highest), outcomes.margins, rtol=1e-3, atol=1e-4):
         raise OtherClassifierError(
-            "These scores were not made with the classifier and the codes that are here now. "
-            "Run pipeline.evaluate again."
+            "These scores were not made with the classifier and the codes that are here now. Evaluate again.",
+            fix=[errors.Fix("evaluate")],
         )
     if len(probabilities) > 1:
         return "probability", np.concatenate(probabilities)

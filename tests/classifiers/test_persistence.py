@@ -84,7 +84,7 @@ def test_a_classifier_of_another_format_is_refused(saved: Path, changes: dict[st
     metadata = json.loads(saved.with_suffix(".json").read_text())
     del metadata["format"]
     saved.with_suffix(".json").write_text(json.dumps(metadata | changes))
-    refused(saved, "was saved by an earlier release. Train it again: python -m pipeline.classify")
+    refused(saved, "was saved by an earlier release. Train it again. Run:\n  python -m pipeline.classify")
 
 
 class Evil(LinearSVC):

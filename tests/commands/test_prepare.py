@@ -30,7 +30,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_digits_become_1797_files_in_two_splits(run: Run, project: Path) -> None:
     outcome = run("prepare")
     assert outcome.code == 0
-    assert "1797 images, 10 classes (1347 train, 450 test)" in outcome.out
+    assert "1,797 images, 10 classes (1,347 train, 450 test)" in outcome.out
     manifest = read_manifest(project / "data" / "digits")
     assert len(manifest.paths) == 1797 and manifest.classes == tuple("0123456789")
     assert all(path.suffix == ".png" and path.exists() for path in manifest.files())

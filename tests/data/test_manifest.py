@@ -64,7 +64,7 @@ def test_the_digest_changes_with_everything_that_codes_depend_on(project: Path) 
 def test_an_old_or_damaged_manifest_is_refused_with_the_command(project: Path, text: str, words: str) -> None:
     Path("manifest.csv").write_text(text)
     with pytest.raises(
-        errors.PipelineError, match=r"Prepare the dataset again: python -m pipeline\.prepare"
+        errors.PipelineError, match=r"Prepare the dataset again. Run:\n  python -m pipeline\."
     ) as refused:
         read_manifest(Path())
     assert words in str(refused.value)

@@ -63,6 +63,6 @@ def test_scores_of_other_codes_are_noticed(run: Run) -> None:
     write_training()
     train_and_evaluate(run, "svm")
     write_training(per_class=24)
-    assert "Run pipeline.evaluate again" in load_experiment(REPORTS, find_experiments(REPORTS)[0]).note
+    assert "Evaluate again. Run:" in load_experiment(REPORTS, find_experiments(REPORTS)[0]).note
     (REPORTS / "digits/tinyvgg/fc7-svm/predictions.csv").write_text("path,label\na,b\n")
     mistake(run("report"), "incomplete or damaged", "pipeline.evaluate")
