@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 from pipeline import errors, hints, params
-from pipeline.config import COMMANDS, EXPERIMENT, GROUPS, SETTINGS, Command, choices_of, extra_of
+from pipeline.config import COMMANDS, EXPERIMENT, GROUPS, MACHINE, SETTINGS, Command, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
 
@@ -26,6 +26,10 @@ USAGE = {
     "compare": " [-- flags of finetune]",
 }
 """What follows the flags, in the commands that take more than those."""
+
+
+METAVARS = {"group_by": "COLUMN", "tuned_layer": "LAYER", "tuned_model": "MODEL", "shots": "N", "curve": "N"}
+"""What stands for the values of some flags in `--help`, where neither the flag's name nor its type says it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,6 +136,7 @@ def build_parser(command: str, values: Mapping[str, Any], doc: str, example: str
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
     settings: Any = COMMANDS[command]
     listed = settings.__pydantic_fields__.items()
@@ -143,6 +148,8 @@ def build_parser(command: str, values: Mapping[str, Any], doc: str, example: str
         for name, field in listed:
             if extra_of(field)["kind"] != "positional" and (extra_of(field)["group"] or SETTINGS) == title:
                 _add(group, name, field, values)
+        if title == MACHINE:
+            group.add_argument("-h", "--help", action="help", help="Show this text and end.")
     return parser
 
 
@@ -160,12 +167,18 @@ def _add(group: Any, name: str, field: Any, values: Mapping[str, Any]) -> None:
         group.add_argument(*flags, action=action, **options)
         return
     choices = choices_of(annotation)
-    options["metavar"] = f"{{{','.join(choices)}}}" if choices and not many else name.rsplit("_", 1)[-1].upper()
+    options["metavar"] = f"{{{','.join(choices)}}}" if choices and not many else _metavar(name, str(annotation))
     if many:
         options["nargs"] = "+"
     if extra["kind"] == "optional":
         options |= {"nargs": "?", "const": ""}
     group.add_argument(*flags, **options)
+
+
+def _metavar(name: str, annotation: str) -> str:
+    """Return what stands for a flag's value in `--help`."""
+    kinds = {"int": "N", "float": "X", "Path": "PATH"}
+    return next((short for kind, short in kinds.items() if kind in annotation), METAVARS.get(name, name.upper()))
 
 
 def _is_bool(annotation: Any) -> bool:
@@ -184,11 +197,14 @@ def _help(name: str, field: Any, values: Mapping[str, Any]) -> str:
     """Return a setting's help with its default: the one of params.yaml, or of the program."""
     extra = extra_of(field)
     text = str(field.description).replace("%", "%%")
-    default = values.get(name, field.default)
-    if isinstance(default, list | tuple):
-        default = " ".join(map(str, default))
-    if name not in values and extra["shown"]:
-        default = extra["shown"]
-    if default in (None, "", False) or extra["kind"] == "positional":
-        return text
-    return f"{text} (default: {str(default).replace('%', '%%')})"
+    default = _as_text(values.get(name, extra["shown"] or field.default))
+    return text if not default or extra["kind"] == "positional" else f"{text} (default: {default.replace('%', '%%')})"
+
+
+def _as_text(value: Any) -> str:
+    """Return a default as one would write it on the command line; "" where there is none."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    if value is None or value is False:
+        return ""
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)

@@ -110,9 +110,10 @@ GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
 }
 """The grid that each model is searched over, unless params.yaml has a section of the model's name."""
 
-GROUPS = EXPERIMENT, SETTINGS, NETWORK, MACHINE, FILES = (
+GROUPS = EXPERIMENT, SETTINGS, RECIPE, NETWORK, MACHINE, FILES = (
     "Which experiment",
     "Settings of this command",
+    "Settings of the recipe, where its own are not to be taken",
     "The network, and what it sees",
     "How the work is done",
     "Files",
@@ -382,6 +383,11 @@ class Export(Address):
     out: Path | None = setting(None, "The ONNX file.", shown="beside the classifier", in_file=False, group=FILES)
 
 
+def of_recipe(help: str, **bounds: Any) -> Any:
+    """Describe a setting that a recipe has as well; it is None where the recipe's own holds."""
+    return setting(None, help, group=RECIPE, **bounds)
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Finetune(Address):
     """Settings of `finetune`; those of a recipe are None where the preset's value holds."""
@@ -390,7 +396,7 @@ class Finetune(Address):
     head: Literal["classifier", "random"] = setting(
         "classifier", "What the head starts from: the trained classifier of the codes, or random weights."
     )
-    recipe: Literal["tutorial", "modern", "scratch"] = setting("modern", "Preset of the settings of the recipe.")
+    recipe: Literal["tutorial", "modern", "scratch"] = setting("modern", "Preset of the settings that are listed next.")
     val: float = setting(
         0.15, "Share of training images that decides which weights are best, without a val split.", ge=0, lt=1
     )
@@ -423,30 +429,30 @@ class Finetune(Address):
     report: Path | None = setting(
         None, "Folder for epochs.csv.", shown="reports/DATASET/BACKBONE/LAYER-finetuned", in_file=False, group=FILES
     )
-    optimiser: Literal["sgd", "nesterov", "adamw"] | None = setting(None, "Optimiser of the steps.")
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] | None = setting(
-        None, "Schedule of all learning rates over the epochs."
+    optimiser: Literal["sgd", "nesterov", "adamw"] | None = of_recipe("Optimiser of the steps.")
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] | None = of_recipe(
+        "Schedule of all learning rates over the epochs."
     )
-    epochs: Integer | None = setting(None, "Epochs of the network, or of the head alone with --unfreeze none.", ge=0)
-    head_epochs: Integer | None = setting(None, "Epochs of the head alone, before those of the network.", ge=0)
-    batch_size: BatchSize | None = setting(None, "Number of images per step.", ge=1)
-    lr_head: float | None = setting(None, "Learning rate of the head.", ge=0)
-    lr_backbone: float | None = setting(None, "Learning rate of the last layer before the head.", ge=0)
-    lr_decay: float | None = setting(None, "Factor of the learning rate from each layer to the layer before it.", ge=0)
-    weight_decay: float | None = setting(None, "Weight decay.", ge=0)
-    decay_all: bool | None = setting(None, "Whether weight decay reaches biases and normalisation layers as well.")
-    label_smoothing: float | None = setting(None, "Share of each label that is spread over all classes.", ge=0, le=1)
-    dropout: float | None = setting(None, "Share of the codes that the head does not see in a step.", ge=0, le=1)
-    batch_norm: Literal["frozen", "trained"] | None = setting(
-        None, "Statistics of batch norm in the trained layers: as they are (frozen), or those of each batch (trained)."
+    epochs: Integer | None = of_recipe("Epochs of the network, or of the head alone with --unfreeze none.", ge=0)
+    head_epochs: Integer | None = of_recipe("Epochs of the head alone, before those of the network.", ge=0)
+    batch_size: BatchSize | None = of_recipe("Number of images per step.", ge=1)
+    lr_head: float | None = of_recipe("Learning rate of the head.", ge=0)
+    lr_backbone: float | None = of_recipe("Learning rate of the last layer before the head.", ge=0)
+    lr_decay: float | None = of_recipe("Factor of the learning rate from each layer to the layer before it.", ge=0)
+    weight_decay: float | None = of_recipe("Weight decay.", ge=0)
+    decay_all: bool | None = of_recipe("Whether weight decay reaches biases and normalisation layers as well.")
+    label_smoothing: float | None = of_recipe("Share of each label that is spread over all classes.", ge=0, le=1)
+    dropout: float | None = of_recipe("Share of the codes that the head does not see in a step.", ge=0, le=1)
+    batch_norm: Literal["frozen", "trained"] | None = of_recipe(
+        "Statistics of batch norm in the trained layers: as they are (frozen), or those of each batch (trained)."
     )
-    augment: Literal["none", "crop", "gentle", "shift"] | None = setting(None, "Augmentation of training images.")
-    flip: float | None = setting(None, "Share of training images that are mirrored.", ge=0, le=1)
-    patience: Integer | None = setting(
-        None, "Number of epochs without a better one after which training stops; 0 never stops.", ge=0
+    augment: Literal["none", "crop", "gentle", "shift"] | None = of_recipe("Augmentation of training images.")
+    flip: float | None = of_recipe("Share of training images that are mirrored.", ge=0, le=1)
+    patience: Integer | None = of_recipe(
+        "Number of epochs without a better one after which training stops; 0 never stops.", ge=0
     )
-    small_epochs: Integer | None = setting(None, "Number of first epochs of the network that see smaller images.", ge=0)
-    small_side: Integer | None = setting(None, "Side of these smaller images, in pixels.", ge=0)
+    small_epochs: Integer | None = of_recipe("Number of first epochs of the network that see smaller images.", ge=0)
+    small_side: Integer | None = of_recipe("Side of these smaller images, in pixels.", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -141,6 +141,17 @@ def test_help_works_with_empty_sections_and_with_settings_of_one_command_alone(r
     assert run(command, "--help").code == 0
 
 
+def test_help_shows_defaults_as_they_would_be_written(run: Run) -> None:
+    write({"classify": {"group_by": "", "nested": True, "memory": "2GB"}, "extract": {"layer": ["pool3", "fc7"]}})
+    shown = " ".join(run("classify", "--help").out.split())
+    for words in ("draws. (default: 0)", "cross-validation. (default: yes)", "(default: 2GB)", "both. (default: fc7)"):
+        assert words in shown
+    assert "(default: )" not in shown and "None" not in shown and "False" not in shown
+    assert "Settings of the recipe, where its own are not to be taken: --optimiser" in " ".join(
+        run("finetune", "--help").out.split()
+    )
+
+
 def test_flags_win_over_the_file_and_the_file_over_defaults(project: Path) -> None:
     assert params.load(Classify)[0].folds == 5
     write({"classify": {"folds": 3}, "extract": {"layer": ["pool3", "fc6"]}, "models": ["ridge", "svm"]})
