@@ -28,6 +28,7 @@ from pipeline.extraction import memory, runner
 from pipeline.images import parallel
 from pipeline.images.transforms import Framing
 from pipeline.paths import Experiment
+from pipeline.progress import track
 from pipeline.reporting import figures
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
@@ -150,7 +151,7 @@ def advise(
     """
     first = read_layer(folder, layers[0])
     validate_trainable(first.labels, first.classes, method.folds, find_units(first.digests))
-    measured = [method.measure(read_layer(folder, layer)) for layer in layers]
+    measured = [method.measure(read_layer(folder, layer)) for layer in track(layers, "measuring", len(layers), "layer")]
     logits = read_layer(folder, head).values if head else None
     distance = measure_source_distance(read_layer(folder, source)) if source else None
     facts = recommendation.describe_dataset(first.labels, logits, distance)

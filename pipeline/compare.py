@@ -19,6 +19,7 @@ from pipeline.classifiers import persistence
 from pipeline.config import Compare
 from pipeline.data import sources
 from pipeline.paths import Experiment
+from pipeline.progress import ProgressBar
 
 EXAMPLE = "python -m pipeline.compare --layer pool3 fc7 --model softmax --tuned-layer fc7 --seeds 5 -- --recipe modern"
 ENERGY = "intel-rapl:*/energy_uj"
@@ -27,16 +28,19 @@ ENERGY = "intel-rapl:*/energy_uj"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The dataset and backbone to compare on, and the folder for codes, classifiers and scores in the meantime."""
+    """The dataset and backbone to compare on, the folder for all files in the meantime, and the count of commands."""
 
     dataset: str
     backbone: str
     folder: Path
+    bar: ProgressBar
 
     def call(self, command: str, *flags: object) -> comparison.Cost:
         """Run one of the pipeline's commands on the dataset and the backbone; return its cost."""
         address = ("--dataset", self.dataset, "--backbone", self.backbone)
-        return run_measured(command, *map(str, (*address, *flags)))
+        cost = run_measured(command, *map(str, (*address, *flags)))
+        self.bar.update()
+        return cost
 
     def score(self, codes: Path, classifier: Path) -> np.ndarray:
         """Return which test images a classifier of codes classifies correctly, (n,) bool."""
@@ -91,6 +95,12 @@ class Comparison:
         return self.folder / f"{layer}-{model}-{seed}.skops"
 
 
+def count_commands(layers: int, models: int, seeds: int) -> int:
+    """Return how many commands a comparison runs."""
+    frozen = 1 + 2 * layers * models * seeds  # extract; classify and evaluate
+    return frozen + 3 * seeds  # finetune, extract, evaluate
+
+
 def run_measured(stage: str, *flags: str) -> comparison.Cost:
     """Run one of the pipeline's commands and return its cost; raise PipelineError with its last line if it fails.
 
@@ -106,8 +116,8 @@ def run_measured(stage: str, *flags: str) -> comparison.Cost:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
-            lines = output.read().strip().splitlines() or [f"exit code {process.returncode}"]
-            raise errors.PipelineError(f"pipeline.{stage} failed: {lines[-1].removeprefix('Error: ')}")
+            said = output.read().strip() or f"exit code {process.returncode}"
+            raise errors.PipelineError(f"pipeline.{stage} failed: {said.rpartition('Error: ')[2]}")
     after = read_energy()
     spent = after - joules if after is not None and joules is not None and after >= joules else None
     memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -132,8 +142,9 @@ def run(settings: Compare) -> None:
         )
     address = Experiment(settings.dataset, settings.backbone)
     sources.open_prepared(address.data, **params.split_settings())
-    with tempfile.TemporaryDirectory() as folder:
-        arms = Comparison(settings.dataset, settings.backbone, Path(folder))
+    n_commands = count_commands(len(settings.layer), len(settings.model), settings.seeds)
+    with tempfile.TemporaryDirectory() as folder, ProgressBar("comparing", n_commands, "command") as bar:
+        arms = Comparison(settings.dataset, settings.backbone, Path(folder), bar)
         frozen = arms.frozen(settings.layer, settings.model, settings.seeds)
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
         tuned = arms.tuned(start, settings.flags)

@@ -25,6 +25,7 @@ from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import parallel
 from pipeline.paths import LAYER_SEPARATOR, Experiment
+from pipeline.progress import track
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 
@@ -125,6 +126,8 @@ def run(settings: Predict) -> None:
     engine = Engine(network, settings.batch_size)
     paths = folders.list_paths(settings.images, command_line.stdin_lines())
     results = predict(classifier, engine, paths, settings.top, settings.threads or parallel.default_threads())
+    if not sys.stdout.isatty():  # where the predictions themselves show how far it has come
+        results = track(results, "predicting", None)
     command_line.pass_any_text(sys.stdout)
     measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
     try:

@@ -20,7 +20,7 @@ from pipeline.data.tables import list_csv, list_unlabelled_csv
 from pipeline.errors import counted
 from pipeline.images import decoding, depth, parallel
 from pipeline.paths import TABLE_SUFFIXES, expand_home, identity_of
-from pipeline.progress import ProgressBar
+from pipeline.progress import track
 
 EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": sources.write_digits, **downloads.SOURCES}
@@ -120,11 +120,7 @@ def prepare(
     """
     paths = [image.path for image in listing.images]
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
-    results = []
-    with ProgressBar("checking", len(paths)) as bar:
-        for result in checked:
-            results.append(result)
-            bar.update()
+    results = list(track(checked, "checking", len(paths)))
     checked_images = list(zip(listing.images, results, strict=True))
     good = [replace(image, digest=result[0]) for image, result in checked_images if isinstance(result, tuple)]
     facts = [result[1] for result in results if isinstance(result, tuple)]

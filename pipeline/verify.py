@@ -15,6 +15,7 @@ from pipeline.config import Verify
 from pipeline.data.manifest import Manifest, names_of_label, read_manifest
 from pipeline.images import decoding, parallel
 from pipeline.paths import MANIFEST, Experiment
+from pipeline.progress import track
 
 EXAMPLE = "python -m pipeline.verify features/digits/tinyvgg/fc7.h5"
 
@@ -34,7 +35,7 @@ def dataset_problems(path: Path, manifest: Manifest, threads: int) -> Iterator[s
     rows = [manifest_rows.get(name) for name in index.paths]
     files = (manifest.root / name for name in index.paths)
     digests = parallel.ordered_map(decoding.read_digest, files, threads, ahead=16 * threads)
-    for number, (row, digest) in enumerate(zip(rows, digests, strict=True)):
+    for number, (row, digest) in enumerate(zip(rows, track(digests, "verifying", len(rows)), strict=True)):
         name = f"row {number} ({index.paths[number]!r})"
         if row is None:
             yield f"{name} is not in the dataset"

@@ -26,6 +26,7 @@ from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
 from pipeline.classifiers.preprocessing import SignedRoot, signed_root_rows
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
+from pipeline.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def cross_validate(
     them; memory: as in `train`.
     """
     results: list[FoldResult] = []
-    for normalisation, values in grid.items():
+    for normalisation, values in track(grid.items(), f"searching {model}", len(grid), "normalisation"):
         if uses_path_solver(model, values):
             rows, solver = path_solver(X, model, normalisation, memory)
             results += _search_path(rows, y, splits, solver, normalisation, values["C"])

@@ -27,7 +27,7 @@ from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel, transforms
 from pipeline.images.decoding import BadImage
 from pipeline.images.transforms import KnownImage
-from pipeline.progress import ProgressBar
+from pipeline.progress import ProgressBar, track
 
 AUTOTUNE_IMAGES = 16
 """The number of images on which a lower precision is tried."""
@@ -61,15 +61,13 @@ class Extraction:
         missing: dict[str, list[int]] = {layer: [] for layer in writers}
         files = map(self.manifest.file, rows)
         digests = parallel.ordered_map(decoding.read_digest, files, self.threads, ahead=16 * self.threads)
-        with ProgressBar("comparing", len(rows)) as bar:
-            for row, digest in zip(rows, digests, strict=True):
-                bar.update()
-                if isinstance(digest, BadImage):
-                    self._add_bad(row, digest)
-                    continue
-                for layer, writer in writers.items():
-                    if not writer.find(row, digest):
-                        missing[layer].append(row)
+        for row, digest in zip(rows, track(digests, "comparing", len(rows)), strict=True):
+            if isinstance(digest, BadImage):
+                self._add_bad(row, digest)
+                continue
+            for layer, writer in writers.items():
+                if not writer.find(row, digest):
+                    missing[layer].append(row)
         return missing
 
     def compute(self, rows: Sequence[int], engine: Engine, writers: Sequence[CodesWriter]) -> None:

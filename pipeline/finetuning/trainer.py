@@ -20,6 +20,7 @@ from pipeline.finetuning.distributed import Processes
 from pipeline.finetuning.initialization import TrainValSplit
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.progress import EpochRow, Progress
+from pipeline.progress import track
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Trainer:
         batches = np.array_split(order, self.steps)[progress.step :]
         own = [batch[processes.rank :: processes.count] for batch in batches]
         loaded = self.loader.training(own, self.recipe, self._side(), (self.seed, progress.epoch))
+        loaded = track(loaded, f"epoch {progress.epoch}", len(batches), "step") if processes.is_main else loaded
         for batch, (images, labels) in zip(batches, loaded, strict=True):
             self._set_rates()
             self._seed_dropout()
