@@ -16,16 +16,19 @@ if TYPE_CHECKING:
     from pipeline.codes.spec import CodesSpec
     from pipeline.errors import PipelineError
     from pipeline.extraction.transformer import CNNCodes
+    from pipeline.run import FolderResult, classify_folder
 
 __all__ = [
     "CNNCodes",
     "Codes",
     "CodesSpec",
+    "FolderResult",
     "LinearSVM",
     "PipelineError",
     "SavedClassifier",
     "Softmax",
     "__version__",
+    "classify_folder",
     "load_classifier",
     "read_codes",
 ]
@@ -34,10 +37,12 @@ _HOMES = {
     "CNNCodes": ("extraction.transformer", "CNNCodes"),
     "Codes": ("codes.reader", "Codes"),
     "CodesSpec": ("codes.spec", "CodesSpec"),
+    "FolderResult": ("run", "FolderResult"),
     "LinearSVM": ("classifiers.solvers", "LinearSVM"),
     "PipelineError": ("errors", "PipelineError"),
     "SavedClassifier": ("classifiers.persistence", "SavedClassifier"),
     "Softmax": ("classifiers.solvers", "Softmax"),
+    "classify_folder": ("run", "classify_folder"),
     "load_classifier": ("classifiers.persistence", "load"),
     "read_codes": ("codes.reader", "read"),
 }

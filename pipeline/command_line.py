@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 Settings = TypeVar("Settings", bound=Command)
 
 USAGE = {
+    "run": " FOLDER",
     "predict": " IMAGE|FOLDER|- …",
     "similar": " IMAGE|FOLDER|- …",
     "verify": " FILE",
@@ -190,7 +191,7 @@ def _how_many(name: str, many: bool) -> str | None:
 
 
 def _metavar_of_positional(name: str) -> str:
-    return {"images": "IMAGE|FOLDER|-", "flags": "-- FLAG", "file": "FILE"}[name]
+    return {"images": "IMAGE|FOLDER|-", "flags": "-- FLAG", "file": "FILE", "source": "FOLDER"}[name]
 
 
 def _help(name: str, field: Any, values: Mapping[str, Any]) -> str:

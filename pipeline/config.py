@@ -540,7 +540,22 @@ class Verify(Command):
     threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Run(Command):
+    """Settings of `run`; those of its steps stand in their own sections of params.yaml."""
+
+    source: str = setting(
+        "", "The images: a folder, a CSV file or a dataset's name, as for prepare.", kind="positional", in_file=False
+    )
+    backbone: Texts = setting(
+        ("efficientnet_lite0", "tinyvgg"),
+        "The pretrained networks to choose from, by cross-validation on the training images.",
+        group=EXPERIMENT,
+    )
+
+
 COMMANDS: dict[str, type[Command]] = {
+    "run": Run,
     "prepare": Prepare,
     "extract": Extract,
     "advise": Advise,
