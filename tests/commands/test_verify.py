@@ -66,7 +66,7 @@ def test_what_is_no_file_of_codes(run: Run, project: Path) -> None:
 
 def test_the_cache_needs_no_space_of_its_own_and_can_be_pruned(extracted: Run) -> None:
     shown = extracted("cache").out
-    assert "fc7-" in shown and "1 files, 0.0 MB that nothing else holds" in shown
+    assert "fc7-" in shown and "1 file, 0.0 MB that nothing else holds" in shown
     extracted("extract", "--dataset", "photos", "--layer", "fc7", "--weights", "random")
     assert "2 files, 0.2 MB that nothing else holds" in extracted("cache").out
     assert "0.2 MB freed" in extracted("cache", "--prune").out
