@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import NamedTuple, TypedDict
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest
 
 from pipeline import errors, files
 from pipeline.classifiers import scoring
@@ -129,7 +130,7 @@ def paired_difference(one: np.ndarray, other: np.ndarray) -> PairedDifference:
     """
     only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
     n, discordant, centre = len(one) + 2, only_one + only_other + 1, (only_one - only_other) / (len(one) + 2)
-    half = float(norm.ppf((1 + scoring.CONFIDENCE) / 2)) * math.sqrt(discordant / n - centre**2) / math.sqrt(n)
+    half = NormalDist().inv_cdf((1 + scoring.CONFIDENCE) / 2) * math.sqrt(discordant / n - centre**2) / math.sqrt(n)
     return PairedDifference((only_one - only_other) / len(one), centre - half, centre + half)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -19,6 +20,9 @@ from sklearn.metrics import (
 CONFIDENCE = 0.95
 """Probability with which an interval contains the true proportion."""
 
+BOOTSTRAPS = 100
+"""Number of bootstrap samples from which a standard deviation is estimated."""
+
 
 class Metrics(TypedDict, total=False):
     """The figures of metrics.json, all but the counts in [0, 1].
@@ -26,7 +30,7 @@ class Metrics(TypedDict, total=False):
     top1: accuracy, with its 95% interval top1_low…top1_high; top5: share of images whose class is among the five of
     the highest margins, where there are more than five classes; balanced_accuracy: mean accuracy of the classes; n:
     number of images; classes: number of classes. Multi-label images have map and map_voc07 instead, the mean average
-    precisions of `average_precisions`.
+    precisions of `average_precisions`, and the 95% interval map_low…map_high of the former.
     """
 
     top1: float
@@ -35,6 +39,8 @@ class Metrics(TypedDict, total=False):
     top5: float
     balanced_accuracy: float
     map: float
+    map_low: float
+    map_high: float
     map_voc07: float
     n: int
     classes: int
@@ -103,7 +109,9 @@ def score_multi_label(labels: np.ndarray, margins: np.ndarray, classes: Sequence
         {"class": row["class"], "ap": ap, "ap_voc07": ap_voc07, **row}
         for row, (ap, ap_voc07) in zip(_class_rows(classes, *table), precisions.tolist(), strict=True)
     ]
-    metrics: Metrics = {"map": continuous, "map_voc07": voc07, "n": len(labels), "classes": len(classes)}
+    low, high = mean_precision_interval(labels, margins, continuous)
+    metrics: Metrics = {"map": continuous, "map_low": low, "map_high": high, "map_voc07": voc07}
+    metrics |= {"n": len(labels), "classes": len(classes)}
     return Scores(metrics, rows, multilabel_confusion_matrix(labels, predicted))
 
 
@@ -132,6 +140,29 @@ def average_precisions(truth: np.ndarray, margins: np.ndarray) -> tuple[float, f
     return float(average_precision_score(truth, margins)), float(np.mean(eleven))
 
 
+def mean_precision_interval(truth: np.ndarray, margins: np.ndarray, mean: float) -> tuple[float, float]:
+    """Return the 95% interval of a mean average precision, by its standard deviation over bootstrap samples of images.
+
+    truth: (n, labels) of 0 and 1; margins: (n, labels); mean: the mean average precision, in [0, 1]. A sample is given
+    by how often it holds each image (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993).
+    """
+    rng, n = np.random.default_rng(0), len(truth)
+    order = np.argsort(-margins, axis=0, kind="stable")
+    ranked = np.take_along_axis(truth, order, 0)
+    means = []
+    for _ in range(BOOTSTRAPS):
+        counts = np.bincount(rng.integers(0, n, n), minlength=n)[order]
+        hits = ranked * counts
+        found = hits.sum(0)
+        if found.any():
+            sums = (hits * np.cumsum(hits, 0) / np.maximum(np.cumsum(counts, 0), 1)).sum(0)
+            means.append((sums[found > 0] / found[found > 0]).mean())
+    if len(means) < 2:
+        return 0.0, 1.0
+    half = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * float(np.std(means, ddof=1))
+    return max(mean - half, 0.0), min(mean + half, 1.0)
+
+
 def ranks(labels: np.ndarray, margins: np.ndarray) -> np.ndarray:
     """Return (n,) how many classes have a higher margin than the true one: 0 where the prediction is correct."""
     true = margins[np.arange(len(labels)), labels]
@@ -147,5 +178,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 def sentence(metrics: Metrics) -> str:
     """Return the accuracy with its interval, or the mean average precisions, and the number of images, as text."""
     if "map" in metrics:
-        return f"mAP {metrics['map']:.4f} (VOC 2007's 11 points: {metrics['map_voc07']:.4f}), n = {metrics['n']}"
+        interval = f"95% {metrics['map_low']:.4f}–{metrics['map_high']:.4f}"
+        voc07 = f"VOC 2007's 11 points: {metrics['map_voc07']:.4f}"
+        return f"mAP {metrics['map']:.4f} ({interval}; {voc07}), n = {metrics['n']}"
     return f"top-1 {metrics['top1']:.4f} (95% {metrics['top1_low']:.4f}–{metrics['top1_high']:.4f}), n = {metrics['n']}"

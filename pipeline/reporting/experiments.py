@@ -17,7 +17,7 @@ from pipeline.classifiers import persistence
 from pipeline.classifiers.scoring import wilson_interval
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
-from pipeline.paths import ADDRESS_WORDS, Experiment
+from pipeline.paths import Experiment
 from pipeline.reporting.page_data import ConfidenceKind, Scores, Validation
 
 
@@ -60,10 +60,10 @@ def find_experiments(folder: Path, dataset: str | None = None, backbone: str | N
     return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
 
 
-def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[str]:
-    """Return the names of the experiments on multi-label images."""
+def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[Scores]:
+    """Return the scores of the experiments on multi-label images, by dataset."""
     rows = _read_metrics(folder, dataset, backbone)
-    return ["/".join(itemgetter(*ADDRESS_WORDS)(row)) for row in rows if "top1" not in row]
+    return sorted((row for row in rows if "top1" not in row), key=itemgetter("dataset"))
 
 
 def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:

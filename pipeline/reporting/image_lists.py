@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -204,3 +205,10 @@ def code_map(gallery: Gallery) -> CodeMap | None:
         "backbone": index.spec.backbone,
         "layer": index.spec.layer,
     }
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder, with a slash at its end, that absolute paths share; "" if they are relative to the dataset."""
+    if not paths or not all(path.startswith("/") for path in paths):
+        return ""
+    return os.path.commonpath(paths) + "/"

@@ -45,12 +45,15 @@ class Neighbour(NamedTuple):
 class Card(TypedDict):
     """One image, or several that belong together, as an entry of a list.
 
-    predicted: class predicted for the image, with this confidence; distance: between the two images of a pair; nearest:
-    the nearest training images.
+    predicted: class predicted for the image, with this confidence; missed, wrong: of a multi-label image, its classes
+    that are not predicted, and the predicted ones that it does not have; distance: between the two images of a pair;
+    nearest: the nearest training images.
     """
 
     images: list[int]
     predicted: NotRequired[int]
+    missed: NotRequired[list[int]]
+    wrong: NotRequired[list[int]]
     confidence: NotRequired[float]
     distance: NotRequired[float]
     nearest: NotRequired[list[Neighbour]]
@@ -228,6 +231,35 @@ class AdviceSummary(TypedDict):
     charts: list[Chart]
 
 
+class LabelScores(NamedTuple):
+    """Scores of one label of multi-label images: average precision, precision, recall, and its number of images."""
+
+    average_precision: float
+    precision: float
+    recall: float
+    support: int
+
+
+class MultiLabelExperiment(Scores):
+    """An experiment on multi-label images.
+
+    held_out: cross-validated mean average precision, None if the classifier's metadata cannot be read.
+    """
+
+    name: str
+    held_out: float | None
+    per_class: list[LabelScores]
+
+
+class MultiLabelDataset(TypedDict):
+    """A dataset of multi-label images; experiments: the best first; lists: of the best experiment's mistakes."""
+
+    classes: list[str]
+    folder: str
+    experiments: list[MultiLabelExperiment]
+    lists: dict[str, ImageList]
+
+
 class Summary(TypedDict):
     """All that the page shows.
 
@@ -237,6 +269,7 @@ class Summary(TypedDict):
 
     datasets: Mapping[str, DatasetSummary]
     experiments: list[ExperimentSummary]
+    multi_label: Mapping[str, MultiLabelDataset]
     layer_charts: list[Chart]
     few_shot_charts: list[Chart]
     training_charts: list[Chart]

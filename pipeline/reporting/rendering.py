@@ -30,6 +30,7 @@ SECTIONS = (
     Section("verdict", "In short"),
     Section("experiments", "Experiments"),
     Section("mistakes", "Mistakes"),
+    Section("multi_label", "Several labels"),
     Section("map", "Map"),
     Section("labels", "Labels"),
     Section("duplicates", "Duplicates"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from pipeline import files, params, yaml_text
 from pipeline.analysis import predictions
 from pipeline.classifiers.persistence import ClassifierFacts, ClassifierMetadata
 from pipeline.data.manifest import SPLITS
+from pipeline.paths import Experiment
 from pipeline.reporting import image_lists, prediction_lists
 from pipeline.reporting.advice import read_advice
 from pipeline.reporting.experiment_charts import (
@@ -33,6 +33,7 @@ from pipeline.reporting.experiments import (
     rank_key,
     validation_of,
 )
+from pipeline.reporting.multi_label import summarise_multi_label
 from pipeline.reporting.page_data import (
     AdviceSummary,
     CodeMap,
@@ -42,6 +43,7 @@ from pipeline.reporting.page_data import (
     ImageEntry,
     ImageList,
     ImageStudy,
+    MultiLabelDataset,
     Scores,
     Summary,
 )
@@ -55,12 +57,14 @@ NOT_LISTED = ("cv", "folds")
 """Long lists of a classifier's metadata, which are not shown among its facts."""
 
 
-def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summary:
+def summarise(folder: Path, experiments: Sequence[Scores], budget: int, multi_label: Sequence[Scores] = ()) -> Summary:
     """Return all that the page shows.
 
-    folder: of the reports; experiments: as `find_experiments` returns them; budget: of the thumbnails, in bytes.
+    folder: of the reports; experiments, multi_label: as `find_experiments` and `find_multi_label` return them; budget:
+    of the thumbnails, in bytes.
     """
     album, advice = Album(), read_advice(folder, experiments)
+    of_several_labels = summarise_multi_label(folder, multi_label, album)
     datasets: dict[str, DatasetSummary] = {}
     summaries: list[ExperimentSummary] = []
     for dataset, group in groupby(experiments, key=itemgetter("dataset")):
@@ -70,11 +74,12 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int) -> Summa
     return {
         "datasets": datasets,
         "experiments": summaries,
+        "multi_label": of_several_labels,
         "layer_charts": layer_charts(experiments),
         "few_shot_charts": few_shot_charts(experiments),
         "training_charts": [chart for scores in experiments for chart in training_charts(folder, scores)],
         "advice": advice,
-        "images": _image_entries(album, experiments, datasets),
+        "images": _image_entries(album, datasets, of_several_labels),
         "thumbnails": album.thumbnails(budget),
         "budget": budget,
         "parameters": yaml_text.dump(params.effective()),
@@ -104,7 +109,7 @@ def _summarise_dataset(
     ]
     dataset: DatasetSummary = {
         "classes": outcomes.classes,
-        "folder": common_folder(index.paths if index else outcomes.paths),
+        "folder": image_lists.common_folder(index.paths if index else outcomes.paths),
         "bad_files": list(dict.fromkeys([*read_bad_files(data / "bad.csv"), *(index.bad if index else ())])),
         "study": study,
         "lists": lists,
@@ -114,20 +119,13 @@ def _summarise_dataset(
 
 
 def _image_entries(
-    album: Album, experiments: Sequence[Scores], datasets: Mapping[str, DatasetSummary]
+    album: Album, *groups: Mapping[str, DatasetSummary] | Mapping[str, MultiLabelDataset]
 ) -> list[ImageEntry]:
     """Return the images of the album, their paths without the folder that the images of a dataset share."""
-    folders = {address_of(scores).data: datasets[scores["dataset"]]["folder"] for scores in experiments}
+    folders = {Experiment(name, "").data: dataset["folder"] for group in groups for name, dataset in group.items()}
     return [
         ImageEntry(image.path.removeprefix(folders[image.root]), image.label, image.split) for image in album.images
     ]
-
-
-def common_folder(paths: Sequence[str]) -> str:
-    """Return the folder, with a slash at its end, that absolute paths share; "" if they are relative to the dataset."""
-    if not paths or not all(path.startswith("/") for path in paths):
-        return ""
-    return os.path.commonpath(paths) + "/"
 
 
 def _study_images(gallery: image_lists.Gallery) -> tuple[ImageStudy, dict[str, ImageList]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Outcome
-from helpers import mistake
+from helpers import mistake, read_page_data
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -67,7 +67,13 @@ def test_multi_label_images_go_through_all_commands(run: Run, project: Path) -> 
     )
     assert outcome.code == 0 and len(outcome.out.splitlines()) == 4
     outcome = run("report")
-    assert outcome.code == 0 and "multi-label: mixtures" in outcome.out
+    assert outcome.code == 0 and f"{metrics['map_low']:.4f}–{metrics['map_high']:.4f}" in outcome.out
+    data = read_page_data()["multi_label"]["mixtures"]
+    assert data["experiments"][0]["map"] == metrics["map"]
+    assert [row[0] for row in data["experiments"][0]["per_class"]] == pytest.approx(precisions)
+    mistakes = data["lists"]["multi_label_mistakes"]
+    assert mistakes["found"] == ((margins > 0) != test.labels).any(1).sum()
+    assert sum(len(card["missed"]) for card in mistakes["cards"]) == ((margins <= 0) & (test.labels == 1)).sum()
     mistake(run("classify", "--dataset", "mixtures", "--layer", "fc7", "--model", "softmax"), "several labels", "svm")
     for command in ("finetune", "advise"):
         mistake(run(command, "--dataset", "mixtures"), "several labels")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, top_k_accuracy_score
 
 from pipeline.classifiers import scoring
 
@@ -42,3 +42,15 @@ def test_the_mean_is_over_labels_that_occur() -> None:
     labels = np.array([[1, 0], [0, 0], [1, 0]])
     scores = scoring.score_multi_label(labels, np.array([[1.0, 0], [2, 0], [3, 0]]), ["a", "b"])
     assert scores.metrics["map"] == pytest.approx((1 + 2 / 3) / 2) and scores.metrics["n"] == 3
+
+
+def test_the_interval_of_the_mean_average_precision_covers_it_in_about_95_of_100_samples() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.random((20_000, 3)) < [0.2, 0.4, 0.5]
+    margins = truth + rng.normal(size=truth.shape)
+    population = np.mean([average_precision_score(*columns) for columns in zip(truth.T, margins.T, strict=True)])
+    covered = []
+    for rows in (rng.choice(len(truth), 200) for _ in range(60)):
+        metrics = scoring.score_multi_label(truth[rows].astype(int), margins[rows], ["a", "b", "c"]).metrics
+        covered.append(metrics["map_low"] <= population <= metrics["map_high"])
+    assert 0.88 <= np.mean(covered) < 1

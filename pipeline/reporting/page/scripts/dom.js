@@ -2,6 +2,7 @@
 /* The page's data, the experiment that is shown, and how elements are made. */
 const data = JSON.parse(document.getElementById("data").textContent);
 let experiment;
+for (const datasets of [data.datasets, data.multi_label]) for (const [name, dataset] of Object.entries(datasets)) dataset.name = name;
 
 const $ = (id) => document.getElementById(id);
 const dataset = () => data.datasets[experiment.dataset];
@@ -20,7 +21,7 @@ function el(tag, attributes, ...children) {
     if (name === "onclick") node.addEventListener("click", value);
     else if (value !== undefined && value !== null && value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 const name = (text, kind) => el("bdi", { class: kind, title: text }, text);

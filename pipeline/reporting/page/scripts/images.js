@@ -11,8 +11,9 @@ function show(frame) {
   seen.unobserve(frame);
   if (!frame.firstChild) frame.append(picture(Number(frame.dataset.thumb)));
 }
+const described = (image) => (labelOf(image) < 0 ? pathOf(image) : `${className(labelOf(image))}: ${pathOf(image)}`);
 function picture(image) {
-  const node = el("img", { alt: `${className(labelOf(image))}: ${pathOf(image)}` });
+  const node = el("img", { alt: described(image) });
   node.onload = () => node.classList.toggle("tiny", Math.max(node.naturalWidth, node.naturalHeight) <= 32);
   node.src = "data:image/jpeg;base64," + data.thumbnails[image];
   return node;
@@ -27,13 +28,14 @@ function thumbnail(image, now) {
 /* The dialog that enlarges an image; arrow keys go to the image before or after it in the same list. */
 let enlarged = null;
 function enlarge(frame) {
-  const image = Number(frame.dataset.thumb), predicted = experiment.mistakes_on_map[image];
-  const card = frame.closest("[data-predicted]");
-  const wrong = card && !frame.closest(".near") ? Number(card.dataset.predicted) : predicted;
+  const image = Number(frame.dataset.thumb), label = labelOf(image), block = frame.closest("[data-multi-label]");
+  const card = frame.closest(".near") ? null : frame.closest("[data-predicted]");
+  const predicted = card ? Number(card.dataset.predicted) : experiment?.mistakes_on_map[image];
   enlarged = frame;
   fill($("large").querySelector(".large-image"), picture(image));
-  fill($("large").querySelector(".words"), el("p", {}, el("b", {}, name(className(labelOf(image)))), `, ${splitOf(image)}`,
-    wrong === undefined || wrong === labelOf(image) ? null : [", predicted ", el("b", { class: "other" }, name(className(wrong)))].flat()), el("p", { class: "path" }, name(dataset().folder + pathOf(image))));
+  fill($("large").querySelector(".words"), el("p", {}, label < 0 ? null : [el("b", {}, name(className(label))), ", "], splitOf(image),
+    predicted === undefined || predicted === label ? null : [", predicted ", el("b", { class: "other" }, name(className(predicted)))]),
+  el("p", { class: "path" }, name((block ? data.multi_label[block.dataset.multiLabel] : dataset()).folder + pathOf(image))));
   if (!$("large").open) $("large").showModal();
 }
 function enlargeNeighbour(step) {
@@ -52,15 +54,20 @@ function neighbours(nearest, label) {
     el("figure", { title: `${pathOf(image)}\n${className(labelOf(image))}, distance ${distance}` }, thumbnail(image),
       el("figcaption", { class: labelOf(image) === label ? null : "other" }, name(className(labelOf(image))), el("br"), distance.toPrecision(2)))));
 }
-/* kind: what the card's confidence is. */
-function card(item, kind) {
+/* kind: what the card's confidence is; classes: of the dataset. */
+function card(item, kind, classes) {
   if (item.images.length > 1) return groupCard(item);
   const [image] = item.images, label = labelOf(image);
   return el("div", { class: "card", "data-predicted": item.predicted }, thumbnail(image), el("div", { class: "words" },
-    item.predicted === undefined ? null : el("div", {}, el("b", { class: item.predicted === label ? null : "other" }, name(className(item.predicted))), " predicted"),
-    el("div", {}, el("b", {}, name(className(label))), splitOf(image) === "test" ? " is the label" : ` is the label, ${splitOf(image)}`),
+    item.missed ? labelMistakes(item, classes) : [
+      item.predicted === undefined ? null : el("div", {}, el("b", { class: item.predicted === label ? null : "other" }, name(className(item.predicted))), " predicted"),
+      el("div", {}, el("b", {}, name(className(label))), splitOf(image) === "test" ? " is the label" : ` is the label, ${splitOf(image)}`)],
     item.confidence === undefined ? null : el("div", { class: "soft" }, `${kind} ${item.confidence}`),
     name(pathOf(image), "path")), neighbours(item.nearest, label));
+}
+function labelMistakes({ missed, wrong }, classes) {
+  const line = (labels, text) => (labels.length ? el("div", {}, labels.flatMap((label, place) => [place ? ", " : "", el("b", {}, name(classes[label]))]), text) : null);
+  return [line(wrong, wrong.length > 1 ? " are wrong" : " is wrong"), line(missed, missed.length > 1 ? " are missed" : " is missed")];
 }
 function groupCard(item) {
   const differ = new Set(item.images.map(labelOf)).size > 1;
@@ -69,13 +76,14 @@ function groupCard(item) {
     el("div", { class: "pair" }, item.distance === undefined ? "same SHA-256" : `distance ${item.distance}`, differ ? el("b", { class: "other" }, "labels differ") : null));
 }
 
-/* A list shows its first cards, then all on a click; its CSV file holds all. */
-function fillList(node, list, kind) {
+/* A list shows its first cards, then all on a click; its CSV file holds all. kind: of confidence; of: the dataset. */
+function fillList(node, list, kind, of) {
   if (!list?.cards.length) { node.replaceChildren(); return; }
   const listed = node.dataset.list, box = el("div", { class: "gallery" });
-  const cards = (items) => items.map((item) => card(item, kind));
+  const cards = (items) => items.map((item) => card(item, kind, of.classes));
   fill(box, cards(list.cards.slice(0, SHOWN_CARDS)));
   const rest = list.cards.slice(SHOWN_CARDS);
   const all = rest.length ? button(`show all ${list.cards.length}`, { onclick: () => { box.append(...cards(rest)); all.remove(); } }) : null;
-  fill(node, box, el("p", { class: "tools" }, all, button("CSV", { "data-csv": listed, "aria-label": `${listed.replaceAll("_", " ")} as CSV` })));
+  const file = button("CSV", { "aria-label": `${listed.replaceAll("_", " ")} as CSV`, onclick: () => downloadList(listed, list.cards, kind, of) });
+  fill(node, box, el("p", { class: "tools" }, all, file));
 }

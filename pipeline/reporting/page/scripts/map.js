@@ -160,7 +160,7 @@ function listChosen(node, images, clear) {
   const ordered = [...wrong, ...images.filter((image) => !wrong.includes(image))];
   fill(node, el("h3", { role: "status" }, `${plural(images.length, "image")} chosen, ${plural(wrong.length, "mistake")}`),
     el("ul", { class: "parts" }, parts, classes.size > 12 ? el("li", {}, `and ${classes.size - 12} more classes`) : null),
-    el("p", { class: "tools" }, button("CSV", { "aria-label": "chosen images as CSV", onclick: () => downloadList("chosen", cards, "") }), button("clear", { onclick: clear })),
+    el("p", { class: "tools" }, button("CSV", { "aria-label": "chosen images as CSV", onclick: () => downloadList("chosen", cards, "", dataset()) }), button("clear", { onclick: clear })),
     el("div", { class: "thumbs" }, ordered.slice(0, MAX_CHOSEN).map((image) => el("figure", { class: experiment.mistakes_on_map[image] === undefined ? null : "wrong" }, thumbnail(image), el("figcaption", {}, name(className(labelOf(image))))))),
     images.length > MAX_CHOSEN ? el("p", { class: "small" }, `The first ${MAX_CHOSEN} are shown, mistakes first; the CSV file lists all.`) : null);
 }

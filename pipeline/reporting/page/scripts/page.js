@@ -1,7 +1,6 @@
 /* The page as a whole: which experiment is shown, and what clicks do. */
-const lists = () => ({ ...dataset().lists, ...experiment.lists });
-function fillLists(nodes, kind) {
-  for (const node of nodes) fillList(node, lists()[node.dataset.list], kind);
+function fillLists(nodes, lists, kind, of) {
+  for (const node of nodes) fillList(node, lists[node.dataset.list], kind, of);
 }
 function pick(place) {
   const other = !experiment || experiment.dataset !== data.experiments[place].dataset;
@@ -12,7 +11,7 @@ function pick(place) {
   fill($("scores"), el("b", {}, name(experiment.name)), `: ${plural(mistakes.found, "mistake")} among ${count(experiment.n)} test images`,
     mistakes.found ? `, the highest ${CONFIDENCE[kind]} first${mistakes.cards.length < mistakes.found ? `; the first ${count(mistakes.cards.length)} are listed` : ""}.` : ".",
     experiment.note ? el("span", { class: "note" }, name(experiment.note)) : null);
-  fillLists(document.querySelectorAll("#mistakes [data-list]"), kind);
+  fillLists(document.querySelectorAll("#mistakes [data-list]"), experiment.lists, kind, dataset());
   confusion();
   perClass();
   map();
@@ -21,15 +20,15 @@ function pick(place) {
 function showDataset() {
   for (const block of document.querySelectorAll("[data-dataset]")) {
     block.hidden = block.dataset.dataset !== experiment.dataset;
-    if (!block.hidden) fillLists(block.querySelectorAll("[data-list]"), "margin");
+    if (!block.hidden) fillLists(block.querySelectorAll("[data-list]"), dataset().lists, "margin", dataset());
   }
 }
 document.addEventListener("click", (event) => {
   const at = (selector) => event.target.closest(selector);
-  const sorter = at(".sortable th button"), picker = at("[data-pick]"), file = at("[data-csv]"), frame = at("button.thumb"), copier = at("[data-copy]");
+  const sorter = at(".sortable th button"), picker = at("[data-pick]"), frame = at("button.thumb"), copier = at("[data-copy]");
   if (sorter) sortBy(sorter);
   if (picker) { pick(Number(picker.dataset.pick)); $("mistakes").scrollIntoView(); }
-  if (file) file.dataset.csv === "experiments" ? downloadExperiments() : downloadList(file.dataset.csv, lists()[file.dataset.csv].cards, file.closest("#mistakes") ? experiment.confidence_kind : "margin");
+  if (at("[data-csv]")) downloadExperiments();
   if (frame) enlarge(frame);
   if (copier) copy(copier);
   if (event.target.matches("dialog")) event.target.close();
@@ -50,4 +49,8 @@ for (const table of document.querySelectorAll("table.short")) {
   const all = button(`show all ${table.tBodies[0].rows.length}`, { onclick: () => { table.classList.remove("short"); all.remove(); } });
   table.parentNode.after(el("p", { class: "tools" }, all));
 }
-pick(0);
+for (const block of document.querySelectorAll("[data-multi-label]")) {
+  const of = data.multi_label[block.dataset.multiLabel];
+  fillLists(block.querySelectorAll("[data-list]"), of.lists, "", of);
+}
+if (data.experiments.length) pick(0);

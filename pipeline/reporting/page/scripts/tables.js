@@ -33,16 +33,14 @@ function download(file, text) {
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
-function listRows(cards) {
-  return cards.flatMap((item, place) => item.images.map((image) => [item.images.length > 1 ? place + 1 : undefined, dataset().folder + pathOf(image), className(labelOf(image)), splitOf(image),
-    item.predicted === undefined ? undefined : className(item.predicted), item.confidence, item.distance,
-    item.nearest?.length ? dataset().folder + pathOf(item.nearest[0][0]) : undefined, item.nearest?.[0]?.[1]]));
+function downloadList(listed, cards, kind, { name, folder, classes }) {
+  const columns = ["group", "path", "label", "split", "predicted", "wrong labels", "missed labels", kind, "distance", "nearest training image", "distance to it"];
+  const named = (labels) => labels?.map((label) => classes[label]).join(";");
+  const rows = cards.flatMap((item, place) => item.images.map((image) => [item.images.length > 1 ? place + 1 : undefined, folder + pathOf(image), classes[labelOf(image)], splitOf(image),
+    classes[item.predicted], named(item.wrong), named(item.missed), item.confidence, item.distance,
+    item.nearest?.length ? folder + pathOf(item.nearest[0][0]) : undefined, item.nearest?.[0]?.[1]]));
+  download(`${name.replace(/[^\p{L}\p{N}._-]+/gu, "_")}-${listed}.csv`, csvText(columns, rows));
 }
-function downloadList(listed, cards, kind) {
-  const columns = ["group", "path", "label", "split", "predicted", kind, "distance", "nearest training image", "distance to it"];
-  download(`${fileName()}-${listed}.csv`, csvText(columns, listRows(cards)));
-}
-const fileName = () => experiment.dataset.replace(/[^\p{L}\p{N}._-]+/gu, "_");
 function downloadExperiments() {
   const columns = ["dataset", "backbone", "layer", "model", "top1", "top1_low", "top1_high", "top5", "balanced_accuracy", "n", "held_out_accuracy", "held_out_standard_deviation", "p", "differs"];
   const rows = data.experiments.map((row) => [row.dataset, row.backbone, row.layer, row.model, row.top1, row.top1_low, row.top1_high, row.top5, row.balanced_accuracy, row.n,
