@@ -6,17 +6,15 @@ import codecs
 import csv
 import io
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.data.doubts import doubts_of_cells, doubts_of_names
 from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, is_text, split_of
+from pipeline.data.lookup import FileFinder, exists
 from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
 from pipeline.errors import PipelineError
-from pipeline.paths import expand_home
 
 SEPARATORS = ",;\t|"
 FIRST_LINE = "Its first line must read: path,label[,split]."
@@ -157,20 +155,22 @@ def list_csv(path: Path) -> Listing:
     label means that the image has none.
     """
     rows, notes = read_table(path)
-    return _list_rows([_read_row(row, path) for row in rows], notes, path)
+    finder = FileFinder(path.parent)
+    return _list_rows([_read_row(row, path, finder) for row in rows], notes, path)
 
 
 def list_unlabelled_csv(path: Path) -> Listing:
     """List the images of a CSV file with the column path as images without labels; other columns are metadata."""
     rows, notes = read_table(path, labelled=False)
-    return _list_rows([_read_unlabelled_row(row, path) for row in rows], notes, path)
+    finder = FileFinder(path.parent)
+    return _list_rows([_read_unlabelled_row(row, path, finder) for row in rows], notes, path)
 
 
 def _list_rows(images: Sequence[ListedImage], notes: Sequence[str], path: Path) -> Listing:
     if len({image.split is None for image in images if image.split != UNLABELLED}) > 1:
         raise PipelineError(f"{path}: some lines have a split and some have none. Fill in all of them, or none.")
     merged, merge_notes = _merge_rows(images, path)
-    if not any(_exists(image.path) for image in merged):
+    if not any(exists(image.path) for image in merged):
         first = merged[0].path
         raise PipelineError(
             f"None of the {len(merged)} files of {path} exists, the first is {str(first)!r}. Relative paths start at "
@@ -187,34 +187,34 @@ def _suffix_hint(path: Path) -> str:
 
 
 def _siblings(path: Path) -> list[Path]:
-    return sorted(path.parent.iterdir()) if _exists(path.parent) and path.parent.is_dir() else []
+    return sorted(path.parent.iterdir()) if exists(path.parent) and path.parent.is_dir() else []
 
 
-def _read_row(row: Row, path: Path) -> ListedImage:
+def _read_row(row: Row, path: Path, finder: FileFinder) -> ListedImage:
     multi_label = "labels" in row.cells
     split = _read_split(row.cells.get("split", ""), f"{path}, line {row.line}")
     if split == UNLABELLED or not (multi_label or clean_name(row.cells["label"])):
-        return _read_unlabelled_row(row, path)
+        return _read_unlabelled_row(row, path, finder)
     names = [clean_name(name) for name in parse_labels(row.cells["labels"])] if multi_label else []
     label = ";".join(sorted(set(names))) if multi_label else clean_name(row.cells["label"])
     if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels")):
         raise PipelineError(
             f"{path}, line {row.line}: the label is neither valid UTF-8 nor Windows-1252. Save the file as UTF-8."
         )
-    return ListedImage(_file_of(row, path), label, split, multi_label, _metadata_of(row))
+    return ListedImage(_file_of(row, path, finder), label, split, multi_label, _metadata_of(row))
 
 
-def _read_unlabelled_row(row: Row, path: Path) -> ListedImage:
-    return ListedImage(_file_of(row, path), "", UNLABELLED, "labels" in row.cells, _metadata_of(row))
+def _read_unlabelled_row(row: Row, path: Path, finder: FileFinder) -> ListedImage:
+    return ListedImage(_file_of(row, path, finder), "", UNLABELLED, "labels" in row.cells, _metadata_of(row))
 
 
-def _file_of(row: Row, path: Path) -> Path:
+def _file_of(row: Row, path: Path, finder: FileFinder) -> Path:
     where = f"{path}, line {row.line}"
     if not row.cells["path"].strip():
         raise PipelineError(f"{where}: the path is missing. Fill it in, or drop the line.")
     if "\0" in row.cells["path"]:
         raise PipelineError(f"{where}: the path contains a zero byte. Save the file as UTF-8.")
-    return find_file(path.parent, row.cells["path"])
+    return finder.find(row.cells["path"])
 
 
 def _metadata_of(row: Row) -> dict[str, str]:
@@ -229,35 +229,6 @@ def _read_split(name: str, where: str) -> str | None:
     if (split := split_of(name)) is None:
         raise PipelineError(f"{where}: unknown split {name!r}. Choose from: {', '.join(PARTS)}.")
     return split
-
-
-def find_file(folder: Path, cell: str) -> Path:
-    """Return the file that a cell names: the first spelling of it that exists, or else the cell as it is.
-
-    Spellings are the cell itself, without spaces around it, from the home folder if it starts with `~`, with slashes
-    instead of backslashes, in NFC or NFD, and with the bytes of Windows-1252 instead of UTF-8.
-    """
-    return next((path for path in _spellings(folder, cell) if _exists(path)), folder / cell.strip())
-
-
-def _spellings(folder: Path, cell: str) -> Iterator[Path]:
-    yield folder / cell
-    for text in dict.fromkeys((cell.strip(), cell.strip().replace("\\", "/"))):
-        yield folder / text
-        if text.startswith("~"):
-            yield expand_home(text)
-        if not text.isascii():
-            yield folder / unicodedata.normalize("NFC", text)
-            yield folder / unicodedata.normalize("NFD", text)
-            with suppress(UnicodeEncodeError):
-                yield folder / os.fsdecode(text.encode("cp1252"))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # too long, for one thing
-        return False
 
 
 def _merge_rows(images: Sequence[ListedImage], path: Path) -> tuple[list[ListedImage], list[str]]:

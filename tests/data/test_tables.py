@@ -10,7 +10,8 @@ import pytest
 
 from pipeline import errors
 from pipeline.data.listing import Listing
-from pipeline.data.tables import find_file, list_csv
+from pipeline.data.lookup import FileFinder
+from pipeline.data.tables import list_csv
 
 HEADER = "path,label\n"
 
@@ -142,13 +143,23 @@ def test_paths_are_found_as_people_write_them(folder: Path, monkeypatch: pytest.
     (folder / "sub").mkdir()
     for name in (*names, "sub/x.png"):
         (folder / name).write_bytes(b"x")
-    assert find_file(folder, "é.png").name == names[0] and find_file(folder, "ü.png").name == names[1]
-    assert find_file(folder, " space.png").exists() and find_file(folder, " a.png ") == folder / "a.png"
-    assert find_file(folder / "sub", "~/a.png") == find_file(folder, str(folder / "a.png")) == folder / "a.png"
-    assert find_file(folder, "sub\\x.png") == folder / "sub" / "x.png"
-    assert find_file(folder, "~tilde.png").exists() and find_file(folder, "~nobody-here/x.png").name == "x.png"
-    assert find_file(folder, "x" * 5000).name == "x" * 5000
-    assert find_file(folder, "\u732ba.png").name == "\u732ba.png"  # not a.png, which is another image
+    find = FileFinder(folder).find
+    assert find("é.png").name == names[0] and find("ü.png").name == names[1]
+    assert find(" space.png").exists() and find(" a.png ") == folder / "a.png"
+    assert FileFinder(folder / "sub").find("~/a.png") == find(str(folder / "a.png")) == folder / "a.png"
+    assert find("sub\\x.png") == folder / "sub" / "x.png"
+    assert find("~tilde.png").exists() and find("~nobody-here/x.png").name == "x.png"
+    assert find("x" * 5000).name == "x" * 5000
+    assert find("\u732ba.png").name == "\u732ba.png"  # not a.png, which is another image
+
+
+def test_folders_and_files_may_be_composed_each_in_its_own_way(folder: Path) -> None:
+    path = folder / "café" / unicodedata.normalize("NFD", "thé") / os.fsdecode(b"\xfc.png")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    for form in ("NFC", "NFD"):
+        assert FileFinder(folder).find(unicodedata.normalize(form, "café/thé/ü.png")) == path
+        assert FileFinder(Path("/")).find(unicodedata.normalize(form, f"{folder}/café/thé/ü.png")) == path
 
 
 def test_names_that_are_not_utf_8_keep_their_bytes(folder: Path) -> None:
