@@ -115,6 +115,17 @@ def label_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray, names: Seque
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
 
 
+def training_note(facts: persistence.ClassifierFacts, dataset: str) -> str:
+    """Say that a classifier was trained on another dataset than it is scored on; "" if it was not."""
+    trained_on = facts.get("dataset", dataset)
+    if trained_on == dataset:
+        return ""
+    return (
+        f"The classifier was trained on the dataset {trained_on!r}: the score is right if none of its training images "
+        f"are test images of {dataset!r}."
+    )
+
+
 def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: str, codes: Path) -> None:
     """Refuse a classifier that was trained on other images or labels of the same dataset than the codes have now."""
     first = codes.with_name(f"{codes.stem.split(LAYER_SEPARATOR)[0]}{codes.suffix}")
@@ -134,11 +145,14 @@ def run(settings: Evaluate) -> None:
     classifier = persistence.load(path)
     test = reader.read_layers(file, classifier.spec.to_dict(), "test")
     validate_dataset(file, address.data)
-    validate_training(path, persistence.read_metadata(path).facts, address.name, file)
+    facts = persistence.read_metadata(path).facts
+    validate_training(path, facts, address.name, file)
     scores, margins = evaluate(classifier, test)
     folder = settings.out or address.report
     write(folder, scores, margins, test)
     print(f"{folder}: {scoring.sentence(scores.metrics)}")
+    if note := training_note(facts, address.name):
+        print(note)
 
 
 def main(argv: list[str] | None = None) -> int:

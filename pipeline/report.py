@@ -46,14 +46,17 @@ def run(settings: Report) -> None:
         raise errors.PipelineError(f"--thumbnails {settings.thumbnails} must be megabytes, 0 or more.")
     scope = (settings.reports, settings.dataset, settings.backbone)
     rows, multi_label = find_experiments(*scope), find_multi_label(*scope)
-    path = settings.out or settings.reports / "index.html"
+    path, notes = settings.out or settings.reports / "index.html", list[str]()
     if not settings.table:
         from pipeline.reporting import rendering, summary
 
         content = summary.summarise(settings.reports, rows, int(settings.thumbnails * MEGABYTE), multi_label)
         files.write_text(path, rendering.render(content))
+        notes = [f"{one['name']}: {one['note']}" for one in content["experiments"] if one["note"]]
     tables = [*([table(rows)] if rows else []), *([multi_label_table(multi_label)] if multi_label else [])]
     print("\n\n".join(tables))
+    for note in notes:
+        print(note)
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
 

@@ -68,11 +68,13 @@ def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | N
 
 def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:
     rows: list[Scores] = []
-    for path in sorted(folder.glob(f"{dataset or '*'}/{backbone or '**/*'}/*-*/metrics.json")):
+    wanted = {"dataset": Experiment(dataset, "").name if dataset else None, "backbone": backbone}
+    for path in sorted(folder.glob("*/**/*-*/metrics.json")):
         name, *backbone_parts, last, _ = path.relative_to(folder).parts
         layer, model = last.rsplit("-", 1)
         address = {"dataset": name, "backbone": "/".join(backbone_parts), "layer": layer, "model": model}
-        rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
+        if all(value is None or address[word] == value for word, value in wanted.items()):
+            rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
     return rows
 
 

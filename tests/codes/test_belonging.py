@@ -97,7 +97,8 @@ def test_images_that_cannot_be_read_are_no_difference(run: Run, photos: Path) ->
 
 def test_the_report_says_which_scores_are_of_another_state(done: Run) -> None:
     change(0, label="green" if files.read_csv(Path("data/photos/manifest.csv"))[0]["label"] != "green" else "red")
-    assert done("report").code == 0
+    outcome = done("report")
+    assert outcome.code == 0 and "photos/tinyvgg/fc7-svm: features/photos/tinyvgg/fc7.h5 does not belong" in outcome.out
     assert "does not belong to the dataset" in Path("reports/index.html").read_text()
 
 

@@ -93,6 +93,12 @@ def test_no_test_split(run: Run) -> None:
     mistake(run("evaluate"), "no test images", "--test")
 
 
+def test_a_classifier_of_another_dataset_is_said_to_be_one(trained: Run) -> None:
+    outcome = trained("evaluate", "--dataset", "other", "--codes", CODES, "--classifier", MODEL)
+    assert outcome.code == 0 and "trained on the dataset 'digits'" in outcome.out
+    assert "trained on" not in trained("evaluate").out
+
+
 def test_codes_of_another_spec_are_refused(trained: Run) -> None:
     write_training(weights_sha256="cd" * 32, resize=128)
     mistake(trained("evaluate"), "weights_sha256 is", "transform.resize is 128, not 64")

@@ -37,7 +37,10 @@ def test_two_runs_give_the_same_page(scored: Run) -> None:
 
 def test_a_page_of_one_dataset(scored: Run) -> None:
     mistake(scored("report", "--dataset", "other"), "no scores", "dvc repro")
-    assert scored("report", "--dataset", "digits", "--backbone", "tinyvgg").code == 0
+    for name in ("digits", "data/digits", Path("data/digits").resolve()):
+        assert scored("report", "--dataset", name, "--backbone", "tinyvgg").code == 0
+    for flags in (("--dataset", "*"), ("--dataset", "[d]igits"), ("--backbone", "*"), ("--backbone", "../digits")):
+        mistake(scored("report", *flags), "no scores")
     mistake(scored("report", "--thumbnails", -1), "--thumbnails")
 
 
