@@ -102,10 +102,14 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
         kind, confidence = _confidence(persistence.load(address.classifier), found, test, outcomes)
         index, rows = found, test
     except OtherClassifierError as error:
-        metadata, note = None, str(hints.completed(error, vars(address)))
+        metadata, note = None, _in_one_line(hints.completed(error, vars(address)))
     except errors.PipelineError as error:
-        note = str(hints.completed(error, vars(address)))
+        note = _in_one_line(hints.completed(error, vars(address)))
     return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, note)
+
+
+def _in_one_line(error: errors.PipelineError) -> str:
+    return str(error).replace("\n ", "")
 
 
 def read_codes(address: Experiment) -> reader.CodesIndex:

@@ -180,15 +180,17 @@ class Validation(TypedDict):
 class ExperimentDetails(Scores):
     """An experiment.
 
-    validation: None where the classifier's metadata cannot be read; note: what could not be read, and why; per_class:
-    the scores of each class; lists: {name: images worth a look}; mistakes_on_map: {image number: predicted class};
-    facts: names and values of the classifier's metadata.
+    validation: None where the classifier's metadata cannot be read; note: what could not be read, and why; network: the
+    settings of `extract` that give its codes, {} if they cannot be read; per_class: the scores of each class; lists:
+    {name: images worth a look}; mistakes_on_map: {image number: predicted class}; facts: names and values of the
+    classifier's metadata.
     """
 
     name: str
     note: str
     validation: Validation | None
     confidence_kind: ConfidenceKind
+    network: dict[str, object]
     per_class: list[ClassScores]
     confusion_cells: list[ConfusionCell]
     lists: dict[str, ImageList]

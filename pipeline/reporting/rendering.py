@@ -47,7 +47,7 @@ SCRIPTS = ("dom", "images", "tables", "confusion", "map", "page")
 
 TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
-    *("bad_files", "verdict", "calibration", "reliability_chart", "path_chart", "facts", "bar"),
+    *("bad_files", "verdict", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
 )
 """Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""
 

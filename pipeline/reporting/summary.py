@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import files, params, yaml_text
 from pipeline.analysis import predictions
 from pipeline.classifiers.persistence import ClassifierFacts, ClassifierMetadata
+from pipeline.codes.spec import extract_settings
 from pipeline.data.manifest import SPLITS
 from pipeline.paths import Experiment
 from pipeline.reporting import image_lists, prediction_lists
@@ -159,6 +160,7 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         "note": experiment.note,
         "validation": validation_of(metadata),
         "confidence_kind": experiment.confidence_kind,
+        "network": extract_settings(metadata.spec.to_dict()) if metadata else {},
         "per_class": [_rounded(scores) for scores in outcomes.per_class],
         "confusion_cells": prediction_lists.confusion_cells(experiment, album),
         "lists": {

@@ -1,22 +1,27 @@
-"""What to know first about a dataset: the best experiment, whether chance explains its lead, and what to do next."""
+"""What to know first about a dataset: the best experiment, whether that may be chance, and what to do next."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from pipeline import hints
 from pipeline.analysis import predictions
-from pipeline.paths import ADDRESS_WORDS
+from pipeline.errors import Fix
+from pipeline.paths import FINETUNED
 from pipeline.reporting.experiments import address_of
-from pipeline.reporting.page_data import AdviceSummary, Comparison, ExperimentSummary, NextStep, Scores, Verdict
+from pipeline.reporting.page_data import AdviceSummary, Comparison, ExperimentSummary, NextStep, Verdict
 
 SMALL_INPUT = "tinyvgg"
 """The backbone that sees 64 × 64 pixels and suits small images."""
 
 STRONGER = ("efficientnet_lite0", "avgpool")
 """The backbone to try on photographs next, whose weights are installed with the program, and its layer."""
+
+TRY_LAYER = ("extract", "classify", "evaluate", "report")
+"""The commands that score a model on another layer."""
 
 ENOUGH = 0.95
 """Top-1 accuracy from which no stronger backbone is suggested."""
@@ -62,39 +67,25 @@ def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSum
     """Return what is worth doing next; advice: on the backbone of the best experiment, which is the first."""
     best, backbones = experiments[0], {row["backbone"] for row in experiments}
     layers = {row["layer"] for row in experiments if row["backbone"] == best["backbone"]}
-    stronger, layer = STRONGER
+    known = {"dataset": best["dataset"], "model": best["model"]}
+    network = known | {**best["network"], "backbone": best["backbone"], "layer": best["layer"]}
     if backbones == {SMALL_INPUT} and best["top1"] < ENOUGH:
         reason = f"{SMALL_INPUT} sees 64×64 pixels. If these are photographs, try a network that sees more"
-        return {"reason": reason, "commands": _try_layer(best, stronger, layer)}
+        return _step(reason, known | dict(zip(("backbone", "layer"), STRONGER, strict=True)), *TRY_LAYER)
     if advice is None:
-        reason = f"Measure every layer of {best['backbone']} on the training images"
-        return {"reason": reason, "commands": [_command("advise", best, "dataset", "backbone")]}
+        return _step(
+            f"Measure every layer of {best['backbone']} on the training images", network | {"layer": ""}, "advise"
+        )
     if not layers & set(advice["as_good"]):
         reason = f"Try layer {advice['layer']}, which did best when every layer was measured"
-        return {"reason": reason, "commands": _try_layer(best, best["backbone"], advice["layer"])}
-    if advice["fine_tune"] and not any(row["model"] == "finetuned" for row in experiments):
-        reason = "There are enough images to train the network further"
-        return {"reason": reason, "commands": [_command("finetune", best, *ADDRESS_WORDS)]}
+        return _step(reason, network | {"layer": advice["layer"]}, *TRY_LAYER)
+    if advice["fine_tune"] and not any(row["model"] == FINETUNED for row in experiments):
+        return _step("There are enough images to train the network further", network, "finetune")
     reason = "Let the best classifier name the classes of new images, here those in the folder new-images"
-    classifier = shlex.quote(str(address_of(best).classifier))
-    return {
-        "reason": reason,
-        "commands": [f"python -m pipeline.predict --classifier {classifier} new-images > classes.csv"],
-    }
+    predict = Fix("predict", {"classifier": address_of(best).classifier})
+    return {"reason": reason, "commands": [f"{predict} new-images > classes.csv"]}
 
 
-def _try_layer(best: Scores, backbone: str, layer: str) -> list[str]:
-    """Return the commands that extract another layer and score the model of the best experiment on it."""
-    other: Scores = {**best, "backbone": backbone, "layer": layer}
-    return [
-        _command("extract", other, "dataset", "backbone", "layer"),
-        _command("classify", other, *ADDRESS_WORDS),
-        _command("evaluate", other, *ADDRESS_WORDS),
-        _command("report", other, "dataset"),
-    ]
-
-
-def _command(stage: str, scores: Mapping[str, object], *words: str) -> str:
-    """Return a command for the address of an experiment, or for some words of it, that a shell takes as it is."""
-    flags = [f"--{word} {shlex.quote(str(scores[word]))}" for word in words]
-    return " ".join([f"python -m pipeline.{stage}", *flags])
+def _step(reason: str, known: Mapping[str, Any], *commands: str) -> NextStep:
+    """Return the step of running commands on an experiment with some known settings, each command in full."""
+    return {"reason": reason, "commands": [str(hints.complete(Fix(command), known)) for command in commands]}

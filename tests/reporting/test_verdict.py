@@ -103,10 +103,18 @@ def test_what_to_do_next_depends_on_what_was_done(project: Path) -> None:
     assert "--layer avgpool --model svm" in summarise_all()[1]["next_step"]["commands"][1]
     write_advice("efficientnet_lite0", "stage6", "avgpool", fine_tune=True)
     (command,) = summarise_all()[1]["next_step"]["commands"]
-    assert command.startswith("python -m pipeline.finetune") and command.endswith("--layer stage6 --model svm")
+    assert command.startswith("python -m pipeline.finetune") and "--layer stage6 --model svm" in command
     write_scores("digits/efficientnet_lite0/stage6-finetuned", HALF, held_out=0.5)
     (command,) = summarise_all()[1]["next_step"]["commands"]
     assert "pipeline.predict --classifier models/digits/efficientnet_lite0/stage6-svm.skops" in command
+
+
+def test_the_next_command_works_on_the_same_network(project: Path) -> None:
+    write_scores("digits/resnet18/avgpool-svm", HALF, held_out=0.5)
+    metadata = Path("models/digits/resnet18/avgpool-svm.json")
+    metadata.write_text(metadata.read_text().replace('"weights": "default"', '"weights": "my weights.pth"'))
+    (command,) = summarise_all()[1]["next_step"]["commands"]
+    assert "--backbone resnet18 --weights 'my weights.pth'" in command and "--size 64x64" in command
 
 
 def test_the_commands_that_try_another_layer_run(scored: Callable[..., Outcome]) -> None:
