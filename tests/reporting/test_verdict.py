@@ -114,7 +114,7 @@ def test_the_next_command_works_on_the_same_network(project: Path) -> None:
     metadata = Path("models/digits/resnet18/avgpool-svm.json")
     metadata.write_text(metadata.read_text().replace('"weights": "default"', '"weights": "my weights.pth"'))
     (command,) = summarise_all()[1]["next_step"]["commands"]
-    assert "--backbone resnet18 --weights 'my weights.pth'" in command and "--size 64x64" in command
+    assert "--backbone resnet18 --weights 'my weights.pth'" in command
 
 
 def test_the_commands_that_try_another_layer_run(scored: Callable[..., Outcome]) -> None:
