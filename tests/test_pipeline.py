@@ -163,6 +163,14 @@ def test_only_lock_files_and_artifacts_appear_in_the_clone(clone: Path) -> None:
     assert set(changed) <= {"dvc.lock", "params.yaml"}
 
 
+def test_dvc_passes_names_with_spaces_and_quotes_on(clone: Path) -> None:
+    source = write_photos(clone.parent / "my 'best' photos", {"red": 3, "green": 3})
+    change(clone, source=str(source), dataset="my photos")
+    call(clone, "dvc", "repro", "prepare")
+    assert (clone / "data" / "my photos" / "manifest.csv").read_text(encoding="utf-8").count("\n") == 7
+    change(clone, source="digits", dataset="digits")
+
+
 # The README
 
 

@@ -309,9 +309,17 @@ def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[h5py.File]
             yield file
     except (OSError, KeyError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
+        if "unable to lock file" in reason:
+            raise errors.PipelineError(f"{path} cannot be locked for reading: {_why_locked(error)}") from error
         raise errors.PipelineError(
             f"{path} is damaged, or no file of codes ({reason}). Extract again.", fix=_extract(path, expected)
         ) from error
+
+
+def _why_locked(error: Exception) -> str:
+    if isinstance(error, BlockingIOError):
+        return "another process is writing it. Wait until that is done, or end it."
+    return "its disk has no locks. Set the environment variable HDF5_USE_FILE_LOCKING=FALSE, and run again."
 
 
 def _extract(path: Path, expected: Mapping[str, object]) -> list[errors.Fix]:

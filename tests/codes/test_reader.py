@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
@@ -71,6 +74,19 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(errors.PipelineError, match="damaged, or no file of codes"):
         reader.read(path, {})
+
+
+def test_a_lock_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_codes(tmp_path / "fc7.h5", [0, 1], ["train"] * 2, ["a", "b"])
+    with (tmp_path / "fc7.h5").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(errors.PipelineError, match="cannot be locked for reading: another process is writing it"):
+            reader.read(tmp_path / "fc7.h5", {})
+    assert len(reader.read(tmp_path / "fc7.h5", {}).labels) == 2
+    without_locks = OSError(errno.ENOSYS, "unable to lock file, errno = 38, error message = 'Function not implemented'")
+    monkeypatch.setattr(h5py, "File", Mock(side_effect=without_locks))
+    with pytest.raises(errors.PipelineError, match="HDF5_USE_FILE_LOCKING=FALSE"):
+        reader.read(tmp_path / "fc7.h5", {})
 
 
 def test_an_hdf5_file_of_another_format_is_refused(tmp_path: Path) -> None:
