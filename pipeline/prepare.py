@@ -247,7 +247,7 @@ def summary(prepared: Prepared, folder: Path) -> str:
 
 def next_command(folder: Path, large: bool) -> errors.Fix:
     """Return the command that extracts the codes of a prepared dataset; large: as in `Prepared`."""
-    dataset = folder.name if folder.parent == Path("data") else folder
+    dataset = folder.name if folder.parent == Path("data") else str(folder)
     network = FOR_PHOTOS if large else {}
     return hints.complete(errors.Fix("extract", {"dataset": dataset, **network}), {})
 

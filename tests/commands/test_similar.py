@@ -51,7 +51,7 @@ def test_several_images_and_bad_ones(run: Run, extracted: Path, project: Path) -
     outcome = run("similar", *images, "--dataset", "photos", "--count", 2, "--out", "sheet.png")
     assert [line["image"] for line in lines(outcome)] == [str(images[0])] * 2 + [str(images[2])] * 2
     assert "Skipped 'bad.png'" in outcome.err and Path("sheet.png").exists()
-    mistake(run("similar", "bad.png", "--dataset", "photos"), "None of the 1 images")
+    mistake(run("similar", "bad.png", "--dataset", "photos"), "None of 1 image can be read")
 
 
 def test_mistakes(run: Run, extracted: Path) -> None:
