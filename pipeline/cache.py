@@ -1,4 +1,4 @@
-"""Show the codes that earlier extractions keep for later ones, and prune them."""
+"""Show what earlier runs keep for later ones, and prune it: codes of extractions, checkpoints of fine-tuning."""
 
 from __future__ import annotations
 
@@ -37,13 +37,33 @@ def prune(folder: Path) -> int:
     return freed
 
 
+def checkpoints(models: Path) -> list[Path]:
+    """Return the files that interrupted fine-tuning left below the folder of all classifiers."""
+    return sorted(path for path in models.glob("**/.cache/*") if path.is_file() and path.suffix != ".lock")
+
+
+def prune_checkpoint(path: Path) -> int:
+    """Remove a checkpoint, or one that was half-written, and return the bytes that this freed.
+
+    Raises PipelineError if a run is using it.
+    """
+    from pipeline.finetuning.checkpoint import Checkpoint  # takes seconds to import, and is seldom needed
+
+    complete = path.with_name(path.name.removeprefix(".").removesuffix(".partial"))
+    with Checkpoint(complete, {}).locked():
+        freed = own_bytes(path)
+        path.unlink()
+    return freed
+
+
 def run(settings: Cache) -> None:
     """Show or prune the cache."""
-    folders = cache_folders(settings.features)
+    folders, of_models = cache_folders(settings.features), checkpoints(settings.models)
     if settings.prune:
-        print(f"{sum(map(prune, folders)) / 1e6:.1f} MB freed")
+        freed = sum(map(prune, folders)) + sum(map(prune_checkpoint, of_models))
+        print(f"{freed / 1e6:.1f} MB freed")
         return
-    files = [path for folder in folders for path in sorted(folder.iterdir())]
+    files = [path for folder in folders for path in sorted(folder.iterdir())] + of_models
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {own_bytes(path) / 1e6:10.1f} MB of its own  {path}")
     print(f"{counted(len(files), 'file')}, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")

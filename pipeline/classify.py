@@ -45,8 +45,7 @@ def run(settings: Classify) -> None:
     search.validate_grid(settings.model, grid)
     plan = SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    asked = {"backbone": settings.backbone, "layer": settings.layer, "weights": settings.weights, "pool": settings.pool}
-    expected = {name: value for name, value in asked.items() if value}
+    expected = expected_spec(settings)
     half = parse_bytes(settings.memory) // 2 if settings.memory else None
     path, shots = settings.out or address.classifier, settings.shots
     file = settings.codes or address.codes
@@ -74,6 +73,13 @@ def run(settings: Classify) -> None:
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(summary(path, trained, facts, data.X.shape[1]))
+
+
+def expected_spec(settings: Classify) -> dict[str, object]:
+    """Return what the settings say of the codes' spec; --pool auto leaves the pooling open."""
+    pool = "" if settings.pool == "auto" else settings.pool
+    asked = {"backbone": settings.backbone, "layer": settings.layer, "weights": settings.weights, "pool": pool}
+    return {name: value for name, value in asked.items() if value}
 
 
 def train_classifier(

@@ -526,7 +526,8 @@ class Cache(Command):
     """Settings of `cache`."""
 
     features: Path = setting(Path("features"), "Folder of all codes.", in_file=False, group=FILES)
-    prune: bool = setting(False, "Remove what is cached; codes under features/ stay.", in_file=False)
+    models: Path = setting(Path("models"), "Folder of all classifiers.", in_file=False, group=FILES)
+    prune: bool = setting(False, "Remove what is cached; codes and classifiers stay.", in_file=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

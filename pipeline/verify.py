@@ -10,9 +10,10 @@ import numpy as np
 
 from pipeline import command_line, errors
 from pipeline.codes import reader
+from pipeline.codes.belonging import differences
 from pipeline.codes.spec import extract_settings
 from pipeline.config import Verify
-from pipeline.data.manifest import Manifest, names_of_label, read_manifest
+from pipeline.data.manifest import read_manifest
 from pipeline.images import decoding, parallel
 from pipeline.paths import MANIFEST, Experiment
 from pipeline.progress import track
@@ -28,24 +29,15 @@ def value_problems(path: Path) -> Iterator[str]:
             yield f"row {row} ({index.paths[row]!r}) has values that are not finite"
 
 
-def dataset_problems(path: Path, manifest: Manifest, threads: int) -> Iterator[str]:
-    """Yield a description of each row whose image, label or split differs from the prepared dataset."""
+def image_problems(path: Path, root: Path, threads: int) -> Iterator[str]:
+    """Yield a description of each row whose image file, below `root`, is not the one that was extracted."""
     index = reader.read_index(path, {})
-    manifest_rows = {name: row for row, name in enumerate(manifest.paths)}
-    rows = [manifest_rows.get(name) for name in index.paths]
-    files = (manifest.root / name for name in index.paths)
+    files = (root / name for name in index.paths)
     digests = parallel.ordered_map(decoding.read_digest, files, threads, ahead=16 * threads)
-    for number, (row, digest) in enumerate(zip(rows, track(digests, "verifying", len(rows)), strict=True)):
-        name = f"row {number} ({index.paths[number]!r})"
-        if row is None:
-            yield f"{name} is not in the dataset"
-        elif isinstance(digest, decoding.BadImage) or digest != index.digests[number]:
-            yield f"{name} is of an image that is gone or has changed"
-        elif index.splits[number] != manifest.splits[row] or (
-            names_of_label(index.classes, index.labels[number])
-            != names_of_label(manifest.classes, manifest.labels[row])
-        ):
-            yield f"{name} has another label or split than the dataset"
+    bar = track(digests, "verifying", len(index.paths))
+    for name, digest, found in zip(index.paths, index.digests, bar, strict=True):
+        if isinstance(found, decoding.BadImage) or found != digest:
+            yield f"{name!r} is of an image that is gone or has changed"
 
 
 def run(settings: Verify) -> None:
@@ -56,9 +48,8 @@ def run(settings: Verify) -> None:
     folder = Experiment(dataset, spec.backbone).data
     compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:
-        problems += dataset_problems(
-            settings.file, read_manifest(folder), settings.threads or parallel.default_threads()
-        )
+        problems += differences(reader.read_index(settings.file, {}), read_manifest(folder))
+        problems += image_problems(settings.file, folder, settings.threads or parallel.default_threads())
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         values = {"dataset": dataset, **extract_settings(spec.to_dict()), "out": settings.file.parent}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def validate_dataset(path: Path, data: Path) -> None:
     for layer in path.stem.split(LAYER_SEPARATOR):
         file = path.with_name(f"{layer}{path.suffix}")
         index = read_index(file, {})
-        if difference := first_difference(index, manifest):
+        if difference := next(differences(index, manifest), ""):
             raise PipelineError(
                 f"{file} does not belong to the dataset in {data} as it is now: {difference}. Extract again (images "
                 "that are the same cost no forward pass).",
@@ -37,28 +38,28 @@ def validate_dataset(path: Path, data: Path) -> None:
             )
 
 
-def first_difference(index: CodesIndex, manifest: Manifest) -> str:
-    """Say the first difference between the rows of codes and of a manifest; "" if there is none.
+def differences(index: CodesIndex, manifest: Manifest) -> Iterator[str]:
+    """Yield in what the rows of codes differ from a manifest, a sentence part for each row.
 
     Images that were skipped at extraction, since they could not be read, are no difference.
     """
     if index.classes != manifest.classes:
         odd = sorted(set(index.classes) ^ set(manifest.classes))
-        where = "the codes" if odd[0] in index.classes else "the dataset"
-        return f"only {where} {'have' if where == 'the codes' else 'has'} the class {odd[0]!r}"
+        where = "the codes have" if odd[0] in index.classes else "the dataset has"
+        yield f"only {where} the class {odd[0]!r}"
     if (index.paths, index.digests, index.splits) == (manifest.paths, manifest.digests, manifest.splits) and (
-        np.array_equal(index.labels, manifest.labels)
+        index.classes == manifest.classes and np.array_equal(index.labels, manifest.labels)
     ):
-        return ""
+        return
     rows = {path: row for row, path in enumerate(manifest.paths)}
     for number, path in enumerate(index.paths):
         if path not in rows:
-            return f"{path!r} is not in the dataset"
-        if difference := _row_difference(index, number, manifest, rows[path]):
-            return f"{path!r} {difference}"
+            yield f"{path!r} is not in the dataset"
+        elif difference := _row_difference(index, number, manifest, rows[path]):
+            yield f"{path!r} {difference}"
     missing = rows.keys() - set(index.paths)
     skipped = {path for path in missing if any(entry.startswith(f"{path}: ") for entry in index.bad)}
-    return f"{min(missing - skipped)!r} has no code" if missing - skipped else ""
+    yield from (f"{path!r} has no code" for path in sorted(missing - skipped))
 
 
 def _row_difference(index: CodesIndex, number: int, manifest: Manifest, row: int) -> str:

@@ -224,6 +224,13 @@ def test_mistakes(run: Run, flags: tuple[str, str], words: tuple[str, ...]) -> N
     assert not MODEL.exists()
 
 
+def test_pooling_that_suits_the_backbone_is_not_expected_of_the_codes(run: Run) -> None:
+    write_training(CODES.with_name("pool4.h5"), layer="pool4", pool="avg4")
+    for pool in ("auto", "avg4"):
+        assert run("classify", "--layer", "pool4", "--grid", GRID, "--pool", pool).code == 0
+    mistake(run("classify", "--layer", "pool4", "--pool", "max"), "pool is 'avg4', not 'max'")
+
+
 def test_one_class_in_the_training_split(run: Run) -> None:
     write_codes(CODES, [0] * 10 + [1] * 5, ["train"] * 10 + ["test"] * 5, ["a", "b"])
     mistake(run("classify"), "one class only")

@@ -11,12 +11,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import Outcome
 from helpers import FC7, mistake
 from PIL import Image
 
 from pipeline.cache import cache_folders
 from pipeline.codes import reader
+from pipeline.finetuning.checkpoint import Checkpoint
 from pipeline.images import decoding
 
 Run = Callable[..., Outcome]
@@ -55,7 +57,7 @@ def test_a_row_of_another_image_or_label_is_found(extracted: Run, photos: Path) 
     extracted("prepare", "--dataset", photos, "--seed", 9)
     extracted("extract", "--dataset", "photos", "--layer", "fc7")
     extracted("prepare", "--dataset", photos, "--seed", 1)
-    mistake(extracted("verify", FC7), "another label or split")
+    mistake(extracted("verify", FC7), "is in the split", "in the codes and in", "more)")
 
 
 def test_what_is_no_file_of_codes(run: Run, project: Path) -> None:
@@ -81,6 +83,20 @@ def test_the_cache_of_advise_is_pruned_too(run: Run, photos: Path) -> None:
     assert folders and all(list(folder.iterdir()) for folder in folders)
     assert run("cache", "--prune").code == 0
     assert not any(list(folder.iterdir()) for folder in folders)
+
+
+def test_checkpoints_of_fine_tuning_are_listed_and_pruned_unless_a_run_uses_them(run: Run, project: Path) -> None:
+    path = project / "models/photos/timm/resnet18/.cache/fc-finetuned.safetensors.checkpoint"
+    Checkpoint(path, {"seed": 1}).save({"weights": torch.zeros(500_000)})
+    half = path.with_name(f".{path.name}.partial")
+    half.write_bytes(b"x" * 300_000)
+    with Checkpoint(path, {}).locked():
+        shown = run("cache").out
+        assert str(path.relative_to(project)) in shown and half.name in shown and "2 files, 2.3 MB" in shown
+        mistake(run("cache", "--prune"), "Another run uses", path.name)
+    assert path.exists()
+    assert "2.3 MB freed" in run("cache", "--prune").out and not path.exists() and not half.exists()
+    assert run("cache").out.startswith("0 files")
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
