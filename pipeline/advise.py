@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 from pipeline import command_line, errors, files, params
 from pipeline.analysis import recommendation
+from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.classifiers import cv_table, search
+from pipeline.classifiers.search import SearchPlan, TrainingData
 from pipeline.codes import reader
 from pipeline.codes.writer import claim_folder
-from pipeline.config import Advise
+from pipeline.config import NEAR_DUPLICATES, Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest, require_single_label
 from pipeline.data.splits import draw_distinct, find_units, validate_trainable
@@ -36,27 +38,27 @@ MAX_BAD = 0.1
 """Share of bad images above which no advice is given."""
 
 
-def choose_images(manifest: Manifest, most: int, seed: int) -> Manifest:
+def choose_images(manifest: Manifest, most: int, seed: int, column: str = "") -> Manifest:
     """Return at most about `most` training images: the same share of each class, but at least two images of each.
 
-    Copies of an image that was drawn come last.
+    Copies of an image that was drawn come last, and so do images of its group by a column of the manifest.
     """
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(np.array(manifest.splits) == "train")
     share = min(1.0, most / max(len(training), 1))
     chosen: list[int] = []
-    units = find_units(manifest.digests)
+    units = find_units(manifest.digests, *([manifest.groups(column)] if column else []))
     for label in np.unique(manifest.labels[training]):
         rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
         chosen += rows[: max(2, round(share * len(rows)))].tolist()
     return manifest.take(np.array(sorted(chosen), np.int64))
 
 
-def choose_training_images(data: Path, most: int, seed: int) -> Manifest:
+def choose_training_images(data: Path, most: int, seed: int, group_by: str) -> Manifest:
     """Return the training images of a prepared dataset to measure on, at most about `most`; refuse to go without."""
     manifest = sources.open_prepared(data, **params.split_settings())
     require_single_label(manifest)
-    chosen = choose_images(manifest, most, seed)
+    chosen = choose_images(manifest, most, seed, "" if group_by == NEAR_DUPLICATES else group_by)
     if not chosen.paths:
         raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
     return chosen
@@ -81,9 +83,15 @@ def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> run
     return done
 
 
-def read_layer(folder: Path, layer: str) -> reader.Codes:
+def read_layer(folder: Path, layer: str) -> reader.Codes[np.ndarray]:
     """Read the codes of a layer."""
     return reader.read(folder / f"{layer}.h5", {"layer": layer})
+
+
+def read_data(folder: Path, layer: str, units: np.ndarray) -> TrainingData:
+    """Read the codes of a layer to learn from; units: (n,) int64 of the images, as `find_units` numbers them."""
+    codes = read_layer(folder, layer)
+    return TrainingData(codes.values, codes.labels, units)
 
 
 def source_layer(backbone: str) -> str | None:
@@ -128,49 +136,53 @@ class Method:
         """The model that measures every layer."""
         return next(iter(self.grids))
 
-    def measure(self, codes: reader.Codes) -> recommendation.LayerMeasures:
+    def plan(self, model: str) -> SearchPlan:
+        """Return how the setting of a model is chosen."""
+        return SearchPlan(model, self.grids[model], self.folds, self.seed)
+
+    def measure(self, layer: str, data: TrainingData) -> recommendation.LayerMeasures:
         """Measure a layer with the first normalisation of the grid, which is enough to rank layers."""
         normalise, values = next(iter(self.grids[self.model].items()))
-        return recommendation.measure_layer(codes, self.model, {normalise: values}, self.folds, self.seed)
+        return recommendation.measure_layer(layer, data, replace(self.plan(self.model), grid={normalise: values}))
 
-    def accuracies(self, codes: reader.Codes) -> dict[str, float]:
+    def accuracies(self, data: TrainingData) -> dict[str, float]:
         """Return the cross-validated accuracy of every model on a layer's codes."""
-        return {
-            name: recommendation.cross_validate(codes, name, grid, self.folds, self.seed)[1]
-            for name, grid in self.grids.items()
-        }
+        return {name: recommendation.cross_validate(data, self.plan(name))[1] for name in self.grids}
 
 
 def advise(
-    folder: Path, layers: Sequence[str], method: Method, head: str | None, source: str | None
+    folder: Path, layers: Sequence[str], units: np.ndarray, method: Method, head: str | None, source: str | None
 ) -> tuple[list[recommendation.LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
     """Measure all layers and recommend one.
 
-    folder: holds the codes of the layers; head: the node of the network's logits, if it has one; source: the layer of
-    `source_layer`, if there is one.
+    folder: holds the codes of the layers; units: (n,) int64 of the images, as `find_units` numbers them; head: the node
+    of the network's logits, if it has one; source: the layer of `source_layer`, if there is one.
     """
     first = read_layer(folder, layers[0])
-    validate_trainable(first.labels, first.classes, method.folds, find_units(first.digests))
-    measured = [method.measure(read_layer(folder, layer)) for layer in track(layers, "measuring", len(layers), "layer")]
+    validate_trainable(first.labels, first.classes, method.folds, units)
+    bar = track(layers, "measuring", len(layers), "layer")
+    measured = [method.measure(layer, read_data(folder, layer, units)) for layer in bar]
     logits = read_layer(folder, head).values if head else None
     distance = measure_source_distance(read_layer(folder, source)) if source else None
-    facts = recommendation.describe_dataset(first.labels, logits, distance)
+    facts = recommendation.describe_dataset(first.labels, units, logits, distance)
     best = max(measured, key=lambda layer: layer.accuracy)
-    models = method.accuracies(read_layer(folder, best.layer))
+    models = method.accuracies(read_data(folder, best.layer, units))
     return measured, facts, recommendation.recommend(measured, facts, models, method.large)
 
 
 def trace_curves(
-    folder: Path, measured: Sequence[recommendation.LayerMeasures], counts: Sequence[int], method: Method
+    folder: Path,
+    measured: Sequence[recommendation.LayerMeasures],
+    units: np.ndarray,
+    counts: Sequence[int],
+    method: Method,
 ) -> list[recommendation.CurvePoint]:
     """Return the few-shot curves of all layers, each with the setting that is best for the layer."""
-    return [
-        point
-        for layer in measured
-        for point in recommendation.trace_curve(
-            read_layer(folder, layer.layer), layer.setting, method.model, counts, method.seed
-        )
-    ]
+    points: list[recommendation.CurvePoint] = []
+    for layer in measured:
+        spec, data = read_layer(folder, layer.layer).spec, read_data(folder, layer.layer, units)
+        points += recommendation.trace_curve(spec, data, layer.setting, method.plan(method.model), counts)
+    return points
 
 
 def write(
@@ -237,7 +249,7 @@ def run(settings: Advise) -> None:
     for model, grid in grids.items():
         search.validate_grid(model, grid)
     chosen, device = (
-        choose_training_images(address.data, settings.images, settings.seed),
+        choose_training_images(address.data, settings.images, settings.seed, settings.group_by),
         choose_device(settings.device),
     )
     validate_curve(settings.curve, chosen.labels)
@@ -247,14 +259,17 @@ def run(settings: Advise) -> None:
     folder = Path("features", address.name, ".advice", settings.backbone)
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
     method = Method(grids, settings.folds, settings.seed, settings.large)
-    measured, facts, advice = advise(folder, layers, method, head, source)
+    images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
+    units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
+    measured, facts, advice = advise(folder, layers, units, method, head, source)
     points: list[recommendation.CurvePoint] = []
     if settings.curve and settings.relu != "pre":
-        points += trace_curves(folder, measured, settings.curve, method)
+        points += trace_curves(folder, measured, units, settings.curve, method)
     if settings.curve and settings.relu != "post":
         before, names = folder.with_name(f"{settings.backbone}-pre"), set(relu_layers(settings.backbone)) & set(layers)
         write_codes(chosen, build([layer for layer in layers if layer in names], relu="pre").to(device), before)
-        points += trace_curves(before, [layer for layer in measured if layer.layer in names], settings.curve, method)
+        of_names = [layer for layer in measured if layer.layer in names]
+        points += trace_curves(before, of_names, units, settings.curve, method)
     out = settings.out or Path("reports", address.name, settings.backbone, "advice")
     write(out, measured, facts, advice, points)
     print(table(measured, advice.layer))

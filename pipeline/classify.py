@@ -14,18 +14,18 @@ from typing import cast
 import numpy as np
 
 from pipeline import command_line, errors, params
-from pipeline.classifiers import cv_table, few_shot, persistence, search
+from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
+from pipeline.classifiers import cv_table, few_shot, persistence, scoring, search
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier
 from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.codes.spec import Rows, extract_settings
+from pipeline.codes.spec import Rows
 from pipeline.config import Classify
-from pipeline.data.manifest import read_manifest
-from pipeline.data.splits import find_units, validate_folds, validate_trainable
-from pipeline.paths import MANIFEST, Experiment
+from pipeline.data.splits import validate_folds, validate_trainable
+from pipeline.paths import Experiment
 from pipeline.reporting import curves
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def run(settings: Classify) -> None:
     with reader.open_codes(file, expected, "train", half) as codes:
         validate_dataset(file, address.data)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
-        units = training_units(codes, address.data, settings.group_by)
+        grouping = Grouping(settings.group_by, settings.near_distance)
+        units = find_image_units(CodesRows.of_splits(file, "train"), address.data, grouping)
         if settings.drop_small_classes:
             codes, units = without_small_classes(codes, units, settings.folds)
         validate_different(codes)
@@ -69,7 +70,8 @@ def run(settings: Classify) -> None:
         memory = half if in_blocks(codes) else None
         trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
         facts["dataset"], facts["dataset_digest"] = address.name, training_digest(codes)
-        facts["n_train"], facts["group_by"] = len(codes.labels), settings.group_by
+        facts["n_train"], facts["n_units"] = len(codes.labels), len(np.unique(units))
+        facts["group_by"], facts["near_distance"] = grouping.by, grouping.near_distance
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(summary(path, trained, facts, data.X.shape[1]))
@@ -123,7 +125,7 @@ def few_shot_rows(data: TrainingData, plan: SearchPlan, shots: Sequence[int], dr
 
 def few_shot_summary(path: Path, rows: Sequence[FewShotRow]) -> str:
     """Return the few-shot curve as text."""
-    scored = errors.counted(rows[0]["n_scored"], "held-out training image")
+    scored = scoring.images_text(rows[0]["n_scored"], rows[0]["images"], "held-out training image")
     lines = [f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws"]
     lines += [
         f"{row['shots']:4} per class: {row['accuracy']:.4f} ± {row['standard_deviation']:.4f} (standard deviation)"
@@ -195,26 +197,6 @@ def validate_different(codes: reader.Codes) -> None:
         )
 
 
-def training_units(codes: reader.Codes, folder: Path, group_by: str) -> np.ndarray:
-    """Return the unit (n,) int64 of each training image: copies, and images of one group, must stay together.
-
-    folder: the prepared dataset; group_by: one of its metadata columns, or "".
-    """
-    return find_units(codes.digests, *([read_groups(codes, folder, group_by)] if group_by else []))
-
-
-def read_groups(codes: reader.Codes, folder: Path, column: str) -> list[str]:
-    """Return the value of each image in a metadata column of the prepared dataset."""
-    manifest = read_manifest(folder)
-    rows = {path: row for row, path in enumerate(manifest.paths)}
-    if missing := [path for path in codes.paths if path not in rows]:
-        raise errors.PipelineError(
-            f"{folder / MANIFEST} does not list {missing[0]}, whose codes are here. Extract again.",
-            fix=[errors.Fix("extract", extract_settings(codes.spec.to_dict()))],
-        )
-    return list(manifest.take(np.array([rows[path] for path in codes.paths], np.int64)).groups(column))
-
-
 def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
     """Return the codes with a row per view of an image; units: (n,) int64 of the images."""
     if in_blocks(codes):
@@ -236,15 +218,15 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
     """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
     chosen = trained.chosen
     setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
-    images = errors.counted(facts["n_train"], "image")
     lines = [
         f"{path}: {chosen['normalisation']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
-        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, {images}"
+        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, "
+        + scoring.images_text(facts["n_units"], facts["n_train"])
     ]
     if nested := facts.get("nested"):
         lines.append(
             f"Nested, with the choice inside: {nested['accuracy']:.4f} (95% {nested['low']:.4f}–{nested['high']:.4f}), "
-            f"n = {nested['n']}"
+            + scoring.count_text(nested["n"], nested["images"])
         )
     if constant := facts["constant_features"]:
         are = "is constant: it carries" if constant == 1 else "are constant: they carry"

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import command_line, errors, files, params
 from pipeline.analysis import comparison, predictions
+from pipeline.analysis.grouping import Grouping
 from pipeline.classifiers import persistence
 from pipeline.config import Compare
 from pipeline.data import sources
@@ -34,6 +35,12 @@ class Comparison:
     backbone: str
     folder: Path
     bar: ProgressBar
+    grouping: Grouping
+
+    @property
+    def grouped(self) -> tuple[object, ...]:
+        """The flags of what joins images to groups."""
+        return ("--group-by", self.grouping.by, "--near-distance", self.grouping.near_distance)
 
     def call(self, command: str, *flags: object) -> comparison.Cost:
         """Run one of the pipeline's commands on the dataset and the backbone; return its cost."""
@@ -42,11 +49,11 @@ class Comparison:
         self.bar.update()
         return cost
 
-    def score(self, codes: Path, classifier: Path) -> np.ndarray:
-        """Return which test images a classifier of codes classifies correctly, (n,) bool."""
+    def score(self, codes: Path, classifier: Path) -> predictions.Predictions:
+        """Return the predictions of the test images by a classifier of codes."""
         scores = self.folder / "scores"
         self.call("evaluate", "--codes", codes, "--classifier", classifier, "--out", scores)
-        return predictions.read_predictions(scores).correct
+        return predictions.read_predictions(scores)
 
     def frozen(self, layers: Sequence[str], models: Sequence[str], seeds: int) -> list[comparison.Contender]:
         """Train each model on the frozen codes of each layer, all extracted in one pass; seeds draw the folds."""
@@ -63,10 +70,11 @@ class Comparison:
         for seed in range(seeds):
             path = self.classifier(layer, model, seed)
             flags = ("--layer", layer, "--model", model, "--seed", seed, "--codes", codes, "--out", path)
-            costs.append(extraction + self.call("classify", *flags))
-            correct.append(self.score(codes, path))
+            costs.append(extraction + self.call("classify", *flags, *self.grouped))
+            outcomes = self.score(codes, path)
+            correct.append(outcomes.correct)
             accuracies.append(persistence.read_metadata(path).facts["chosen"]["accuracy"])
-        return comparison.Contender(layer, model, np.stack(correct), float(np.mean(accuracies)), costs)
+        return comparison.Contender(layer, model, np.stack(correct), outcomes.units, float(np.mean(accuracies)), costs)
 
     def tuned(self, start: comparison.Contender, flags: Sequence[str]) -> comparison.Contender:
         """Fine-tune from the classifiers of a frozen contender, one run per seed."""
@@ -75,17 +83,18 @@ class Comparison:
             weights, codes = self.folder / f"tuned-{seed}.safetensors", self.folder / f"tuned-{seed}"
             classifier = weights.with_suffix(".skops")
             costs.append(before + self._fine_tune(start, seed, weights, codes, flags))
-            correct.append(self.score(codes / f"{start.layer}.h5", classifier))
+            correct.append(self.score(codes / f"{start.layer}.h5", classifier).correct)
             accuracies.append(persistence.read_metadata(classifier).facts["best"]["val_accuracy"])
             print(f"seed {seed}: top-1 {correct[-1].mean():.4f} after {costs[-1].seconds:.0f} s", flush=True)
-        return comparison.Contender(start.layer, "finetuned", np.stack(correct), float(np.mean(accuracies)), costs)
+        mean = float(np.mean(accuracies))
+        return comparison.Contender(start.layer, "finetuned", np.stack(correct), start.units, mean, costs)
 
     def _fine_tune(
         self, start: comparison.Contender, seed: int, weights: Path, codes: Path, flags: Sequence[str]
     ) -> comparison.Cost:
         """Fine-tune with one seed, and extract the codes of the tuned network; return the cost of both."""
         origin = ("--classifier", self.classifier(start.layer, start.model, seed))
-        files = (*origin, "--codes", self.folder / "frozen" / f"{start.layer}.h5", "--out", weights)
+        files = (*origin, "--codes", self.folder / "frozen" / f"{start.layer}.h5", "--out", weights, *self.grouped)
         report = self.folder / "log"
         cost = self.call("finetune", "--layer", start.layer, "--seed", seed, *files, "--report", report, *flags)
         return cost + self.call("extract", "--layer", start.layer, "--weights", weights, "--out", codes)
@@ -143,8 +152,9 @@ def run(settings: Compare) -> None:
     address = Experiment(settings.dataset, settings.backbone)
     sources.open_prepared(address.data, **params.split_settings())
     n_commands = count_commands(len(settings.layer), len(settings.model), settings.seeds)
+    grouping = Grouping(settings.group_by, settings.near_distance)
     with tempfile.TemporaryDirectory() as folder, ProgressBar("comparing", n_commands, "command") as bar:
-        arms = Comparison(settings.dataset, settings.backbone, Path(folder), bar)
+        arms = Comparison(settings.dataset, settings.backbone, Path(folder), bar, grouping)
         frozen = arms.frozen(settings.layer, settings.model, settings.seeds)
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
         tuned = arms.tuned(start, settings.flags)

@@ -132,6 +132,21 @@ CLASSIFIER = "File of the trained classifier."
 CLASSIFIER_SHOWN = "models/DATASET/BACKBONE/LAYER-MODEL.skops"
 SPEC = "Refuse codes that were made with other {}."
 
+NEAR_DUPLICATES = "near-duplicates"
+"""What --group-by takes instead of a column, to group images by the distance of their codes."""
+
+NEAR_DISTANCE = 0.05
+"""How close near-duplicates are: most crops by 5% and most JPEG files that were saved again, few other photos."""
+
+GROUP_BY = (
+    f"Column of the dataset's CSV file, or {NEAR_DUPLICATES}: images with the same value there, or nearly the same "
+    "codes, stay {}."
+)
+NEAR = (
+    "How close near-duplicates are: the distance of their codes (1 - cosine), as a share of the median distance "
+    "between two training images."
+)
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Project:
@@ -293,7 +308,8 @@ class Classify(Address):
     )
     folds: Integer = setting(5, "Number of folds of the cross-validation.", ge=2)
     seed: Seed = setting(0, "Seed of the folds and draws.")
-    group_by: str = setting("", "Column of the dataset's CSV file: images with the same value stay in the same fold.")
+    group_by: str = setting("", GROUP_BY.format("in the same fold"))
+    near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
     drop_small_classes: bool = setting(
         False, "Leave out classes with fewer training images (or groups) than folds; their test images count as errors."
     )
@@ -325,6 +341,7 @@ class Evaluate(Address):
     out: Path | None = setting(
         None, "Folder for the scores.", shown="reports/DATASET/BACKBONE/LAYER-MODEL", in_file=False, group=FILES
     )
+    near_distance: float | None = setting(None, NEAR, shown="as the classifier was trained", gt=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -400,10 +417,9 @@ class Finetune(Address):
     val: float = setting(
         0.15, "Share of training images that decides which weights are best, without a val split.", ge=0, lt=1
     )
-    group_by: str = setting(
-        "", "Column of the dataset's CSV file: images with the same value stay on the same side of that share."
-    )
     seed: Seed = setting(0, "Seed of order, augmentation, dropout, validation share and random head.")
+    group_by: str = setting("", GROUP_BY.format("on the same side of that share"))
+    near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
     deterministic: bool = setting(False, "Compute the same bits in every run, on a GPU too.", group=MACHINE)
     restart: bool = setting(False, "Discard what an earlier run left unfinished.", in_file=False, group=MACHINE)
     checkpoint_every: float = setting(
@@ -468,6 +484,8 @@ class Advise(Command):
     large: Integer = setting(500, "Number of images per class from which a dataset counts as large.", ge=1)
     folds: Integer = setting(5, "Number of folds of the cross-validation.", ge=2)
     seed: Seed = setting(0, "Seed that draws the images and the folds.")
+    group_by: str = setting("", GROUP_BY.format("in the same fold"))
+    near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
     models: Names = setting(
         ("svm", "softmax"),
         "The first model measures every layer, all of them the best layer.",
@@ -497,6 +515,8 @@ class Compare(Command):
     tuned_layer: str = setting("", "The layer that fine-tuning reads.", shown="the last of --layer")
     tuned_model: str = setting("", "The classifier that fine-tuning starts from.", shown="the last of --model")
     seeds: Integer = setting(5, "Number of seeds, from 0 on.", ge=1)
+    group_by: str = setting("", GROUP_BY.format("on the same side of folds and of the validation share"))
+    near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
     out: Path | None = setting(
         None, "Folder for comparison.csv.", shown="reports/DATASET/BACKBONE", in_file=False, group=FILES
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import command_line, errors, files
+from pipeline.analysis.grouping import CodesRows, Grouping, Related, find_image_units, find_related
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.config import Evaluate
-from pipeline.paths import FINETUNED, LAYER_SEPARATOR, Experiment
+from pipeline.config import NEAR_DISTANCE, NEAR_DUPLICATES, Evaluate
+from pipeline.data.manifest import read_manifest
+from pipeline.paths import FINETUNED, Experiment
 from pipeline.reporting import figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
 MAX_NUMBERED = 30
@@ -28,8 +33,25 @@ LONGEST_NAME = 24
 """Letters of a class's name beyond which it is cut in the figure."""
 
 
-def evaluate(classifier: persistence.SavedClassifier, test: reader.Codes) -> tuple[scoring.Scores, np.ndarray]:
-    """Return the scores on the test codes, and the (n, classes) margins from which they were computed."""
+def evaluate(
+    classifier: persistence.SavedClassifier, test: reader.Codes, units: np.ndarray, related: np.ndarray
+) -> tuple[scoring.Scores, np.ndarray]:
+    """Return the scores on the test codes, and the (n, classes) margins from which they were computed.
+
+    units: (n,) int64 of the images, as in `scoring.interval`; related: (n,) bool, which of them have relatives among
+    the training images; the metrics tell the score without these too, if any are left.
+    """
+    margins = persistence.margins(classifier, test.values)
+    score = scoring.score if test.labels.ndim == 1 else scoring.score_multi_label
+    scores, rest = score(test.labels, margins, test.classes, units), ~related
+    scores.metrics["related"] = int(related.sum())
+    if related.any() and (test.labels[rest].any() if test.labels.ndim == 2 else rest.any()):
+        scores.metrics["unrelated"] = score(test.labels[rest], margins[rest], test.classes, units[rest]).metrics
+    return scores, margins
+
+
+def validate_test_images(classifier: persistence.SavedClassifier, test: reader.Codes) -> None:
+    """Refuse to score without test images, or images of other classes than the classifier knows."""
     if not len(test.labels):
         raise errors.PipelineError("The dataset has no test images. Prepare it with a test split (--test 0.25).")
     if test.classes != classifier.classes:
@@ -38,31 +60,30 @@ def evaluate(classifier: persistence.SavedClassifier, test: reader.Codes) -> tup
             f"({', '.join(classifier.classes[:3])}, …), the codes have {len(test.classes)} "
             f"({', '.join(test.classes[:3])}, …). Train on these codes first."
         )
-    margins = persistence.margins(classifier, test.values)
-    score = scoring.score if test.labels.ndim == 1 else scoring.score_multi_label
-    return score(test.labels, margins, test.classes), margins
 
 
-def write(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+def write(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes, units: np.ndarray) -> None:
     """Write predictions.csv, per_class.csv, confusion.csv, confusion.png and, last, metrics.json.
 
-    margins: (n, classes) of the test images.
+    margins: (n, classes) of the test images; units: (n,) int64 of them.
     """
-    (write_single_label if test.labels.ndim == 1 else write_multi_label)(folder, scores, margins, test)
+    (write_single_label if test.labels.ndim == 1 else write_multi_label)(folder, scores, margins, test, units)
     files.write_csv(
         folder / "per_class.csv", list(scores.per_class[0]), [list(row.values()) for row in scores.per_class]
     )
     files.write_json(folder / "metrics.json", scores.metrics)
 
 
-def write_multi_label(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+def write_multi_label(
+    folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes, units: np.ndarray
+) -> None:
     """Write the predictions and the confusion of multi-label images."""
     names = np.array(test.classes)
     predictions = [
-        (path, ";".join(names[label > 0]), ";".join(names[row > 0]), round(float(row.max()), 6))
-        for path, label, row in zip(test.paths, test.labels, margins, strict=True)
+        (path, ";".join(names[label > 0]), ";".join(names[row > 0]), round(float(row.max()), 6), unit)
+        for path, label, row, unit in zip(test.paths, test.labels, margins, units.tolist(), strict=True)
     ]
-    files.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin"), predictions)
+    files.write_csv(folder / "predictions.csv", ("path", "labels", "predicted", "margin", "unit"), predictions)
     counts = [[name, *table.ravel()] for name, table in zip(names, scores.confusion, strict=True)]
     header = ("class", "neither", "wrongly predicted", "missed", "both")
     files.write_csv(folder / "confusion.csv", header, counts)
@@ -78,14 +99,16 @@ def draw_precisions(path: Path, scores: scoring.Scores) -> None:
         axes.set(xlim=(0, 1), xlabel="average precision", title=scoring.sentence(scores.metrics))
 
 
-def write_single_label(folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes) -> None:
+def write_single_label(
+    folder: Path, scores: scoring.Scores, margins: np.ndarray, test: reader.Codes, units: np.ndarray
+) -> None:
     """Write the predictions and the confusion of images with one label each."""
     names = test.classes
     predictions = [
-        (path, names[label], names[row.argmax()], round(float(row.max()), 6))
-        for path, label, row in zip(test.paths, test.labels, margins, strict=True)
+        (path, names[label], names[row.argmax()], round(float(row.max()), 6), unit)
+        for path, label, row, unit in zip(test.paths, test.labels, margins, units.tolist(), strict=True)
     ]
-    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), predictions)
+    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin", "unit"), predictions)
     rows = [[name, *counts] for name, counts in zip(names, scores.confusion.tolist(), strict=True)]
     files.write_csv(folder / "confusion.csv", ("true \\ predicted", *names), rows)
     draw_confusion(folder / "confusion.png", scores, names)
@@ -95,7 +118,7 @@ def draw_confusion(path: Path, scores: scoring.Scores, names: Sequence[str]) -> 
     """Draw the confusion matrix as shares of each true class, with the counts where there is room for them."""
     side = min(4 + 0.35 * len(names), 20)
     shares = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
-    title = f"top-1 {scores.metrics['top1']:.3f}, n = {scores.metrics['n']}"
+    title = f"top-1 {scores.metrics['top1']:.3f}, {scores.metrics['images']} images"
     with figures.new_figure(path, side + 1, side) as figure:
         axes = figure.add_subplot()
         figure.colorbar(axes.imshow(shares, cmap="Blues", vmin=0, vmax=1), label="share of the true class", shrink=0.8)
@@ -128,14 +151,46 @@ def training_note(facts: persistence.ClassifierFacts, dataset: str) -> str:
 
 def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: str, codes: Path) -> None:
     """Refuse a classifier that was trained on other images or labels of the same dataset than the codes have now."""
-    first = codes.with_name(f"{codes.stem.split(LAYER_SEPARATOR)[0]}{codes.suffix}")
     if facts.get("dataset") != dataset or "dataset_digest" not in facts:
         return
-    if facts["dataset_digest"] != training_digest(reader.read_index(first, {})):
+    if facts["dataset_digest"] != training_digest(reader.read_index(reader.layer_files(codes)[0], {})):
         raise errors.PipelineError(
             f"{path} was trained on other training images or labels than {dataset} has now. Train it again.",
-            fix=[errors.Fix("finetune" if facts.get("model") == FINETUNED else "classify", {"out": path})],
+            fix=[errors.Fix("finetune" if is_fine_tuned(facts) else "classify", {"out": path})],
         )
+
+
+def grouping_of(facts: persistence.ClassifierFacts, data: Path, near_distance: float | None) -> Grouping:
+    """Return what joins test images to groups: what joined the training images, where that is known of this dataset.
+
+    data: the prepared dataset's folder; near_distance: another value than that of the training, if not None.
+    """
+    by, distance = facts.get("group_by", ""), near_distance or facts.get("near_distance", NEAR_DISTANCE)
+    if by == NEAR_DUPLICATES and is_fine_tuned(facts):
+        by = ""
+    if by not in ("", NEAR_DUPLICATES) and by not in read_manifest(data).metadata:
+        logger.warning(
+            "%s has no column %r, by which the training images were grouped: only copies count once", data, by
+        )
+        by = ""
+    return Grouping(by, distance)
+
+
+def is_fine_tuned(facts: persistence.ClassifierFacts) -> bool:
+    """Return whether the network was trained on these classes: near-duplicates cannot be told from its codes.
+
+    It moves the codes of a class together, whatever the images.
+    """
+    return facts.get("model") == FINETUNED
+
+
+def conclusion(metrics: scoring.Metrics, related: Related, grouping: Grouping) -> str:
+    """Return the score as text, and the score without the images that are related to training images."""
+    score = scoring.sentence(metrics)
+    if not metrics["related"]:
+        return score
+    rest = scoring.sentence(metrics["unrelated"]) if "unrelated" in metrics else "there is no score"
+    return f"{score}\n{related.sentence(grouping.by)}. Without them: {rest}"
 
 
 def run(settings: Evaluate) -> None:
@@ -147,10 +202,14 @@ def run(settings: Evaluate) -> None:
     validate_dataset(file, address.data)
     facts = persistence.read_metadata(path).facts
     validate_training(path, facts, address.name, file)
-    scores, margins = evaluate(classifier, test)
+    validate_test_images(classifier, test)
+    grouping = grouping_of(facts, address.data, settings.near_distance)
+    units = find_image_units(CodesRows.of_splits(file, "test"), address.data, grouping)
+    related = find_related(file, address.data, grouping, search=not is_fine_tuned(facts))
+    scores, margins = evaluate(classifier, test, units, related.any)
     folder = settings.out or address.report
-    write(folder, scores, margins, test)
-    print(f"{folder}: {scoring.sentence(scores.metrics)}")
+    write(folder, scores, margins, test, units)
+    print(f"{folder}: {conclusion(scores.metrics, related, grouping)}")
     if note := training_note(facts, address.name):
         print(note)
 

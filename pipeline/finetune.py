@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from pipeline.finetuning.initialization import InitialState, TrainValSplit
     from pipeline.finetuning.model import TunableNetwork
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from pipeline.finetuning.trainer import RuntimeConfig, Trainer
 
 from pipeline import command_line, errors, files, params
+from pipeline.analysis.grouping import CodesRows, name_near_duplicates
 from pipeline.classifiers import persistence, scoring
-from pipeline.codes.belonging import training_digest
+from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import flatten
-from pipeline.config import Extract, Finetune
+from pipeline.config import NEAR_DUPLICATES, Extract, Finetune
 from pipeline.data import sources
-from pipeline.data.manifest import require_single_label
+from pipeline.data.manifest import Manifest, require_single_label
 from pipeline.errors import counted
 from pipeline.finetuning import recipes
 from pipeline.images import decoding, parallel
@@ -162,6 +165,7 @@ def describe_training(plan: Plan, trainer: Trainer, stopped: str) -> dict[str, o
         "stopped": stopped,
         "n_train": len(data.train),
         "n_val": len(data.val),
+        "n_val_units": len(np.unique(data.val_units())),
         "seconds": round(sum(row["seconds"] for row in progress.rows), 1),
         "processes": trainer.runtime.processes.count,
     }
@@ -187,12 +191,22 @@ def introduction(plan: Plan, runtime: RuntimeConfig) -> str:
 
 def conclusion(trainer: Trainer, best: EpochRow, path: Path) -> str:
     """Say which weights were kept, how accurate they are, and where they lie."""
-    count, before = len(trainer.data.val), trainer.progress.rows[0]["val_accuracy"]
-    low, high = scoring.wilson_interval(round(best["val_accuracy"] * count), count)
+    before = trainer.progress.rows[0]["val_accuracy"]
+    low, high, n = scoring.interval(best["val_accuracy"], trainer.data.val_units())
+    counted = scoring.count_text(n, len(trainer.data.val))
     return (
         f"{path}: the weights after epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} "
-        f"(95% {low:.4f}–{high:.4f}), n = {count}; before the first step it was {before:.4f}"
+        f"(95% {low:.4f}–{high:.4f}), {counted}; before the first step it was {before:.4f}"
     )
+
+
+def add_near_duplicates(manifest: Manifest, codes: Path, settings: Finetune) -> Manifest:
+    """Return the manifest with the groups of near-duplicates, by a file of codes, as a column of its metadata."""
+    validate_dataset(codes, manifest.root)
+    images = CodesRows.of_splits(codes, "train", "val")
+    names = dict(zip(images.paths, name_near_duplicates(images, settings.near_distance), strict=True))
+    groups = tuple(names.get(path, path) for path in manifest.paths)
+    return replace(manifest, metadata={**manifest.metadata, NEAR_DUPLICATES: groups})
 
 
 def use_deterministic_algorithms() -> None:
@@ -216,10 +230,13 @@ def run(settings: Finetune) -> None:
     from pipeline.finetuning.trainer import RuntimeConfig, choose_step_precision
     from pipeline.networks.frozen import choose_device
 
+    codes = settings.codes or address.codes
+    if settings.group_by == NEAR_DUPLICATES:
+        manifest = add_near_duplicates(manifest, codes, settings)
     data = initialization.split_train_val(manifest, settings.val, settings.seed, settings.group_by)
     if settings.head == "classifier":
-        paths = (settings.classifier or address.classifier, settings.codes or address.codes)
-        start = initialization.from_classifier(*paths, data, recipe.dropout, settings.weights)
+        path = settings.classifier or address.classifier
+        start = initialization.from_classifier(path, codes, data, recipe.dropout, settings.weights)
     else:
         usual, _ = params.load(Extract)
         origin, pool = settings.weights or usual.weights, settings.pool or usual.pool
@@ -233,7 +250,10 @@ def run(settings: Finetune) -> None:
     path, report = settings.out or tuned.classifier.with_suffix(".safetensors"), settings.report or tuned.report
     started_from = settings.model if settings.head == "classifier" else "random"
     digest = training_digest(manifest)
-    facts = {"dataset": address.name, "dataset_digest": digest, "model": FINETUNED, "started_from": started_from}
+    facts = {
+        **{"dataset": address.name, "dataset_digest": digest, "model": FINETUNED, "started_from": started_from},
+        **{"group_by": settings.group_by, "near_distance": settings.near_distance},
+    }
     with join_processes(choose_device(settings.device)) as (processes, device):
         threads = settings.threads or parallel.default_threads()
         precision = choose_step_precision(settings.precision, device)

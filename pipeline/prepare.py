@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from pipeline import command_line, errors, files, hints, params
-from pipeline.config import Prepare
+from pipeline.config import NEAR_DUPLICATES, Prepare
 from pipeline.data import downloads, folders, sources
 from pipeline.data.listing import Listing, Skipped, join_listings
 from pipeline.data.manifest import PARTS, SPLITS, UNLABELLED, ListedImage, write_manifest
@@ -164,7 +164,17 @@ def several_notes(images: Sequence[ListedImage], facts: Sequence[decoding.Facts]
 
 
 def validate_column(listing: Listing, name: str, source: str) -> None:
-    """Refuse to group by a column that the source does not have, or has without a value."""
+    """Refuse to group by what is no column that the source has, with a value for each image that has a label."""
+    if any(NEAR_DUPLICATES in image.metadata for image in listing.images):
+        raise errors.PipelineError(
+            f"{source} has a column {NEAR_DUPLICATES!r}, which --group-by takes for a way to compare codes. Rename it."
+        )
+    if name == NEAR_DUPLICATES:
+        raise errors.PipelineError(
+            "Near-duplicates are found by codes, and there are none before a dataset is prepared. Prepare it without "
+            "--group-by: pipeline.evaluate says how many test images have near-duplicates among the training images, "
+            f"and pipeline.classify --group-by {NEAR_DUPLICATES} keeps them in one fold."
+        )
     labelled = [image for image in listing.images if image.split != UNLABELLED]
     for image in labelled if name else ():
         if name not in image.metadata:

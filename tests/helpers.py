@@ -154,8 +154,8 @@ def write_scores(
     labels = np.arange(len(correct)) % k
     predicted = np.where(correct, labels, (labels + 1) % k)
     scores = scoring.score(labels, np.eye(k)[predicted], classes)
-    rows = [(f"{row}.png", classes[labels[row]], classes[predicted[row]], 1) for row in range(len(labels))]
-    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin"), rows)
+    rows = [(f"{row}.png", classes[labels[row]], classes[predicted[row]], 1, row) for row in range(len(labels))]
+    files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin", "unit"), rows)
     files.write_csv(
         folder / "per_class.csv", list(scores.per_class[0]), [list(row.values()) for row in scores.per_class]
     )

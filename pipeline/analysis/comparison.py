@@ -11,10 +11,12 @@ from scipy.stats import permutation_test
 
 from pipeline.analysis import predictions
 from pipeline.classifiers import scoring
-from pipeline.errors import counted
 
 RESAMPLES = 9999
 """Number of permutations of the test over several seeds."""
+
+ROUNDING = 1e-9
+"""Differences up to this one are none."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class Cost:
 class Contender:
     """One way to classify, run with several seeds.
 
-    correct: (seeds, n) bool, which test images are classified correctly; validation_accuracy: mean accuracy on training
-    images that were held out, by cross-validation or as a validation split, nan where there are none; costs: one per
-    seed, including what the run started from.
+    correct: (seeds, n) bool, which test images are classified correctly; units: (n,) int64 of the test images, as in
+    `scoring.interval`; validation_accuracy: mean accuracy on training images that were held out, by cross-validation or
+    as a validation split, nan where there are none; costs: one per seed, including what the run started from.
     """
 
     layer: str
     model: str
     correct: np.ndarray
+    units: np.ndarray
     validation_accuracy: float
     costs: Sequence[Cost]
 
@@ -65,7 +68,8 @@ class Contender:
 class ComparisonRow(TypedDict):
     """A contender's line of comparison.csv.
 
-    Accuracies are in [0, 1]; difference and p compare it with the reference, whose own p is None.
+    Accuracies are in [0, 1]; images: number of test images; n: number of independent units among them; difference and p
+    compare it with the reference, whose own p is None.
     """
 
     layer: str
@@ -76,6 +80,7 @@ class ComparisonRow(TypedDict):
     worst_seed: float
     best_seed: float
     n: int
+    images: int
     seeds: int
     validation_accuracy: float
     difference: float
@@ -85,33 +90,23 @@ class ComparisonRow(TypedDict):
     joules: float | None
 
 
-def paired_test(one: np.ndarray, other: np.ndarray) -> float:
+def paired_test(one: np.ndarray, other: np.ndarray, units: np.ndarray) -> float:
     """Return the p-value of the hypothesis that two contenders are equally often correct on the same images.
 
     With one seed each, this is McNemar's exact test. With several, it is Fisher's permutation test: whether each
-    image's difference in the share of seeds that are correct could equally have the other sign.
+    unit's difference in the share of seeds that are correct could equally have the other sign.
 
-    one, other: (seeds, n) bool.
+    one, other: (seeds, n) bool; units: (n,) int64 of the images, as in `scoring.interval`.
     """
     if len(one) == len(other) == 1:
-        return predictions.mcnemar(one[0], other[0])
-    differences = one.mean(0) - other.mean(0)
-    unequal = differences[differences != 0]
+        return predictions.mcnemar(one[0], other[0], units)
+    differences = scoring.sum_by_unit(one.mean(0) - other.mean(0), units)
+    unequal = differences[np.abs(differences) > ROUNDING]
     if len(unequal) < 2:
         return 1.0
     rng = np.random.default_rng(0)
     result = permutation_test((unequal,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=rng)
     return float(result.pvalue)
-
-
-def interval(accuracy: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a mean accuracy over seeds on n images.
-
-    It is that of a single run, and so rather wide for a mean over several.
-    """
-    low, _ = scoring.wilson_interval(int(np.floor(accuracy * n)), n)
-    _, high = scoring.wilson_interval(int(np.ceil(accuracy * n)), n)
-    return low, high
 
 
 def rows(frozen: Sequence[Contender], tuned: Contender) -> list[ComparisonRow]:
@@ -126,8 +121,9 @@ def best(frozen: Sequence[Contender]) -> Contender:
 
 
 def _row(contender: Contender, reference: Contender) -> ComparisonRow:
-    seeds, n = contender.correct.shape
-    low, high = interval(contender.top1, n)
+    seeds, images = contender.correct.shape
+    low, high, n = scoring.interval(contender.top1, contender.units)  # of one run: wide for a mean over several
+    p = paired_test(contender.correct, reference.correct, contender.units)
     by_seed = contender.correct.mean(1)
     joules = [cost.joules for cost in contender.costs if cost.joules is not None]
     return {
@@ -139,10 +135,11 @@ def _row(contender: Contender, reference: Contender) -> ComparisonRow:
         "worst_seed": round(float(by_seed.min()), 4),
         "best_seed": round(float(by_seed.max()), 4),
         "n": n,
+        "images": images,
         "seeds": seeds,
         "validation_accuracy": round(contender.validation_accuracy, 4),
         "difference": round(contender.top1 - reference.top1, 4),
-        "p": None if contender is reference else round(paired_test(contender.correct, reference.correct), 4),
+        "p": None if contender is reference else round(p, 4),
         "seconds": round(contender.seconds, 1),
         "memory_mb": round(max(cost.memory for cost in contender.costs) / 1e6),
         "joules": round(float(np.mean(joules))) if joules else None,
@@ -152,10 +149,11 @@ def _row(contender: Contender, reference: Contender) -> ComparisonRow:
 def verdict(frozen: Sequence[Contender], tuned: Contender) -> str:
     """Say in a sentence which contender to take."""
     reference = best(frozen)
-    p, n = paired_test(tuned.correct, reference.correct), tuned.correct.shape[1]
+    p = paired_test(tuned.correct, reference.correct, tuned.units)
+    images = scoring.images_text(len(np.unique(tuned.units)), tuned.correct.shape[1], "test image")
     points = 100 * (tuned.top1 - reference.top1)
     times = tuned.seconds / reference.seconds
-    result = f"{points:+.1f} points on {counted(n, 'test image')} (p = {p:.2g}) for {times:.1f} times the time"
+    result = f"{points:+.1f} points on {images} (p = {p:.2g}) for {times:.1f} times the time"
     if p <= predictions.ALPHA and points > 0:
         return f"Take the fine-tuned network: compared with frozen {reference.name} it gains {result}."
     reason = "fine-tuning loses" if p <= predictions.ALPHA else "fine-tuning changes nothing beyond chance"

@@ -1,4 +1,4 @@
-"""Distances between CNN codes: nearest images, near-duplicates, outliers, leave-one-out predictions, and a map.
+"""Distances between CNN codes: nearest images, outliers, leave-one-out predictions, and a map.
 
 Codes are compared by direction (Razavian et al., "CNN features off-the-shelf", 2014): the distance is 1 - cosine.
 They are read block by block: memory is bounded by one block and a few numbers per row, however many images there are.
@@ -7,7 +7,6 @@ They are read block by block: memory is bounded by one block and a few numbers p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,9 +19,6 @@ SKETCH = 64
 
 MAX_COMPARISONS = 2 * 10**10
 """Number of pairs of codes that are compared at most; beyond it a sample of the images is checked."""
-
-DUPLICATE = 0.02
-"""Two images closer than this share of the median distance are near-duplicates."""
 
 MAX_FEATURES = 1024
 """Width to which codes are projected before a classifier is trained on them."""
@@ -80,46 +76,6 @@ def nearest_to(
     return np.maximum(1 - np.take_along_axis(best, order, 1), 0), np.take_along_axis(rows, order, 1)
 
 
-@dataclass(frozen=True)
-class NearDuplicates:
-    """Pairs of images that are suspiciously similar.
-
-    pairs: (k, 2) int64 rows, the closest pair first; distances: (k,) float32; median_distance: between any two images;
-    checked, total: the number of images whose nearest one was searched for, and of all.
-    """
-
-    pairs: np.ndarray
-    distances: np.ndarray
-    median_distance: float
-    checked: int
-    total: int
-
-
-def near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, most: int) -> NearDuplicates:
-    """Find at most `most` pairs of a row of `ones` and a row of `others` (both increasing) that are near-duplicates.
-
-    Projected codes give the candidates, the codes themselves decide. Where there are more than MAX_COMPARISONS pairs,
-    every k-th row of `ones` is checked.
-    """
-    checked = ones[:: max(1, -(-len(ones) * len(others) // MAX_COMPARISONS))]
-    rng = np.random.default_rng(0)
-    median = float(np.median(_distances(path, np.stack([rng.choice(rows, 200) for rows in (checked, others)], 1))))
-    places, squares = _nearest_vectors(_sketch(path, checked), _sketch(path, others))
-    order = np.argsort(squares, kind="stable")[:most]
-    order = order[squares[order] / 2 < 3 * DUPLICATE * median]  # |a - b|² = 2 (1 - cos), up to the projection's error
-    candidates = np.stack([checked[order], others[places[order]]], 1)
-    distances = _distances(path, candidates) if len(candidates) else np.empty(0, np.float32)
-    close = np.argsort(distances, kind="stable")
-    close = close[distances[close] <= DUPLICATE * median]
-    return NearDuplicates(candidates[close], distances[close], median, len(checked), len(ones))
-
-
-def _distances(path: Path, pairs: np.ndarray) -> np.ndarray:
-    """Return the distance (k,) of each pair (k, 2) of rows."""
-    one, other = unit(path, pairs[:, 0]), unit(path, pairs[:, 1])
-    return np.maximum(1 - np.einsum("nd,nd->n", one, other), 0)
-
-
 def _projected_blocks(path: Path, rows: np.ndarray, width: int) -> Iterator[np.ndarray]:
     """Yield blocks (m, at most `width`) float32 of codes of length 1.
 
@@ -133,7 +89,8 @@ def _projected_blocks(path: Path, rows: np.ndarray, width: int) -> Iterator[np.n
         yield values if matrix is None else values @ matrix
 
 
-def _sketch(path: Path, rows: np.ndarray) -> np.ndarray:
+def sketch(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Return codes (n, at most `SKETCH`) float32 of length 1, projected so that their distances are kept roughly."""
     return np.concatenate(list(_projected_blocks(path, rows, SKETCH)))
 
 
@@ -147,11 +104,11 @@ def find_outliers(path: Path, rows: np.ndarray, among: np.ndarray, most: int) ->
     checked = rows[:: max(1, -(-10 * len(rows) * len(among) // MAX_COMPARISONS))]
     places = np.searchsorted(among, checked)
     itself = np.where(among[np.minimum(places, len(among) - 1)] == checked, places, -1)
-    _, squares = _nearest_vectors(_sketch(path, checked), _sketch(path, among), itself)
+    _, squares = nearest_vectors(sketch(path, checked), sketch(path, among), itself)
     return checked[np.argsort(-squares, kind="stable")[:most]], len(checked)
 
 
-def _nearest_vectors(
+def nearest_vectors(
     ones: np.ndarray, others: np.ndarray, itself: np.ndarray | None = None, step: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each vector of `ones` the place (n,) of the nearest of `others` and the squared distance (n,) to it.

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -61,13 +60,14 @@ class Predictions:
     """The predictions of one experiment, as `evaluate` wrote them.
 
     paths: n test images; labels, predicted: (n,) int64, indices into `classes`; margins: (n,) float, of the predicted
-    class; per_class: the scores of each class.
+    class; units: (n,) int64, as in `scoring.interval`; per_class: the scores of each class.
     """
 
     paths: tuple[str, ...]
     labels: np.ndarray
     predicted: np.ndarray
     margins: np.ndarray
+    units: np.ndarray
     classes: tuple[str, ...]
     per_class: list[ClassScores]
 
@@ -87,6 +87,7 @@ def read_predictions(folder: Path) -> Predictions:
             np.array([numbers[row["label"]] for row in rows], dtype=np.int64),
             np.array([numbers[row["predicted"]] for row in rows], dtype=np.int64),
             np.array([float(row["margin"]) for row in rows]),
+            np.array([int(row["unit"]) for row in rows], dtype=np.int64),
             tuple(numbers),
             [
                 ClassScores(float(row["precision"]), float(row["recall"]), float(row["f1"]), int(row["support"]))
@@ -100,15 +101,17 @@ def read_predictions(folder: Path) -> Predictions:
         ) from error
 
 
-def mcnemar(one: np.ndarray, other: np.ndarray) -> float:
+def mcnemar(one: np.ndarray, other: np.ndarray, units: np.ndarray) -> float:
     """Return the p-value of the hypothesis that two classifiers are equally often correct on the same images.
 
-    This is the exact form of McNemar's test (Psychometrika 12, 1947): of the images that only one of the two
-    classifies correctly, each is equally likely to be either's.
+    This is the exact form of McNemar's test (Psychometrika 12, 1947): of the units of which one of the two classifies
+    more images correctly, each is equally likely to be either's.
 
-    one, other: (n,) bool, which images each classifies correctly, in the same order.
+    one, other: (n,) bool, which images each classifies correctly, in the same order; units: (n,) int64 of the images,
+    as in `scoring.interval`.
     """
-    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
+    differences = scoring.sum_by_unit(one.astype(float) - other, units)
+    only_one, only_other = int((differences > 0).sum()), int((differences < 0).sum())
     return float(binomtest(only_one, only_one + only_other).pvalue) if only_one + only_other else 1.0
 
 
@@ -120,18 +123,20 @@ class PairedDifference(NamedTuple):
     high: float
 
 
-def paired_difference(one: np.ndarray, other: np.ndarray) -> PairedDifference:
+def paired_difference(one: np.ndarray, other: np.ndarray, units: np.ndarray) -> PairedDifference:
     """Return the difference between two classifiers' accuracies on the same images.
 
     The interval is that of Agresti and Min (Statistics in Medicine 24, 2005): Wald's, after half an image was added to
-    each cell of the table of correct and wrong predictions.
+    each cell of the table of correct and wrong predictions, for the effective number of images.
 
-    one, other: (n,) bool, which images each classifies correctly, in the same order.
+    one, other: (n,) bool, which images each classifies correctly, in the same order; units: (n,) int64 of the images,
+    as in `scoring.interval`.
     """
-    only_one, only_other = int((one & ~other).sum()), int((other & ~one).sum())
-    n, discordant, centre = len(one) + 2, only_one + only_other + 1, (only_one - only_other) / (len(one) + 2)
-    half = NormalDist().inv_cdf((1 + scoring.CONFIDENCE) / 2) * math.sqrt(discordant / n - centre**2) / math.sqrt(n)
-    return PairedDifference((only_one - only_other) / len(one), centre - half, centre + half)
+    only_one, only_other, effective = (one & ~other).mean(), (other & ~one).mean(), scoring.effective_number(units)
+    n, difference = effective + 2, float(only_one - only_other)
+    discordant, centre = (effective * (only_one + only_other) + 1) / n, effective * difference / n
+    half = scoring.QUANTILE * math.sqrt(discordant - centre**2) / math.sqrt(n)
+    return PairedDifference(difference, centre - half, centre + half)
 
 
 def significant(p_values: Sequence[float]) -> list[bool]:
@@ -143,28 +148,30 @@ def significant(p_values: Sequence[float]) -> list[bool]:
     return result.tolist()
 
 
-def calibration(probabilities: np.ndarray, correct: np.ndarray) -> Calibration:
+def calibration(probabilities: np.ndarray, correct: np.ndarray, units: np.ndarray) -> Calibration:
     """Return the bins of the reliability diagram and the expected calibration error (Guo et al., ICML 2017).
 
     The error is the mean distance between accuracy and mean probability over the bins, weighted by their images.
 
-    probabilities: (n,) in [0, 1], of the predicted class; correct: (n,) bool.
+    probabilities: (n,) in [0, 1], of the predicted class; correct: (n,) bool; units: (n,) int64, as in
+    `scoring.interval`.
     """
     numbers = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    bins = [_reliability_bin(probabilities[numbers == k], correct[numbers == k]) for k in np.unique(numbers)]
+    inside = [numbers == number for number in np.unique(numbers)]
+    bins = [_reliability_bin(probabilities[places], correct[places], units[places]) for places in inside]
     error = sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / max(len(correct), 1)
     return {"ece": float(error), "bins": bins}
 
 
-def _reliability_bin(probabilities: np.ndarray, correct: np.ndarray) -> ReliabilityBin:
-    hits, count = int(correct.sum()), len(correct)
-    low, high = scoring.wilson_interval(hits, count)
+def _reliability_bin(probabilities: np.ndarray, correct: np.ndarray, units: np.ndarray) -> ReliabilityBin:
+    accuracy = float(correct.mean())
+    low, high, _ = scoring.interval(accuracy, units)
     return {
         "confidence": float(probabilities.mean()),
-        "accuracy": hits / count,
+        "accuracy": accuracy,
         "low": low,
         "high": high,
-        "n": count,
+        "n": len(correct),
     }
 
 

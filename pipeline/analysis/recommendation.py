@@ -12,8 +12,7 @@ from scipy.stats import entropy
 from pipeline.analysis import transferability
 from pipeline.classifiers import cv_table, few_shot, scoring, search
 from pipeline.classifiers.search import SearchPlan, TrainingData
-from pipeline.codes import reader
-from pipeline.data.splits import find_units, make_folds
+from pipeline.codes.spec import CodesSpec
 
 FAR_FROM_SOURCE = 1.0
 """Distance to the source from which images count as different from it."""
@@ -58,7 +57,8 @@ class LayerMeasures:
 class DatasetFacts:
     """Measures of a dataset, and of the network on it.
 
-    n_images, n_classes: of the training images; smallest_class: number of images in the smallest class.
+    n_images, n_classes: of the training images; n_units: number of independent units among these, as in
+    `scoring.Interval`; smallest_class: number of images in the smallest class.
 
     leep, nce: as in `transferability`; prediction_entropy: mean entropy of the network's predictions of its own
     classes; mean_prediction_entropy: entropy of their mean; both are shares of the highest possible entropy, in [0, 1].
@@ -68,6 +68,7 @@ class DatasetFacts:
     """
 
     n_images: int
+    n_units: int
     n_classes: int
     smallest_class: int
     leep: float | None = None
@@ -93,35 +94,33 @@ class Advice:
     measures: tuple[str, ...]
 
 
-def measure_layer(codes: reader.Codes, model: str, grid: cv_table.Grid, folds: int, seed: int) -> LayerMeasures:
+def measure_layer(layer: str, data: TrainingData, plan: SearchPlan) -> LayerMeasures:
     """Measure the codes of one layer."""
-    X, y = codes.values, codes.labels
-    setting, accuracy, low, high = cross_validate(codes, model, grid, folds, seed)
+    X, y = data.X[:], data.y
+    setting, accuracy, (low, high, _) = cross_validate(data, plan)
     log_me, h_score = transferability.log_me(X, y), transferability.shrunk_h_score(X, y)
-    return LayerMeasures(codes.spec.layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
+    return LayerMeasures(layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
 
 
-def cross_validate(
-    codes: reader.Codes, model: str, grid: cv_table.Grid, folds: int, seed: int
-) -> tuple[cv_table.Setting, float, float, float]:
+def cross_validate(data: TrainingData, plan: SearchPlan) -> tuple[cv_table.Setting, float, scoring.Interval]:
     """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
-    y = codes.labels
-    splits = make_folds(y, folds, seed, find_units(codes.digests))
-    table = cv_table.tabulate(search.cross_validate(codes.values, y, model, grid, splits))
+    splits = data.folds(plan.folds, plan.seed)
+    table = cv_table.tabulate(search.cross_validate(data.X, data.y, plan.model, plan.grid, splits))
     chosen = cv_table.best_row(table)
     held_out = [len(rows) for _, rows in splits]
-    correct = round(float(np.dot(chosen["folds"], held_out)))
-    low, high = scoring.wilson_interval(correct, len(y))
-    return cv_table.setting_of(chosen), correct / len(y), low, high
+    accuracy = round(float(np.dot(chosen["folds"], held_out))) / len(data.y)
+    return cv_table.setting_of(chosen), accuracy, scoring.interval(accuracy, data.units)
 
 
-def describe_dataset(y: np.ndarray, logits: np.ndarray | None, source_distance: float | None) -> DatasetFacts:
+def describe_dataset(
+    y: np.ndarray, units: np.ndarray, logits: np.ndarray | None, source_distance: float | None
+) -> DatasetFacts:
     """Return the facts of a dataset.
 
-    y: (n,) labels; logits: (n, n_source_classes) of the network's own head, if it has one.
+    y: (n,) labels; units: (n,) of `find_units`; logits: (n, n_source_classes) of the network's own head, if it has one.
     """
     counts = np.bincount(y)[np.unique(y)]
-    facts = DatasetFacts(len(y), len(counts), int(counts.min()), source_distance=source_distance)
+    facts = DatasetFacts(len(y), len(np.unique(units)), len(counts), int(counts.min()), source_distance=source_distance)
     if logits is None:
         return facts
     probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -188,8 +187,12 @@ def _choice(best: LayerMeasures, model: str, models: Mapping[str, float], facts:
     against = f"; {', '.join(others)}" if others else ""
     return (
         f"Take {best.layer} with {model}: cross-validated accuracy {models[model]:.4f} (95% interval of the layer "
-        f"{best.low:.4f}–{best.high:.4f}, {facts.n_images} training images{against})."
+        f"{best.low:.4f}–{best.high:.4f}, {_images(facts)}{against})."
     )
+
+
+def _images(facts: DatasetFacts) -> str:
+    return scoring.images_text(facts.n_units, facts.n_images, "training image")
 
 
 def _close(best: LayerMeasures, close: Sequence[str]) -> str:
@@ -249,7 +252,7 @@ def _insufficient(
 ) -> str:
     return (
         f"The data do not suffice to choose a layer: {len(close) + 1} of {len(layers)} layers are within the interval "
-        f"{best.low:.3f}–{best.high:.3f} of {facts.n_images} images. Use more (--images), or take the cheapest layer."
+        f"{best.low:.3f}–{best.high:.3f} of {_images(facts)}. Use more (--images), or take the cheapest layer."
     )
 
 
@@ -270,17 +273,16 @@ class CurvePoint:
 
 
 def trace_curve(
-    codes: reader.Codes, setting: cv_table.Setting, model: str, counts: Sequence[int], seed: int
+    spec: CodesSpec, data: TrainingData, setting: cv_table.Setting, plan: SearchPlan, counts: Sequence[int]
 ) -> list[CurvePoint]:
     """Return the few-shot curve of a layer with one setting, scored on the training images that no count takes.
 
     The curves of all layers extend those of "How transferable are features in deep neural networks?" (Yosinski et al.,
     NIPS 2014), which show accuracy by layer, to several numbers of images.
     """
-    data = TrainingData(codes.values, codes.labels, find_units(codes.digests))
     grid = {setting["normalisation"]: {name: [value] for name, value in setting["parameters"].items()}}
-    draws = few_shot.hold_out_rest(data, max(counts), seed)
+    draws = few_shot.hold_out_rest(data, max(counts), plan.seed)
     return [
-        CurvePoint(codes.spec.layer, codes.spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
-        for draw in few_shot.learning_curve(data, SearchPlan(model, grid, 1, seed), counts, draws)
+        CurvePoint(spec.layer, spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
+        for draw in few_shot.learning_curve(data, replace(plan, grid=grid, folds=1), counts, draws)
     ]

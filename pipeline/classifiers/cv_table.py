@@ -38,14 +38,15 @@ class CVRow(Setting):
 class NestedResult(TypedDict):
     """What nested cross-validation estimates.
 
-    accuracy: over all n rows, with its 95% interval low…high; folds: accuracy of each outer fold; settings: the setting
-    that was chosen without each fold.
+    accuracy: over all images, with its 95% interval low…high; n: number of independent units among the images, as in
+    `scoring.Interval`; folds: accuracy of each outer fold; settings: the setting that was chosen without each fold.
     """
 
     accuracy: float
     low: float
     high: float
     n: int
+    images: int
     folds: list[float]
     settings: list[Setting]
 

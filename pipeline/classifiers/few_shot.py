@@ -24,12 +24,14 @@ HOLD_OUT_PARTS = 4
 class Draw:
     """What a classifier reached that learned from `shots` images of each class.
 
-    draw: number of the draw; n_scored: number of images held out; accuracy: share of them that is predicted correctly,
-    with its 95% interval low…high; balanced_accuracy: mean accuracy of the classes; setting: the one that was chosen.
+    draw: number of the draw; images: number of images held out; n_scored: number of independent units among them;
+    accuracy: share of the images that is predicted correctly, with its 95% interval low…high, as in `scoring.Interval`;
+    balanced_accuracy: mean accuracy of the classes; setting: the one that was chosen.
     """
 
     shots: int
     draw: int
+    images: int
     n_scored: int
     accuracy: float
     low: float
@@ -39,7 +41,10 @@ class Draw:
 
 
 class FewShotRow(TypedDict):
-    """Means and standard deviations over draws of `shots` images per class, as in `Draw`."""
+    """Means and standard deviations over draws of `shots` images per class, as in `Draw`.
+
+    images, n_scored: the fewest of a draw.
+    """
 
     shots: int
     accuracy: float
@@ -47,6 +52,7 @@ class FewShotRow(TypedDict):
     balanced_accuracy: float
     balanced_accuracy_standard_deviation: float
     draws: int
+    images: int
     n_scored: int
 
 
@@ -113,12 +119,11 @@ def _train(data: TrainingData, plan: SearchPlan) -> tuple[Setting, Pipeline]:
 
 
 def _score(held: TrainingData, pipeline: Pipeline, setting: Setting, shots: int, draw: int) -> Draw:
-    """Return what a pipeline reaches on the images held out; of several views of an image it is the mean."""
-    predicted = pipeline.predict(held.X)
-    accuracy, balanced = float((predicted == held.y).mean()), float(balanced_accuracy_score(held.y, predicted))
-    n = len(held.y) if held.images is None else len(np.unique(held.images))
-    low, high = scoring.wilson_interval(round(accuracy * n), n)
-    return Draw(shots, draw, n, accuracy, low, high, balanced, setting)
+    """Return what a pipeline reaches on the images held out."""
+    predicted, labels, units = held.predict_images(pipeline)
+    accuracy, balanced = float((predicted == labels).mean()), float(balanced_accuracy_score(labels, predicted))
+    low, high, n = scoring.interval(accuracy, units)
+    return Draw(shots, draw, len(labels), n, accuracy, low, high, balanced, setting)
 
 
 def middle_setting(grid: Grid) -> Grid:
@@ -164,5 +169,6 @@ def _row(draws: Sequence[Draw]) -> FewShotRow:
         "balanced_accuracy": float(np.mean(balanced)),
         "balanced_accuracy_standard_deviation": float(np.std(balanced, ddof=1)),
         "draws": len(draws),
-        "n_scored": draws[0].n_scored,
+        "images": min(draw.images for draw in draws),
+        "n_scored": min(draw.n_scored for draw in draws),
     }

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from pipeline import errors, files
-from pipeline.classifiers import solvers
+from pipeline.classifiers import scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, Grid, NestedResult
 from pipeline.classifiers.preprocessing import SignedRoot
 from pipeline.codes.spec import CodesSpec
@@ -41,25 +41,27 @@ class SavedClassifier:
 
 
 class ClassifierFacts(TypedDict, total=False):
-    """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val` are listed here.
+    """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val…` are listed here.
 
     dataset, model: names; dataset_digest: of the training images and labels, as `belonging.training_digest` gives it;
-    n_train: number of training images; seed, folds: of the cross-validation; rule: how the setting was chosen;
-    extended_grid: the grids that were added because the best setting lay at an edge; group_by: column of the manifest
-    whose groups stayed together, "" for none; measure: what the accuracies of the table are; constant_features: number
-    of features with one value in all rows; chosen: a row of cv; converged: whether the final fit did; temperature: of
-    the probabilities, if calibrated; nested: estimate of the accuracy, if asked for; best: figures of the epoch after
-    which a fine-tuned network was best.
+    n_train, n_units: number of training images, and of independent units among them; seed, folds: of the
+    cross-validation; rule: how the setting was chosen; extended_grid: the grids that were added because the best
+    setting lay at an edge; group_by, near_distance: which images stayed together, as in `grouping.Grouping`; measure:
+    what the accuracies of the table are; constant_features: number of features with one value in all rows; chosen: a
+    row of cv; converged: whether the final fit did; temperature: of the probabilities, if calibrated; nested: estimate
+    of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best.
     """
 
     dataset: str
     dataset_digest: str
     model: str
     n_train: int
+    n_units: int
     seed: int
     folds: int
     rule: str
     group_by: str
+    near_distance: float
     measure: str
     constant_features: int
     extended_grid: Sequence[Grid]
@@ -70,6 +72,7 @@ class ClassifierFacts(TypedDict, total=False):
     nested: NestedResult
     best: Mapping[str, float]
     n_val: int
+    n_val_units: int
 
 
 @dataclass(frozen=True)
@@ -185,12 +188,8 @@ def margins(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
 
     Where the codes of several views of an image lie side by side, (n, n_views × d), it is the mean over the views.
     """
-    pipeline = classifier.pipeline
-    margins_of = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict_proba
-    raw = np.asarray(margins_of(_row_per_view(classifier, values)), dtype=np.float64)
-    if raw.ndim == 1:
-        raw = np.stack([-raw, raw], 1)
-    return _for_all_classes(classifier, _mean_of_views(raw, len(values)), -np.inf)
+    margins = scoring.margins_of(classifier.pipeline, _row_per_view(classifier, values), len(values))
+    return _for_all_classes(classifier, margins, -np.inf)
 
 
 def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray | None:
@@ -198,15 +197,11 @@ def probabilities(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray
     if not hasattr(classifier.pipeline, "predict_proba"):
         return None
     raw = np.asarray(classifier.pipeline.predict_proba(_row_per_view(classifier, values)), dtype=np.float64)
-    return _for_all_classes(classifier, _mean_of_views(raw, len(values)), 0.0)
+    return _for_all_classes(classifier, scoring.mean_of_views(raw, len(values)), 0.0)
 
 
 def _row_per_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values) * classifier.spec.n_views, -1) if len(values) else values
-
-
-def _mean_of_views(outputs: np.ndarray, n_images: int) -> np.ndarray:
-    return outputs.reshape(n_images, -1, outputs.shape[1]).mean(1) if n_images else outputs
 
 
 def _for_all_classes(classifier: SavedClassifier, trained: np.ndarray, otherwise: float) -> np.ndarray:

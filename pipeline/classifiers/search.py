@@ -73,6 +73,16 @@ class TrainingData:
         """Return stratified folds that part no unit."""
         return make_folds(self.y, count, seed, self.units)
 
+    def predict_images(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the predicted label, the label and the unit of each image, (n_images,) int64 each.
+
+        Of several views of an image, which must lie next to each other, the margins are averaged, as in `evaluate`.
+        """
+        images = np.arange(len(self.y)) if self.images is None else self.images
+        rows = np.sort(np.unique(images, return_index=True)[1])
+        margins = scoring.margins_of(pipeline, self.X[:], len(rows))
+        return pipeline.classes_[margins.argmax(1)], self.y[rows], self.units[rows]
+
 
 @dataclass(frozen=True)
 class SearchPlan:
@@ -259,18 +269,21 @@ def nested_cv(data: TrainingData, plan: SearchPlan) -> NestedResult:
 
     Each fold is held out once, and `train` sees the other folds alone; folds of their rows choose the setting.
     """
-    correct, settings = [], []
+    correct, units, settings = [], [], []
     for fitted, held in data.folds(plan.folds, plan.seed):
-        trained, outer = train(data.subset(fitted), plan), data.subset(held)
-        correct.append(trained.pipeline.predict(outer.X) == outer.y)
+        trained = train(data.subset(fitted), plan)
+        predicted, labels, of_images = data.subset(held).predict_images(trained.pipeline)
+        correct.append(predicted == labels)
+        units.append(of_images)
         settings.append(cv_table.setting_of(trained.chosen))
-    total = np.concatenate(correct)
-    low, high = scoring.wilson_interval(int(total.sum()), len(total))
+    accuracy = float(np.concatenate(correct).mean())
+    low, high, n = scoring.interval(accuracy, np.concatenate(units))
     return {
-        "accuracy": float(total.mean()),
+        "accuracy": accuracy,
         "low": low,
         "high": high,
-        "n": len(total),
+        "n": n,
+        "images": sum(map(len, correct)),
         "folds": [float(fold.mean()) for fold in correct],
         "settings": settings,
     }

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.codes.reader import Codes, CodesIndex, read_index
+from pipeline.codes.reader import Codes, CodesIndex, layer_files, read_index
 from pipeline.codes.spec import Rows, extract_settings
 from pipeline.data.manifest import Manifest, dataset_digest, names_of_label, read_manifest
 from pipeline.errors import Fix, PipelineError
-from pipeline.paths import LAYER_SEPARATOR, MANIFEST
+from pipeline.paths import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,7 @@ def validate_dataset(path: Path, data: Path) -> None:
         logger.info("There is no prepared dataset at %s: the codes are not compared with it.", data)
         return
     manifest = read_manifest(data)
-    for layer in path.stem.split(LAYER_SEPARATOR):
-        file = path.with_name(f"{layer}{path.suffix}")
+    for file in layer_files(path):
         index = read_index(file, {})
         if difference := next(differences(index, manifest), ""):
             raise PipelineError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -181,19 +181,21 @@ def _rows_of_split(file: h5py.File, split: str | None) -> np.ndarray:
     return np.arange(len(splits)) if split is None else np.flatnonzero(splits == split.encode())
 
 
+def layer_files(path: Path) -> list[Path]:
+    """Return the files that a path names: itself, or fc6.h5 and fc7.h5 for fc6+fc7.h5."""
+    return [path.with_name(f"{name}{path.suffix}") for name in path.stem.split(LAYER_SEPARATOR)]
+
+
 def read_layers(path: Path, expected: Mapping[str, object], split: str | None = None) -> Codes[np.ndarray]:
     """Read codes as `read` does; from a path like fc6+fc7.h5 those of several files, joined into one row per image."""
-    names = path.stem.split(LAYER_SEPARATOR)
-    if len(names) == 1:
+    files = layer_files(path)
+    if len(files) == 1:
         return read(path, expected, split)
-    layers = [
-        read(path.with_name(f"{name}{path.suffix}"), _expected_of_layer(expected, number), split)
-        for number, name in enumerate(names)
-    ]
-    for name, layer in zip(names, layers, strict=True):
+    layers = [read(file, _expected_of_layer(expected, number), split) for number, file in enumerate(files)]
+    for file, layer in zip(files, layers, strict=True):
         if _row_identities(layer) != _row_identities(layers[0]):
             raise errors.PipelineError(
-                f"{name}.h5 and {names[0]}.h5 hold other images, or other labels. Extract all layers in one run.",
+                f"{file.name} and {files[0].name} hold other images, or other labels. Extract all layers in one run.",
                 fix=[errors.Fix("extract", {**extract_settings(layers[0].spec.to_dict()), "layer": path.stem})],
             )
     spec = join_specs([layer.spec for layer in layers])
@@ -241,19 +243,22 @@ def read_index(path: Path, expected: Mapping[str, object]) -> CodesIndex:
 def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield some of the row numbers at a time with their (m, d) float32 values; one block at a time is in memory.
 
-    rows: increasing int64 row numbers.
+    path: as for `read_layers`, which joins several layers alike; rows: increasing int64 row numbers.
     """
-    with open_file(path, {}) as file:
-        for start, stop in block_bounds(file):
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_file(file, {})) for file in layer_files(path)]
+        spec = join_specs([read_spec(file, path, {}) for file in files])
+        for start, stop in block_bounds(*files):
             first, last = np.searchsorted(rows, (start, stop))
             if first < last:
-                yield rows[first:last], read_rows(file, start, stop)[0][rows[first:last] - start]
+                chosen = rows[first:last]
+                yield chosen, join_codes([read_rows(file, start, stop)[0][chosen - start] for file in files], spec)
 
 
-def block_bounds(file: h5py.File) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each block of about `BLOCK_BYTES`, and the row after its last."""
-    count, width = file["values"].shape
-    step = max(1, BLOCK_BYTES // (file["values"].dtype.itemsize * width))
+def block_bounds(*files: h5py.File) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each block of about `BLOCK_BYTES` of all files together, and the row after its last."""
+    count = len(files[0]["values"])
+    step = max(1, BLOCK_BYTES // sum(file["values"].dtype.itemsize * file["values"].shape[1] for file in files))
     yield from ((start, min(start + step, count)) for start in range(0, count, step))
 
 

@@ -107,6 +107,15 @@ class Manifest:
             for row in rows.tolist()
         ]
 
+    def groups_of(self, column: str, paths: Sequence[str]) -> list[str]:
+        """Return the value of each of some images in a metadata column; refuse as `groups` does."""
+        groups = dict(zip(self.paths, self.groups(column), strict=True))
+        if missing := [path for path in paths if path not in groups]:
+            raise PipelineError(
+                f"{self.root / MANIFEST} does not list {missing[0]}, whose code is here. Run pipeline.extract again."
+            )
+        return [groups[path] for path in paths]
+
     def groups(self, column: str) -> tuple[str, ...]:
         """Return the n values of a metadata column to group by; refuse a column that is missing or has gaps.
 

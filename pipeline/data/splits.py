@@ -21,7 +21,7 @@ MAX_MIXED = 0.05
 """Up to this share of units with several labels, folds are dealt out by units, which takes milliseconds."""
 
 
-def find_units(digests: Sequence[str], *groups: Sequence[Hashable]) -> np.ndarray:
+def find_units(digests: Sequence[Hashable], *groups: Sequence[Hashable]) -> np.ndarray:
     """Return for each row the number (n,) int64 of the unit that it belongs to; the rows of a unit must never part.
 
     Rows are in the same unit if they have the same digest or the same value in one of the `groups`, and also if other

@@ -13,8 +13,9 @@ from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import CodesSpec
+from pipeline.config import NEAR_DUPLICATES
 from pipeline.data.manifest import Manifest
-from pipeline.data.splits import assign_splits
+from pipeline.data.splits import assign_splits, find_units
 from pipeline.finetuning.head import Head
 from pipeline.images.transforms import Framing
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
@@ -24,13 +25,20 @@ from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 class TrainValSplit:
     """The images of a run: (n,) int64 rows of a manifest to train on, and to choose the best weights by.
 
-    held_out: whether the latter were held out of the training split, on which a classifier of codes was trained.
+    held_out: whether the latter were held out of the training split, on which a classifier of codes was trained;
+    group_by: column of the manifest whose groups the two do not share, "" for none.
     """
 
     manifest: Manifest
     train: np.ndarray
     val: np.ndarray
     held_out: bool = False
+    group_by: str = ""
+
+    def val_units(self) -> np.ndarray:
+        """Return the units (n_val,) int64 of the validation images, as in `scoring.interval`."""
+        val = self.manifest.take(self.val)
+        return find_units(val.digests, *([val.metadata[self.group_by]] if self.group_by else []))
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str =
         drawn_splits = np.array([image.split for image in drawn])
         train, val = train[drawn_splits == "train"], train[drawn_splits == "val"]
     validate_split(manifest, train, val)
-    return TrainValSplit(manifest, train, val, held_out)
+    return TrainValSplit(manifest, train, val, held_out, group_by)
 
 
 def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: np.ndarray) -> None:
@@ -69,8 +77,15 @@ def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: 
     if shared := set(manifest.take(train).groups(group_by)) & set(manifest.take(val).groups(group_by)):
         raise errors.PipelineError(
             f"The train and val splits of {manifest.root} share {len(shared)} groups of {group_by!r}, the first is "
-            f"{min(shared)!r}. Prepare the dataset with --group-by {group_by}."
+            f"{min(shared)!r}. {_way_to_part(group_by)}"
         )
+
+
+def _way_to_part(group_by: str) -> str:
+    """Say how train and val splits come about that share no group."""
+    if group_by == NEAR_DUPLICATES:
+        return "Prepare the dataset without a val split: a share of the training images (--val) then takes its place."
+    return f"Prepare the dataset with --group-by {group_by}."
 
 
 def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> None:

@@ -78,5 +78,5 @@ def write_few_shot_curve(path: Path, rows: Sequence[FewShotRow]) -> None:
         axes.set(xlabel="training images per class", ylabel="accuracy on held-out training images")
         axes.set_xscale("log", base=2)
         axes.set_xticks(shots, [str(count) for count in shots])
-        axes.set_title(f"mean ± standard deviation over {rows[0]['draws']} draws, {rows[0]['n_scored']} images scored")
+        axes.set_title(f"mean ± standard deviation over {rows[0]['draws']} draws, {rows[0]['images']} images scored")
         axes.legend()

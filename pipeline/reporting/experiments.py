@@ -73,8 +73,13 @@ def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> li
         name, *backbone_parts, last, _ = path.relative_to(folder).parts
         layer, model = last.rsplit("-", 1)
         address = {"dataset": name, "backbone": "/".join(backbone_parts), "layer": layer, "model": model}
-        if all(value is None or address[word] == value for word, value in wanted.items()):
-            rows.append(cast(Scores, address | json.loads(path.read_text(encoding="utf-8"))))
+        if not all(value is None or address[word] == value for word, value in wanted.items()):
+            continue
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        if "images" not in metrics:
+            fix = [errors.Fix("evaluate", {**address, "out": path.parent})]
+            raise errors.PipelineError(f"{path} was written by an earlier release. Evaluate again.", fix=fix)
+        rows.append(cast(Scores, address | metrics))
     return rows
 
 
@@ -166,9 +171,9 @@ def validation_of(metadata: persistence.ClassifierMetadata | None) -> Validation
     """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
     facts = metadata.facts if metadata else persistence.ClassifierFacts()
     if chosen := facts.get("chosen"):
-        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts["n_train"])
+        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts.get("n_units", facts["n_train"]))
     if best := facts.get("best"):
-        return _validation(best["val_accuracy"], None, facts["n_val"])
+        return _validation(best["val_accuracy"], None, facts.get("n_val_units", facts["n_val"]))
     return None
 
 

@@ -11,8 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from pipeline.analysis import neighbors
+from pipeline.analysis import near_duplicates, neighbors
 from pipeline.codes.reader import CodesIndex
+from pipeline.config import NEAR_DISTANCE
 from pipeline.data.manifest import UNLABELLED
 from pipeline.reporting.page_data import Card, CodeMap, ImageList, MapPoint, Neighbour
 from pipeline.reporting.thumbnails import Album, Priority
@@ -30,9 +31,6 @@ NEAREST = 5
 
 MAP_IMAGES = 2000
 """Number of images on the map."""
-
-MAX_PAIRS = 200
-"""Number of near-duplicates that are counted."""
 
 
 @dataclass(frozen=True)
@@ -84,28 +82,28 @@ def _list_copies(gallery: Gallery, values: Sequence[Value]) -> ImageList:
     return {"cards": cards, "found": len(groups), "checked": total, "total": total}
 
 
-def near_duplicates(gallery: Gallery) -> tuple[ImageList, list[float]]:
+def list_near_duplicates(gallery: Gallery) -> tuple[ImageList, float]:
     """Return pairs of images of different splits whose codes are nearly the same, the nearest first.
 
-    The second value holds the largest distances at which images count as nearly the same.
+    The second value is the largest distance at which images count as nearly the same.
     """
     index = gallery.index
     copies = {row for group in same_bytes(index, index.splits) for row in group}
-    searches = []
+    limit = near_duplicates.distance_limit(index.path, gallery.rows("train"), NEAR_DISTANCE)
+    searches, checked = [], 0
     for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
         rows = np.array([row for row in gallery.rows(split) if row not in copies], dtype=np.int64)
         others = gallery.rows(*other_splits)
         if len(rows) and len(others):
-            searches.append(neighbors.near_duplicates(index.path, rows, others, MAX_PAIRS))
+            checked += len(rows)
+            searches.append(near_duplicates.find_near_duplicates(index.path, rows, others, limit))
     pairs = [pair for search in searches for pair in zip(search.pairs.tolist(), search.distances, strict=True)]
     pairs.sort(key=lambda pair: pair[1])
     cards: list[Card] = [
         {"images": [gallery.add(row) for row in rows], "distance": round(float(distance), 6)}
         for rows, distance in pairs[:SHOWN]
     ]
-    checked, total = sum(search.checked for search in searches), sum(search.total for search in searches)
-    limits = [round(neighbors.DUPLICATE * search.median_distance, 6) for search in searches]
-    return {"cards": cards, "found": len(pairs), "checked": checked, "total": total}, limits
+    return {"cards": cards, "found": len(pairs), "checked": checked, "total": checked}, round(limit, 6)
 
 
 def same_bytes(index: CodesIndex, values: Sequence[Value]) -> list[list[int]]:

@@ -100,13 +100,13 @@ class CodeMap(TypedDict):
 class ImageStudy(TypedDict):
     """What one layer's codes say about a dataset's images.
 
-    layer: backbone and layer; split_sizes: {split: number of images}; distance_limits: the largest distances at which
+    layer: backbone and layer; split_sizes: {split: number of images}; distance_limit: the largest distance at which
     two images count as nearly the same.
     """
 
     layer: str
     split_sizes: dict[str, int]
-    distance_limits: list[float]
+    distance_limit: float
     code_map: CodeMap | None
 
 

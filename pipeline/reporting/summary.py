@@ -99,7 +99,7 @@ def _summarise_dataset(
         result = load_experiment(folder, scores)
         outcomes = result.predictions
         details = _summarise_experiment(result, album, study["code_map"] if study else None)
-        results.append((details, (hash(outcomes.paths), outcomes.correct)))
+        results.append((details, (hash(outcomes.paths), outcomes.correct, outcomes.units)))
     results.sort(key=lambda result: rank_key(result[0], result[0]["validation"]))
     tested = [images for _, images in results]
     summaries: list[ExperimentSummary] = [
@@ -130,7 +130,7 @@ def _image_entries(
 
 
 def _study_images(gallery: image_lists.Gallery) -> tuple[ImageStudy, dict[str, ImageList]]:
-    near_duplicates, limits = image_lists.near_duplicates(gallery)
+    near_duplicates, limit = image_lists.list_near_duplicates(gallery)
     lists = {
         "copies": image_lists.copies_across_splits(gallery),
         "near_duplicates": near_duplicates,
@@ -142,7 +142,7 @@ def _study_images(gallery: image_lists.Gallery) -> tuple[ImageStudy, dict[str, I
     study: ImageStudy = {
         "layer": f"{gallery.index.spec.backbone}, {gallery.index.spec.layer}",
         "split_sizes": {split: len(gallery.rows(split)) for split in SPLITS},
-        "distance_limits": limits,
+        "distance_limit": limit,
         "code_map": image_lists.code_map(gallery),
     }
     return study, lists
@@ -153,7 +153,7 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
     facts = metadata.facts if metadata else ClassifierFacts()
     calibration = None
     if experiment.confidence_kind == "probability":
-        calibration = predictions.calibration(experiment.confidence, outcomes.correct)
+        calibration = predictions.calibration(experiment.confidence, outcomes.correct, outcomes.units)
     return {
         **experiment.scores,
         "name": experiment.name,

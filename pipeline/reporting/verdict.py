@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.analysis import predictions
+from pipeline.data.splits import find_units
 from pipeline.errors import Fix
 from pipeline.paths import FINETUNED
 from pipeline.reporting.experiments import address_of
@@ -26,19 +27,27 @@ TRY_LAYER = ("extract", "classify", "evaluate", "report")
 ENOUGH = 0.95
 """Top-1 accuracy from which no stronger backbone is suggested."""
 
-TestedImages = tuple[int, np.ndarray]
-"""A hash of the paths of an experiment's test images, and which of them are predicted correctly, (n,) bool."""
+TestedImages = tuple[int, np.ndarray, np.ndarray]
+"""A hash of the paths of an experiment's test images; which of them are predicted correctly, (n,) bool; and their
+units, (n,) int64, as in `scoring.interval`."""
 
 
 def compare_with_first(tested: Sequence[TestedImages]) -> list[Comparison]:
     """Test every experiment on a dataset against the first, which is the best."""
-    (images, best), *others = tested
-    comparable = [place for place, (other_images, _) in enumerate(others) if other_images == images]
-    p_values = [predictions.mcnemar(best, others[place][1]) for place in comparable]
+    best, *others = tested
+    comparable = [place for place, other in enumerate(others) if other[0] == best[0]]
+    p_values = [
+        predictions.mcnemar(best[1], others[place][1], _common_units(best, others[place])) for place in comparable
+    ]
     comparisons: list[Comparison] = [{"best": False, "p": None, "differs": None} for _ in others]
     for place, p, differs in zip(comparable, p_values, predictions.significant(p_values), strict=True):
         comparisons[place] = {"best": False, "p": p, "differs": differs}
     return [{"best": True, "p": None, "differs": None}, *comparisons]
+
+
+def _common_units(one: TestedImages, other: TestedImages) -> np.ndarray:
+    """Return the units (n,) int64 of images that two experiments tested: what is one in either is one in both."""
+    return find_units(one[2].tolist(), other[2].tolist())
 
 
 def give_verdict(
@@ -55,12 +64,16 @@ def give_verdict(
         "compared": validated or len(experiments),
         "validated": validated > 0,
         "left_out": len(experiments) - validated if validated else 0,
-        "most_frequent": max(scores.support for scores in best["per_class"]) / best["n"],
-        "difference": predictions.paired_difference(tested[0][1], second[1]) if second else None,
+        "most_frequent": max(scores.support for scores in best["per_class"]) / best["images"],
+        "difference": _difference(tested[0], second) if second else None,
         "comparable": len(others),
         "apart": sum(bool(comparison["differs"]) for comparison in others),
         "next_step": choose_next_step(experiments, advice.get(best["backbone"])),
     }
+
+
+def _difference(one: TestedImages, other: TestedImages) -> predictions.PairedDifference:
+    return predictions.paired_difference(one[1], other[1], _common_units(one, other))
 
 
 def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSummary | None) -> NextStep:

@@ -1,4 +1,4 @@
-"""Neighbours, near-duplicates and leave-one-out predictions equal brute force."""
+"""Neighbours, outliers and leave-one-out predictions equal brute force."""
 
 from __future__ import annotations
 
@@ -46,17 +46,6 @@ def write_wide_codes(values: np.ndarray) -> None:
     n = len(values)
     names, digests = zip(*((f"{row}.png", f"{row:064x}") for row in range(n)), strict=True)
     put_codes(CODES, values, Listing(names, [0] * n, ["train"] * n, digests, ["a"]))
-
-
-def test_near_duplicates_are_found_among_wide_codes(project: Path) -> None:
-    """Codes wider than their projections; one test image is a training image with a little noise."""
-    rng = np.random.default_rng(0)
-    values = rng.random((80, 300))
-    values[70] = values[11] * (1 + 0.01 * rng.normal(size=300))
-    write_wide_codes(values)
-    result = neighbors.near_duplicates(CODES, np.arange(60, 80), np.arange(60), most=10)
-    assert result.pairs.tolist() == [[70, 11]] and result.distances[0] < 1e-3
-    assert result.checked == result.total == 20
 
 
 def test_the_farthest_image_is_the_outlier(project: Path) -> None:

@@ -61,7 +61,8 @@ def test_counts_are_of_images_whose_views_are_all_taken(monkeypatch: pytest.Monk
     assert taken.images is not None
     assert np.unique(taken.images, return_counts=True)[1].tolist() == [3] * 8
     (draw,) = few_shot.learning_curve(data, PLAN, [4], few_shot.hold_out_quarters(data, 1, 0))
-    assert draw.n_scored == 10
+    assert draw.n_scored == draw.images == 10
+    assert (draw.low, draw.high) == wilson_interval(10 * draw.accuracy, 10)
 
 
 def test_one_image_of_each_unit_is_taken_before_the_second_of_any(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,11 +91,15 @@ def test_draws_become_means_and_standard_deviations() -> None:
     setting = {"normalisation": "l2", "parameters": {}}
     scores = [(1, 0.5, 0.4), (2, 0.8, 0.7), (1, 0.7, 0.6)]
     curve = [
-        few_shot.Draw(shots, 0, 20, accuracy, 0, 1, balanced, setting) for shots, accuracy, balanced in scores[::2]
+        few_shot.Draw(shots, 0, 24, 20, accuracy, 0, 1, balanced, setting) for shots, accuracy, balanced in scores[::2]
     ]
     (row,) = few_shot.summarise(curve)
     assert row["accuracy"] == pytest.approx(0.6) and row["standard_deviation"] == pytest.approx(0.02**0.5)
-    assert row["balanced_accuracy"] == pytest.approx(0.5) and (row["draws"], row["n_scored"]) == (2, 20)
+    assert row["balanced_accuracy"] == pytest.approx(0.5) and (row["draws"], row["images"], row["n_scored"]) == (
+        2,
+        24,
+        20,
+    )
 
 
 @pytest.mark.parametrize(

@@ -152,13 +152,14 @@ def test_the_distance_to_the_source_is_near_0_for_the_source_itself_alone() -> N
 
 
 def test_entropies_are_shares_of_the_highest() -> None:
-    y = np.array([0, 0, 1, 1])
+    y, units = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])
     certain = 100.0 * np.eye(4)[[0, 0, 1, 1]]
-    facts = recommendation.describe_dataset(y, certain, None)
+    facts = recommendation.describe_dataset(y, units, certain, None)
     assert facts.prediction_entropy == pytest.approx(0, abs=1e-9)
     assert facts.mean_prediction_entropy == pytest.approx(0.5)
-    assert recommendation.describe_dataset(y, np.zeros((4, 4)), None).prediction_entropy == pytest.approx(1)
-    assert recommendation.describe_dataset(y, None, 0.3) == recommendation.DatasetFacts(4, 2, 2, source_distance=0.3)
+    assert recommendation.describe_dataset(y, units, np.zeros((4, 4)), None).prediction_entropy == pytest.approx(1)
+    facts = recommendation.describe_dataset(y, units, None, 0.3)
+    assert facts == recommendation.DatasetFacts(4, 3, 2, 2, source_distance=0.3)
 
 
 # What it recommends
@@ -178,7 +179,7 @@ def advise_on(
     return recommendation.recommend(layers, facts, {"svm": 0.9, "softmax": 0.8}, large=100)
 
 
-FACTS = recommendation.DatasetFacts(n_images=200, n_classes=2, smallest_class=50, source_distance=0.4)
+FACTS = recommendation.DatasetFacts(n_images=200, n_units=200, n_classes=2, smallest_class=50, source_distance=0.4)
 
 
 def test_it_names_where_measures_disagree() -> None:

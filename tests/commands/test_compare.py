@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,25 @@ Run = Callable[..., Outcome]
 def contender(
     correct: np.ndarray, name: str = "fc7", accuracy: float = 0.9, seconds: float = 2.0
 ) -> comparison.Contender:
-    return comparison.Contender(
-        name, "svm", correct, accuracy, [comparison.Cost(seconds, 5_000_000, None)] * len(correct)
-    )
+    costs = [comparison.Cost(seconds, 5_000_000, None)] * len(correct)
+    return comparison.Contender(name, "svm", correct, np.arange(correct.shape[1]), accuracy, costs)
 
 
 def test_with_one_seed_the_test_is_mcnemars() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.random((1, 80)) < 0.9, rng.random((1, 80)) < 0.7
-    assert comparison.paired_test(one, other) == predictions.mcnemar(one[0], other[0])
+    units = np.arange(80)
+    assert comparison.paired_test(one, other, units) == predictions.mcnemar(one[0], other[0], units)
 
 
 def test_with_several_seeds_the_test_finds_true_differences_alone() -> None:
     rng = np.random.default_rng(0)
     hard = rng.random(200)
     better, worse = (rng.random((5, 200)) < share - 0.3 * hard for share in (1.1, 0.95))
-    assert comparison.paired_test(better, worse) < 0.001
-    assert comparison.paired_test(better, better) == 1.0
-    equal = [comparison.paired_test(*(rng.random((2, 5, 100)) < 0.8)) for _ in range(60)]
+    units = np.arange(200)
+    assert comparison.paired_test(better, worse, units) < 0.001
+    assert comparison.paired_test(better, better, units) == 1.0
+    equal = [comparison.paired_test(*(rng.random((2, 5, 100)) < 0.8), np.arange(100)) for _ in range(60)]
     assert 0 <= np.mean(np.array(equal) <= 0.05) <= 0.15, "one in twenty equal pairs is called different"
 
 
@@ -68,9 +70,20 @@ def test_the_verdict_says_which_to_take(tuned: float, words: tuple[str, ...]) ->
     assert all(word in verdict for word in words), verdict
 
 
-def test_the_interval_holds_the_mean_of_several_seeds() -> None:
-    low, high = comparison.interval(0.905, 100)
-    assert low < 0.90 < 0.91 < high and comparison.interval(1.0, 100)[1] == 1
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_copies_of_test_images_are_no_further_evidence(seeds: int) -> None:
+    rng = np.random.default_rng(1)
+    one, other = rng.random((seeds, 50)) < 0.9, rng.random((seeds, 50)) < 0.75
+    units = np.arange(50)
+    copies = np.repeat(one, 4, 1), np.repeat(other, 4, 1)
+    p = comparison.paired_test(*copies, np.repeat(units, 4))
+    assert p == pytest.approx(comparison.paired_test(one, other, units))
+    assert p > comparison.paired_test(*copies, np.arange(200))
+    contenders = [replace(contender(np.repeat(one, 4, 1)), units=np.repeat(units, 4)), contender(one)]
+    rows = [comparison.rows([each], each)[0] for each in contenders]
+    assert [(row["n"], row["images"]) for row in rows] == [(50, 200), (50, 50)]
+    assert rows[0]["top1_low"] == rows[1]["top1_low"] and rows[0]["top1_high"] == rows[1]["top1_high"]
+    assert "200 test images (n = 50; copies" in comparison.verdict(contenders[:1], contenders[0])
 
 
 def test_costs_add_up() -> None:

@@ -12,6 +12,7 @@ from conftest import make_spec
 from pipeline import advise, errors
 from pipeline.analysis import recommendation
 from pipeline.classifiers import few_shot, search
+from pipeline.classifiers.scoring import wilson_interval
 from pipeline.codes import reader
 from pipeline.data.manifest import ListedImage, Manifest
 from pipeline.data.splits import (
@@ -131,20 +132,28 @@ def test_copies_parted_would_score_high(noise: reader.Codes) -> None:
 
 def test_cross_validation_of_copied_noise_is_at_chance(noise: reader.Codes) -> None:
     chance(search.train(training_data(noise), PLAN).chosen["accuracy"])
-    chance(search.nested_cv(training_data(noise), PLAN)["accuracy"])
+    nested = search.nested_cv(training_data(noise), PLAN)
+    chance(nested["accuracy"])
+    assert (nested["n"], nested["images"]) == (IMAGES, COPIES * IMAGES)
+    assert (nested["low"], nested["high"]) == wilson_interval(nested["accuracy"] * IMAGES, IMAGES)
 
 
 def test_few_shots_of_copied_noise_are_at_chance(noise: reader.Codes) -> None:
     data = training_data(noise)
     draws = few_shot.learning_curve(data, PLAN, [2, 8, 20], few_shot.hold_out_quarters(data, 4, 0))
+    for draw in draws:
+        assert draw.images == COPIES * draw.n_scored == 60
+        assert (draw.low, draw.high) == wilson_interval(draw.accuracy * draw.n_scored, draw.n_scored)
     for shots in (2, 8, 20):
         chance(float(np.mean([draw.accuracy for draw in draws if draw.shots == shots])))
 
 
 def test_advice_on_copied_noise_is_at_chance(noise: reader.Codes) -> None:
-    measured = recommendation.measure_layer(noise, "svm", GRID, 4, 0)
+    data = training_data(noise)
+    measured = recommendation.measure_layer("fc7", data, PLAN)
     chance(measured.accuracy)
-    points = recommendation.trace_curve(noise, measured.setting, "svm", [2, 20], 0)
+    assert (measured.low, measured.high) == wilson_interval(measured.accuracy * IMAGES, IMAGES)
+    points = recommendation.trace_curve(noise.spec, data, measured.setting, PLAN, [2, 20])
     for point in points:
         chance(point.accuracy)
 

@@ -34,7 +34,7 @@ def test_held_out_training_images_choose_the_best_and_not_the_test_images(projec
     summary, verdict = summarise_all()
     assert [row["layer"] for row in summary["experiments"]] == ["fc7", "fc6"]
     assert verdict["validated"] and verdict["compared"] == 2 and verdict["left_out"] == 0
-    assert verdict["difference"] == predictions.paired_difference(np.array(HALF), np.array(MOST))
+    assert verdict["difference"] == predictions.paired_difference(np.array(HALF), np.array(MOST), np.arange(40))
     assert verdict["difference"].difference == pytest.approx(-0.4) and verdict["apart"] == verdict["comparable"] == 1
     assert verdict["most_frequent"] == 0.5
 
@@ -62,10 +62,12 @@ def test_without_validation_accuracies_the_verdict_says_that_test_images_chose(p
 
 
 def test_experiments_on_other_images_are_not_compared(project: Path) -> None:
-    correct = np.array([True] * 20)
-    comparisons = compare_with_first([(1, correct), (1, ~correct), (2, correct)])
+    correct, units = np.array([True] * 20), np.arange(20)
+    comparisons = compare_with_first([(1, correct, units), (1, ~correct, units), (2, correct, units)])
     assert [comparison["best"] for comparison in comparisons] == [True, False, False]
     assert comparisons[1]["differs"] is True and comparisons[2]["p"] is None
+    (_, grouped) = compare_with_first([(1, correct, units), (1, ~correct, units // 10)])
+    assert grouped["p"] == 0.5, "what is one unit in either experiment counts once"
     write_scores("digits/tinyvgg/fc7-svm", HALF, held_out=0.9)
     write_scores("digits/tinyvgg/fc6-svm", MOST[:30], held_out=0.8)
     _, verdict = summarise_all()
@@ -76,9 +78,12 @@ def test_the_interval_of_a_difference_covers_it_in_about_95_of_100_samples() -> 
     rng, covered = np.random.default_rng(0), []
     for _ in range(1000):
         shared, one, other = rng.random(80) < 0.8, rng.random(80) < 0.3, rng.random(80) < 0.1
-        _, low, high = predictions.paired_difference(shared | one, shared | other)
+        _, low, high = predictions.paired_difference(shared | one, shared | other, np.arange(80))
         covered.append(low <= 0.2 * 0.2 <= high)
     assert 0.93 <= np.mean(covered) <= 0.985
+    once = predictions.paired_difference(shared | one, shared | other, np.arange(80))
+    copied = [np.repeat(correct, 4) for correct in (shared | one, shared | other, np.arange(80))]
+    assert predictions.paired_difference(*copied) == pytest.approx(once), "copies are no further evidence"
 
 
 def write_advice(backbone: str, best: str, *layers: str, fine_tune: bool = False) -> None:

@@ -8,7 +8,7 @@ function pick(place) {
   $("picker").value = place;
   for (const row of document.querySelectorAll(".experiments tbody tr")) row.classList.toggle("picked", row.querySelector("[data-pick]").dataset.pick === String(place));
   const { mistakes } = experiment.lists, kind = experiment.confidence_kind;
-  fill($("scores"), el("b", {}, name(experiment.name)), `: ${plural(mistakes.found, "mistake")} among ${count(experiment.n)} test images`,
+  fill($("scores"), el("b", {}, name(experiment.name)), `: ${plural(mistakes.found, "mistake")} among ${count(experiment.images)} test images`,
     mistakes.found ? `, the highest ${CONFIDENCE[kind]} first${mistakes.cards.length < mistakes.found ? `; the first ${count(mistakes.cards.length)} are listed` : ""}.` : ".",
     experiment.note ? el("span", { class: "note" }, name(experiment.note)) : null);
   fillLists(document.querySelectorAll("#mistakes [data-list]"), experiment.lists, kind, dataset());

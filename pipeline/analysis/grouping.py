@@ -1,0 +1,153 @@
+"""Which images count as one: copies, the images of a group, near-duplicates; and test images that training has seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.analysis import near_duplicates
+from pipeline.codes import reader
+from pipeline.config import NEAR_DISTANCE, NEAR_DUPLICATES
+from pipeline.data.manifest import read_manifest
+from pipeline.data.splits import find_units
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 3
+"""How many names of a group are shown."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What joins images to a group.
+
+    by: a column of the manifest, `NEAR_DUPLICATES`, or "" for nothing; near_distance: how close near-duplicates are, as
+    a share of the median distance between two training images.
+    """
+
+    by: str = ""
+    near_distance: float = NEAR_DISTANCE
+
+
+@dataclass(frozen=True)
+class CodesRows:
+    """Some rows of a file of codes, or of those of several layers, and what the file says of all its rows.
+
+    rows: (n,) increasing int64.
+    """
+
+    path: Path
+    index: reader.CodesIndex
+    rows: np.ndarray
+
+    @classmethod
+    def of_splits(cls, path: Path, *splits: str) -> CodesRows:
+        """Return the rows of these splits."""
+        index = reader.read_index(reader.layer_files(path)[0], {})
+        return cls(path, index, np.flatnonzero(np.isin(index.splits, splits)))
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of the images."""
+        return [self.index.paths[row] for row in self.rows]
+
+    @property
+    def digests(self) -> list[str]:
+        """The digests of the images."""
+        return [self.index.digests[row] for row in self.rows]
+
+    def near_limit(self, share: float) -> float:
+        """Return the distance up to which images are near-duplicates, whatever rows these are."""
+        train = np.flatnonzero(np.array(self.index.splits) == "train")
+        return near_duplicates.distance_limit(self.path, train, share)
+
+
+def find_image_units(images: CodesRows, data: Path, grouping: Grouping) -> np.ndarray:
+    """Return the unit (n,) int64 of each image, as `find_units` numbers them; data: the prepared dataset's folder."""
+    return find_units(images.digests, *find_groups(images, data, grouping))
+
+
+def find_groups(images: CodesRows, data: Path, grouping: Grouping) -> list[Sequence[Hashable]]:
+    """Return the group of each image, n values in a list; an empty list where nothing joins images."""
+    if grouping.by == NEAR_DUPLICATES:
+        return [name_near_duplicates(images, grouping.near_distance)]
+    return [read_manifest(data).groups_of(grouping.by, images.paths)] if grouping.by else []
+
+
+def name_near_duplicates(images: CodesRows, share: float) -> list[str]:
+    """Return the group of near-duplicates of each image, named by the path of its first image; log what was found."""
+    limit = images.near_limit(share)
+    groups = near_duplicates.group_near_duplicates(images.path, images.rows, limit)
+    logger.info(describe(groups, images.paths, f"at most {limit:.4g} apart, {share:g} of the median distance"))
+    return [images.paths[place] for place in groups.tolist()]
+
+
+def describe(groups: np.ndarray, paths: Sequence[str], how_near: str) -> str:
+    """Say how many images fall into how many groups; groups: (n,) the place of the first image of each one's group."""
+    sizes = np.bincount(groups, minlength=len(groups))
+    several = np.flatnonzero(sizes > 1)
+    if not len(several):
+        return f"No two of {len(paths)} images are near-duplicates (codes {how_near})."
+    largest = several[sizes[several].argmax()]
+    names = [repr(paths[place]) for place in np.flatnonzero(groups == largest)[:SHOWN]]
+    return (
+        f"Near-duplicates (codes {how_near}): {sizes[several].sum()} of {len(paths)} images fall into {len(several)} "
+        f"groups, the largest of {sizes[largest]}: {', '.join(names)}{', …' if sizes[largest] > SHOWN else ''}."
+    )
+
+
+@dataclass(frozen=True)
+class Related:
+    """Which test images have relatives among the training images, by what relates them, (n,) bool each.
+
+    near: near-duplicates that are no copies, all False where they were not searched for; grouped: images of a group of
+    training images; limit: the distance up to which images are near-duplicates.
+    """
+
+    copies: np.ndarray
+    near: np.ndarray
+    grouped: np.ndarray
+    limit: float
+
+    @property
+    def any(self) -> np.ndarray:
+        """Which test images have any relative."""
+        related: np.ndarray = self.copies | self.near | self.grouped
+        return related
+
+    def sentence(self, by: str) -> str:
+        """Say how many test images are related to training images, and how; by: as in `Grouping`."""
+        kinds = [
+            (self.copies, "copies"),
+            (self.near, f"near-duplicates (codes at most {self.limit:.4g} apart)"),
+            (self.grouped, f"of a group of training images, by {by}"),
+        ]
+        counted = ", ".join(f"{found.sum()} {kind}" for found, kind in kinds if found.any())
+        return f"{self.any.sum()} of {len(self.any)} test images are related to training images: {counted}"
+
+
+def find_related(path: Path, data: Path, grouping: Grouping, *, search: bool = True) -> Related:
+    """Find the test images that have relatives in the training split; search: whether near-duplicates are looked for.
+
+    path: the file of codes, or fc6+fc7.h5 for those of several layers; data: the prepared dataset's folder.
+    """
+    test, train = CodesRows.of_splits(path, "test"), CodesRows.of_splits(path, "train")
+    copies, grouped = _occur(test.digests, train.digests), np.zeros(len(test.rows), bool)
+    if grouping.by not in ("", NEAR_DUPLICATES):
+        (of_test,), (of_train,) = (find_groups(images, data, grouping) for images in (test, train))
+        grouped = _occur(of_test, of_train)
+    near, limit = np.zeros(len(test.rows), bool), 0.0
+    if search and len(train.rows):
+        limit = test.near_limit(grouping.near_distance)
+        found = near_duplicates.find_near_duplicates(path, test.rows[~copies], train.rows, limit)
+        near = np.isin(test.rows, found.pairs[:, 0])
+    return Related(copies, near, grouped, limit)
+
+
+def _occur(values: Sequence[Hashable], others: Sequence[Hashable]) -> np.ndarray:
+    known = set(others)
+    return np.array([value in known for value in values], bool)
