@@ -24,6 +24,7 @@ from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.config import Classify
+from pipeline.data.manifest import read_depths
 from pipeline.data.splits import validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
@@ -70,6 +71,8 @@ def run(settings: Classify) -> None:
         memory = half if in_blocks(codes) else None
         trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
         facts["dataset"], facts["dataset_digest"] = address.name, training_digest(codes)
+        if depths := read_depths(address.data):
+            facts["depths"] = depths.to_dict()
         facts["n_train"], facts["n_units"] = len(codes.labels), len(np.unique(units))
         facts["group_by"], facts["near_distance"] = grouping.by, grouping.near_distance
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])

@@ -138,6 +138,10 @@ NEAR_DUPLICATES = "near-duplicates"
 NEAR_DISTANCE = 0.05
 """How close near-duplicates are: most crops by 5% and most JPEG files that were saved again, few other photos."""
 
+WHITE_OF_NEW = (
+    "Value that is white in the new images, like 255 or 4095, where their depth is not that of the dataset's images."
+)
+
 GROUP_BY = (
     f"Column of the dataset's CSV file, or {NEAR_DUPLICATES}: images with the same value there, or nearly the same "
     "codes, stay {}."
@@ -356,6 +360,7 @@ class Predict(Address):
     )
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     top: Integer = setting(1, "Number of classes to name per image, the best first.", ge=1)
+    range: float | None = setting(None, WHITE_OF_NEW, shown="as in the training images", gt=0)
     format: Literal["csv", "json"] = setting("csv", "Format of the output: CSV, or one JSON object per line.")
     weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
     device: Name = setting("auto", DEVICE, group=MACHINE)
@@ -378,6 +383,7 @@ class Similar(Command):
         "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
     )
     count: int = setting(10, "Number of similar images to name per image, the most similar first.", ge=1)
+    range: float | None = setting(None, WHITE_OF_NEW, shown="as in the dataset's images", gt=0)
     weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
     device: str = setting("auto", DEVICE, group=MACHINE)
     threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)

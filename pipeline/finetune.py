@@ -27,7 +27,7 @@ from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import flatten
 from pipeline.config import NEAR_DUPLICATES, Extract, Finetune
 from pipeline.data import sources
-from pipeline.data.manifest import Manifest, require_single_label
+from pipeline.data.manifest import Manifest, read_depths, require_single_label
 from pipeline.errors import counted
 from pipeline.finetuning import recipes
 from pipeline.images import decoding, parallel
@@ -253,6 +253,7 @@ def run(settings: Finetune) -> None:
     facts = {
         **{"dataset": address.name, "dataset_digest": digest, "model": FINETUNED, "started_from": started_from},
         **{"group_by": settings.group_by, "near_distance": settings.near_distance},
+        **({"depths": depths.to_dict()} if (depths := read_depths(address.data)) else {}),
     }
     with join_processes(choose_device(settings.device)) as (processes, device):
         threads = settings.threads or parallel.default_threads()

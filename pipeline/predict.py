@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,7 +24,7 @@ from pipeline.config import Predict
 from pipeline.data import folders
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
-from pipeline.images import parallel
+from pipeline.images import decoding, depth, parallel
 from pipeline.paths import LAYER_SEPARATOR, Experiment
 from pipeline.progress import track
 
@@ -114,16 +115,29 @@ def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], N
     return counts[Prediction], counts[Unread]
 
 
+def known_depths(path: Path) -> depth.Depths | None:
+    """Return the depths of the images that a classifier was trained on; None where its metadata do not tell them."""
+    depths = persistence.read_metadata(path).facts.get("depths")
+    try:
+        return None if depths is None else depth.Depths.from_dict(depths)
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.PipelineError(f"The depths in the metadata of {path} are damaged. Train it again.") from error
+
+
 def run(settings: Predict) -> None:
     """Predict what the settings name."""
     memory.keep_freed()
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    classifier = persistence.load(settings.classifier or address.classifier)
+    path = settings.classifier or address.classifier
+    classifier = persistence.load(path)
     from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import choose_device, rebuild_network
 
-    network = rebuild_network(classifier.spec, settings.weights).to(choose_device(settings.device))
-    engine = Engine(network, settings.batch_size)
+    spec = classifier.spec.with_white(settings.range)
+    network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
+    known = known_depths(path) if settings.range is None else None
+    validate = partial(decoding.validate_depth, known=known, white=spec.transform.max_value) if known else None
+    engine = Engine(network, settings.batch_size, validate=validate)
     paths = folders.list_paths(settings.images, command_line.stdin_lines())
     results = predict(classifier, engine, paths, settings.top, settings.threads or parallel.default_threads())
     if not sys.stdout.isatty():  # where the predictions themselves show how far it has come

@@ -43,14 +43,16 @@ class Prepared:
     """A dataset that is ready to be written.
 
     images: those that can be used, with their splits; bad: files that give no image, each with the reason; leaks: the
-    images whose bytes occur in several splits; listing: what the source offered; max_value: the value that is white in
-    images of more than 8 bits; large: whether most images have more than `LARGE` pixels on their shorter side.
+    images whose bytes occur in several splits; listing: what the source offered; depths: of the images that can be
+    read; max_value: the value that is white in images of more than 8 bits; large: whether most images have more than
+    `LARGE` pixels on their shorter side.
     """
 
     images: list[ListedImage]
     bad: list[tuple[str, str]]
     leaks: list[ListedImage]
     listing: Listing
+    depths: depth.Depths
     max_value: float = depth.WHITE
     large: bool = False
 
@@ -124,19 +126,19 @@ def prepare(
     checked_images = list(zip(listing.images, results, strict=True))
     good = [replace(image, digest=result[0]) for image, result in checked_images if isinstance(result, tuple)]
     facts = [result[1] for result in results if isinstance(result, tuple)]
-    white, notes = choose_white(facts, max_value)
+    depths = depth.Depths.of([one.values for one in facts])
+    white, notes = choose_white(depths.deep, max_value)
     bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
     notes = [*listing.notes, *split_notes(good), *notes, *several_notes(good, facts)]
-    return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), white, are_large(facts))
+    return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), depths, white, are_large(facts))
 
 
-def choose_white(facts: Sequence[decoding.Facts], max_value: float | None) -> tuple[float, list[str]]:
+def choose_white(values: depth.Range | None, max_value: float | None) -> tuple[float, list[str]]:
     """Return the value that is white in a dataset's images of more than 8 bits, and what to say of it.
 
-    max_value: what the user says of it, None to take it from the images' values.
+    values: the range of these images; max_value: what the user says of it, None to take it from the values.
     """
-    values = depth.join_ranges([one.values for one in facts if one.values])
     if values is None:
         return max_value or depth.WHITE, []
     white = max_value or depth.white_of(values)
@@ -356,7 +358,7 @@ def run(settings: Prepare) -> None:
     validate_groups(prepared, settings.group_by, source)
     sources = {name: identity_of(getattr(settings, name)) for name in ("dataset", "unlabelled")}
     recorded = {name: getattr(settings, name) for name in RECORDED}
-    write_origin(folder, source, prepared.max_value, sources | recorded)
+    write_origin(folder, source, prepared.max_value, prepared.depths, sources | recorded)
     write(prepared, folder)
     print(summary(prepared, folder))
 

@@ -6,6 +6,7 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -20,10 +21,10 @@ from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Similar
 from pipeline.data.folders import list_paths
-from pipeline.data.manifest import names_of_label, read_max_value
+from pipeline.data.manifest import names_of_label, read_depths, read_max_value
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
-from pipeline.images import parallel
+from pipeline.images import decoding, parallel
 from pipeline.paths import LAYER_SEPARATOR, Experiment
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
 
@@ -73,12 +74,17 @@ def write_csv(file: TextIO, found: Sequence[tuple[Path, list[SimilarImage]]]) ->
             writer.writerow((path, rank, one.path, one.label, one.split, round(one.distance, 6)))
 
 
-def sheet_rows(found: Sequence[tuple[Path, list[SimilarImage]]], data: Path) -> list[list[SheetImage]]:
-    """Return the rows of a contact sheet: each image, then those similar to it; data: the dataset's folder."""
+def sheet_rows(
+    found: Sequence[tuple[Path, list[SimilarImage]]], data: Path, white_of_new: float | None
+) -> list[list[SheetImage]]:
+    """Return the rows of a contact sheet: each image, then those similar to it.
+
+    data: the dataset's folder; white_of_new: the value that is white in the images, None for that of the dataset's.
+    """
     white = read_max_value(data)
     return [
         [
-            SheetImage(path, path.name, max_value=white),
+            SheetImage(path, path.name, max_value=white_of_new or white),
             *(
                 SheetImage(data / one.path, one.label or Path(one.path).name, f"{one.distance:.3f}", white)
                 for one in similar
@@ -100,11 +106,14 @@ def run(settings: Similar) -> None:
     from pipeline.extraction.engine import Engine
     from pipeline.networks.frozen import choose_device, rebuild_network
 
-    network = rebuild_network(index.spec, settings.weights).to(choose_device(settings.device))
+    spec = index.spec.with_white(settings.range)
+    network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
+    known = read_depths(address.data) if settings.range is None else None
+    validate = partial(decoding.validate_depth, known=known, white=spec.transform.max_value) if known else None
     images = list(list_paths(settings.images, command_line.stdin_lines()))
     threads = settings.threads or parallel.default_threads()
     found = []
-    for path, result in find_similar(Engine(network), index, images, settings.count, threads):
+    for path, result in find_similar(Engine(network, validate=validate), index, images, settings.count, threads):
         if isinstance(result, str):
             print(f"Skipped {str(path)!r}: {result}", file=sys.stderr)
         else:
@@ -116,7 +125,7 @@ def run(settings: Similar) -> None:
     command_line.pass_any_text(sys.stdout)
     write_csv(sys.stdout, found)
     out = settings.out or Path("reports", address.name, settings.backbone) / f"{settings.layer}-similar.png"
-    draw_sheet(out, sheet_rows(found, address.data))
+    draw_sheet(out, sheet_rows(found, address.data, settings.range))
     left_out = f" (the first {MOST_ROWS} of {len(found)} images)" if len(found) > MOST_ROWS else ""
     print(f"The contact sheet: {out}{left_out}", file=sys.stderr)
 

@@ -49,7 +49,8 @@ class ClassifierFacts(TypedDict, total=False):
     setting lay at an edge; group_by, near_distance: which images stayed together, as in `grouping.Grouping`; measure:
     what the accuracies of the table are; constant_features: number of features with one value in all rows; chosen: a
     row of cv; converged: whether the final fit did; temperature: of the probabilities, if calibrated; nested: estimate
-    of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best.
+    of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best; depths: of the
+    dataset's images, as `depth.Depths.to_dict` gives them.
     """
 
     dataset: str
@@ -73,6 +74,7 @@ class ClassifierFacts(TypedDict, total=False):
     best: Mapping[str, float]
     n_val: int
     n_val_units: int
+    depths: Mapping[str, object]
 
 
 @dataclass(frozen=True)

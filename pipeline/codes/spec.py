@@ -68,6 +68,13 @@ class CodesSpec:
         """How many views of an image its codes are made of."""
         return views.count(self.transform.views)
 
+    def with_white(self, white: float | None) -> CodesSpec:
+        """Return the spec of new images in which this value is white; None for the value of the dataset's images.
+
+        Once images have 8 bits, their codes can be compared, whatever they had before.
+        """
+        return self if white is None else replace(self, transform=replace(self.transform, max_value=white))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON types; the transform is a dict within it."""
         data: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")

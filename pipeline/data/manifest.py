@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -171,13 +172,27 @@ def read_manifest(folder: Path) -> Manifest:
 
 def read_max_value(folder: Path) -> float:
     """Return the value that is white in a prepared dataset's images of more than 8 bits."""
+    return float(_read_origin(folder).get("max_value", depth.WHITE))
+
+
+def read_depths(folder: Path) -> depth.Depths | None:
+    """Return the depths of a prepared dataset's images; None where they are not known."""
+    depths = _read_origin(folder).get("depths")
+    return None if depths is None else depth.Depths.from_dict(depths)
+
+
+def _read_origin(folder: Path) -> dict[str, Any]:
+    """Return what is known of a dataset's source, checked; nothing for a dataset that was prepared on the spot."""
     path = folder / ORIGIN
     if not path.exists():
-        return depth.WHITE
+        return {}
     try:
-        return float(json.loads(path.read_text(encoding="utf-8")).get("max_value", depth.WHITE))
-    except (ValueError, TypeError, AttributeError) as error:
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        float(content.get("max_value", depth.WHITE))
+        depth.Depths.from_dict(content.get("depths") or {"eight_bit": True, "deep": None, "darkest": 0})
+    except (ValueError, TypeError, KeyError) as error:
         raise PipelineError(f"{path} is damaged. Prepare the dataset again.", fix=prepare_again(folder)) from error
+    return content
 
 
 def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:

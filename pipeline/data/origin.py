@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import Fix, PipelineError
+from pipeline.images.depth import Depths
 from pipeline.paths import MANIFEST, ORIGIN, identity_of, read_origin
 
 
@@ -24,12 +25,12 @@ def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
         )
 
 
-def write_origin(folder: Path, source: str, max_value: float, settings: Mapping[str, object]) -> None:
-    """Record what a dataset is made from and how, and the value that is white in its images of more than 8 bits.
+def write_origin(folder: Path, source: str, max_value: float, depths: Depths, settings: Mapping[str, object]) -> None:
+    """Record what a dataset is made from and how.
 
-    settings: those of `prepare` on which the dataset depends, its sources included.
+    max_value: the value that is white in its images of more than 8 bits; depths: of its images; settings: those of `prepare` on which the dataset depends, its sources included.
     """
-    content = {"source": identity_of(source), "max_value": max_value, "settings": settings}
+    content = {"source": identity_of(source), "max_value": max_value, "depths": depths.to_dict(), "settings": settings}
     files.write_json(folder / ORIGIN, content)
 
 

@@ -42,11 +42,19 @@ class Engine:
 
     batch_size: images per forward pass, 0 for what suits the device; it halves when a GPU runs out of memory. count:
     number of images that are expected: with compiling "auto", the network is compiled if they take long enough to repay
-    it; "yes" compiles it in any case, "no" never. notes: sentences on what was decided, and why.
+    it; "yes" compiles it in any case, "no" never. validate: as in `ImageLoader`. notes: sentences on what was decided,
+    and why.
     """
 
-    def __init__(self, network: FrozenNetwork, batch_size: int = 0, count: int = 0, compiling: str = "auto") -> None:
-        self.network, self.count, self.compiling = network, count, compiling
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        batch_size: int = 0,
+        count: int = 0,
+        compiling: str = "auto",
+        validate: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.network, self.count, self.compiling, self.validate = network, count, compiling, validate
         self.device = network.mean.device
         self.batch_size = batch_size or batch_size_for(self.device, network.transform.size)
         if network.transform.decoder == decoding.TORCHCODEC:
@@ -63,7 +71,8 @@ class Engine:
 
     def loader(self, threads: int) -> ImageLoader:
         """Return an object that loads images for this network; threads: number of decoding threads."""
-        return ImageLoader(self.network.transform, self.device, threads, self.batch_size, self.copy_stream)
+        transform, size = self.network.transform, self.batch_size
+        return ImageLoader(transform, self.device, threads, size, self.copy_stream, self.validate)
 
     def codes(self, images: Sequence[ImageInput]) -> BatchCodes:
         """Return the codes of some images."""

@@ -38,7 +38,8 @@ class ImageLoader:
     With a GPU, threads decode up to two batches ahead, or TorchCodec decodes batches of JPEG files on the GPU.
 
     threads: number of decoding threads; batch_size: images per forward pass; copy_stream: the CUDA stream on which
-    TorchCodec decodes, so that the GPU computes a batch at the same time; None for the current stream.
+    TorchCodec decodes, so that the GPU computes a batch at the same time; None for the current stream; validate: raises
+    `BadImage` for the bytes of a file that must not be used.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class ImageLoader:
         threads: int,
         batch_size: int,
         copy_stream: torch.cuda.Stream | None = None,
+        validate: Callable[[bytes], None] | None = None,
     ) -> None:
         self.transform, self.device, self.copy_stream = transform, device, copy_stream
-        self.threads, self.batch_size = threads, batch_size
+        self.threads, self.batch_size, self.validate = threads, batch_size, validate
         self.read_ahead = max(batch_size, 4 * threads)
         self.refusals = 0
 
@@ -60,7 +62,7 @@ class ImageLoader:
         known: digests of images that are not to be decoded, for which `KnownImage` is yielded; several threads ask it.
         """
         if self.device.type == "cpu":
-            contents = parallel.ordered_map(partial(read_source), sources, self.threads, self.read_ahead)
+            contents = parallel.ordered_map(partial(self._read), sources, self.threads, self.read_ahead)
             decode = partial(self._decode, known)
             return parallel.alternating_map(decode, contents, self.threads, self.read_ahead)
         if self.transform.decoder == decoding.TORCHCODEC:
@@ -78,10 +80,16 @@ class ImageLoader:
             yield from images
 
     def _load(self, known: Container[str], source: Source) -> Loaded:
-        return self._decode(known, read_source(source))
+        return self._decode(known, self._read(source))
 
     def _read_and_open(self, known: Container[str], source: Source) -> torchcodec.OpenedFile:
-        return self._open(known, read_source(source))
+        return self._open(known, self._read(source))
+
+    def _read(self, source: Source) -> tuple[str, Content]:
+        name, content = read_source(source)
+        if self.validate and isinstance(content, bytes):
+            self.validate(content)
+        return name, content
 
     def _decode(self, known: Container[str], content: tuple[str, Content]) -> Loaded:
         """Return an image that is decoded on the CPU, where TorchCodec gains nothing from several at a time."""

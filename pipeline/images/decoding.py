@@ -108,6 +108,20 @@ def _holds_several(data: bytes) -> bool:
         return False
 
 
+@_raise_bad_image()
+def validate_depth(data: bytes, known: depth.Depths, white: float) -> None:
+    """Raise `BadImage` for a file whose depth no training image has, as `depth.validate_depth` does.
+
+    Files of 8 bits are not decoded for that, and what cannot be opened is left to `decode`, which knows why.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            deep = depth.is_deep(image, data)
+    except Exception:  # damaged metadata, for instance, without which the image may be read
+        deep = True
+    depth.validate_depth(examine(data).values if deep else None, known, white)
+
+
 def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
     """Return the pixels of a file and its orientation, if need be without its other metadata."""
     if not data:

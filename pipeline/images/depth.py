@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -44,6 +46,70 @@ def range_of(values: np.ndarray) -> Range:
     return Range(values.dtype.kind == "f", float(colours.min()), float(colours.max()))
 
 
+@dataclass(frozen=True)
+class Depths:
+    """How many bits the images of a dataset have, with which those of new images are compared.
+
+    eight_bit: whether some have 8 bits or fewer; deep: the range of all others, None for no others; darkest: the
+    smallest of their highest values.
+    """
+
+    eight_bit: bool
+    deep: Range | None = None
+    darkest: float = 0.0
+
+    @classmethod
+    def of(cls, ranges: Sequence[Range | None]) -> Depths:
+        """Return the depths of images with these ranges, None for one of 8 bits or fewer."""
+        deep = [one for one in ranges if one is not None]
+        return cls(len(deep) < len(ranges), join_ranges(deep), min((one.highest for one in deep), default=0.0))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Depths:
+        """Return what `to_dict` was made from; raise KeyError, TypeError or ValueError for anything else."""
+        deep = data["deep"]
+        values = None if deep is None else Range(bool(deep["is_float"]), float(deep["lowest"]), float(deep["highest"]))
+        return cls(bool(data["eight_bit"]), values, float(data["darkest"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the depths as plain JSON types."""
+        return asdict(self)
+
+
+def validate_depth(values: Range | None, known: Depths, white: float) -> None:
+    """Raise UnusableValuesError for an image whose depth no training image has: what is white in it is unknown.
+
+    values: its range, None for 8 bits or fewer; known: of the training images; white: the value that is white in these.
+    """
+    if reason := _odd_depth(values, known, white):
+        raise UnusableValuesError(f"{reason}, so the value that is white in it is unknown (give it with --range)")
+
+
+def _odd_depth(values: Range | None, known: Depths, white: float) -> str:
+    """Say in what the depth of an image differs from those of all training images; "" if in nothing."""
+    deep = known.deep
+    if values is None:
+        return "" if known.eight_bit else "it has 8 bits per channel, and all training images have more"
+    if deep is None:
+        return f"its values are {values.lowest:g}…{values.highest:g}, and all training images have 8 bits per channel"
+    if values.is_float != deep.is_float:
+        return f"its values are {_kind(values)}, and those of the training images are {_kind(deep)}"
+    if values.highest > max(white, deep.highest) or values.lowest < min(0, deep.lowest):
+        return f"its values are {values.lowest:g}…{values.highest:g}, and in the training images {white:g} is white"
+    if _usual_white(values.highest, values.is_float) < _usual_white(known.darkest, deep.is_float):
+        return f"its values end at {values.highest:g}, and those of each training image reach {known.darkest:g} or more"
+    return ""
+
+
+def _kind(values: Range) -> str:
+    return "floating-point numbers" if values.is_float else "integers"
+
+
+def _usual_white(highest: float, is_float: bool) -> float:
+    """Return the smallest usual value of white that is not exceeded, infinity if all are."""
+    return next((white for white in (FLOAT_WHITES if is_float else INTEGER_WHITES) if highest <= white), np.inf)
+
+
 def join_ranges(ranges: list[Range]) -> Range | None:
     """Return the range that holds several; None for no range. Raise PipelineError for integers beside floats."""
     if not ranges:
@@ -62,13 +128,11 @@ def white_of(values: Range) -> float:
 
     Raises PipelineError where no usual range holds its values.
     """
-    whites = FLOAT_WHITES if values.is_float else INTEGER_WHITES
-    white = next((white for white in whites if values.highest <= white), None)
-    if white is None or values.lowest < 0:
-        kind = "floating-point numbers" if values.is_float else "integers"
+    white = _usual_white(values.highest, values.is_float)
+    if white == np.inf or values.lowest < 0:
         raise errors.PipelineError(
-            f"The images hold {kind} of {values.lowest:g}…{values.highest:g}, so the value that is white is unknown. "
-            "Give it with --range VALUE."
+            f"The images hold {_kind(values)} of {values.lowest:g}…{values.highest:g}, so the value that is white is "
+            "unknown. Give it with --range VALUE."
         )
     return white
 
@@ -91,10 +155,17 @@ def values_of(image: Image.Image, data: bytes) -> np.ndarray | None:
     of its file, b"" for an image in memory. Raises UnusableValuesError for values that mean nothing, and ValueError
     where the file cannot be decoded.
     """
+    if not is_deep(image, data):
+        return None
     if image.mode.startswith("I") or image.mode == "F":
         image.load()
         return _validate_finite(np.asarray(image))
-    return colour_values(data) if _has_deep_colours(image, data) else None
+    return colour_values(data)
+
+
+def is_deep(image: Image.Image, data: bytes) -> bool:
+    """Return whether an opened image has more than 8 bits, by its header; data: as in `values_of`."""
+    return image.mode.startswith("I") or image.mode == "F" or _has_deep_colours(image, data)
 
 
 def _has_deep_colours(image: Image.Image, data: bytes) -> bool:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -253,3 +254,88 @@ def test_integers_beside_floats_are_refused(run: Callable[..., object], project:
     (folder / "top" / "other.tif").write_bytes(tiff(deepen(COLOUR, 12)))
     result = run("prepare", "--dataset", folder)
     assert result.code != 0 and "Convert them to one kind" in result.err  # type: ignore[attr-defined]
+
+
+# New images beside those of the training
+
+EIGHT, TWELVE = depth.Depths(True), depth.Depths(False, depth.Range(False, 0, 4080), 2000)
+SIXTEEN, FLOATS = (
+    depth.Depths(False, depth.Range(False, 0, 65280), 30000),
+    depth.Depths(False, depth.Range(True, 0, 1), 0.8),
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "known", "white", "reason"),
+    [
+        (None, EIGHT, 65535, ""),
+        (None, TWELVE, 4095, "it has 8 bits per channel, and all training images have more"),
+        (None, depth.Depths(True, TWELVE.deep, 2000), 4095, ""),
+        ((False, 0, 4080), EIGHT, 65535, "its values are 0…4080, and all training images have 8 bits"),
+        ((False, 0, 4095), TWELVE, 4095, ""),
+        ((False, 0, 1500), TWELVE, 4095, ""),
+        ((False, 0, 60000), TWELVE, 4095, "its values are 0…60000, and in the training images 4095 is white"),
+        ((False, 0, 4080), TWELVE, 4000, ""),
+        ((False, 0, 4081), TWELVE, 4000, "4000 is white"),
+        ((False, 0, 900), TWELVE, 4095, "its values end at 900, and those of each training image reach 2000 or more"),
+        ((False, 0, 4080), SIXTEEN, 65535, "its values end at 4080, and those of each training image reach 30000"),
+        ((True, 0, 1), TWELVE, 4095, "its values are floating-point numbers, and those of the training images are int"),
+        ((False, 0, 255), FLOATS, 1, "its values are integers, and those of the training images are floating"),
+        ((True, 0, 0.1), FLOATS, 1, ""),
+        ((True, -0.5, 1), FLOATS, 1, "its values are -0.5…1"),
+        ((True, 0, 255), FLOATS, 1, "in the training images 1 is white"),
+    ],
+)
+def test_a_depth_that_no_training_image_has_is_refused(
+    values: tuple[bool, float, float] | None, known: depth.Depths, white: float, reason: str
+) -> None:
+    found = None if values is None else depth.Range(*values)
+    assert depth.Depths.from_dict(json.loads(json.dumps(known.to_dict()))) == known
+    if not reason:
+        depth.validate_depth(found, known, white)
+        return
+    with pytest.raises(depth.UnusableValuesError, match=rf"{reason}.* white in it is unknown \(give it with --range\)"):
+        depth.validate_depth(found, known, white)
+
+
+def test_the_depths_of_a_dataset() -> None:
+    ranges = [None, depth.Range(False, 3, 900), depth.Range(False, 0, 4000)]
+    assert depth.Depths.of(ranges) == depth.Depths(True, depth.Range(False, 0, 4000), 900)
+    assert depth.Depths.of(ranges[1:2]) == depth.Depths(False, ranges[1], 900)
+    assert depth.Depths.of([None, None]) == EIGHT
+
+
+SMALL_GRID = ("--folds", 2, "--grid", "{l2: {C: [1]}}")
+
+
+def classes_in(table: str) -> list[str]:
+    """Return the classes in the CSV of predict."""
+    return [line.split(",")[2] for line in table.splitlines()]
+
+
+def test_predict_and_similar_refuse_other_depths_unless_white_is_given(run: Callable[..., Any], project: Path) -> None:
+    """The same photos in 8, 12 and 16 bits: a classifier names the classes of its own, and of others with --range."""
+    folders = {
+        bits: write_dataset(project / f"of{bits}", lambda pixels, bits=bits: tiff(deepen(pixels, bits)), ".tif")
+        for bits in (12, 16)
+    } | {8: write_dataset(project / "of8", tiff, ".tif")}
+    for bits, others in ((8, [12]), (12, [8, 16])):
+        flags = ("--dataset", f"of{bits}", "--layer", "pool3")
+        for command in (
+            ("prepare", "--dataset", folders[bits]),
+            ("extract", *flags),
+            ("classify", *flags, *SMALL_GRID),
+        ):
+            assert run(*command).code == 0
+        own = run("predict", *flags, folders[bits])
+        assert own.code == 0 and own.err.endswith("24 images, 0 skipped\n")
+        for other in others:
+            refused = run("predict", *flags, folders[other])
+            assert refused.code == 2 and refused.out.count("\n") == 1 and refused.err.count("Skipped") == 24
+            assert "(give it with --range)" in refused.err
+            told = run("predict", *flags, folders[other], "--range", (1 << other) - 1)
+            assert told.code == 0 and classes_in(told.out) == classes_in(own.out)
+    image = folders[12] / "top/00.tif"
+    assert "--range" in run("similar", image, "--dataset", "of8", "--layer", "pool3").err
+    found = run("similar", image, "--dataset", "of8", "--layer", "pool3", "--range", 4095)
+    assert found.code == 0 and "top/00.tif" in found.out.splitlines()[1]
