@@ -39,8 +39,9 @@ class Comparison:
 
     @property
     def grouped(self) -> tuple[object, ...]:
-        """The flags of what joins images to groups."""
-        return ("--group-by", self.grouping.by, "--near-distance", self.grouping.near_distance)
+        """The flags of what joins images to groups; none where each command's own settings decide."""
+        by, near_distance = self.grouping.by, self.grouping.near_distance
+        return ("--group-by", by, "--near-distance", near_distance) if by else ()
 
     def call(self, command: str, *flags: object) -> comparison.Cost:
         """Run one of the pipeline's commands on the dataset and the backbone; return its cost."""

@@ -521,7 +521,11 @@ class Compare(Command):
     tuned_layer: str = setting("", "The layer that fine-tuning reads.", shown="the last of --layer")
     tuned_model: str = setting("", "The classifier that fine-tuning starts from.", shown="the last of --model")
     seeds: Integer = setting(5, "Number of seeds, from 0 on.", ge=1)
-    group_by: str = setting("", GROUP_BY.format("on the same side of folds and of the validation share"))
+    group_by: str = setting(
+        "",
+        GROUP_BY.format("on the same side of folds and of the validation share"),
+        shown="as for classify and finetune",
+    )
     near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
     out: Path | None = setting(
         None, "Folder for comparison.csv.", shown="reports/DATASET/BACKBONE", in_file=False, group=FILES

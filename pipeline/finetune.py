@@ -171,6 +171,20 @@ def describe_training(plan: Plan, trainer: Trainer, stopped: str) -> dict[str, o
     }
 
 
+def describe_data(settings: Finetune, manifest: Manifest, dataset: str) -> dict[str, object]:
+    """Return what the network is trained on, for the metadata of the files; dataset: its name."""
+    depths = read_depths(manifest.root)
+    return {
+        "dataset": dataset,
+        "dataset_digest": training_digest(manifest),
+        "model": FINETUNED,
+        "started_from": settings.model if settings.head == "classifier" else "random",
+        "group_by": settings.group_by,
+        "near_distance": settings.near_distance,
+        **({"depths": depths.to_dict()} if depths else {}),
+    }
+
+
 def introduction(plan: Plan, runtime: RuntimeConfig) -> str:
     """Say what is trained on what, and how."""
     recipe, spec, count = plan.recipe, plan.start.spec, runtime.processes.count
@@ -248,13 +262,7 @@ def run(settings: Finetune) -> None:
     plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed)
     tuned = replace(address, model=FINETUNED)
     path, report = settings.out or tuned.classifier.with_suffix(".safetensors"), settings.report or tuned.report
-    started_from = settings.model if settings.head == "classifier" else "random"
-    digest = training_digest(manifest)
-    facts = {
-        **{"dataset": address.name, "dataset_digest": digest, "model": FINETUNED, "started_from": started_from},
-        **{"group_by": settings.group_by, "near_distance": settings.near_distance},
-        **({"depths": depths.to_dict()} if (depths := read_depths(address.data)) else {}),
-    }
+    facts = describe_data(settings, manifest, address.name)
     with join_processes(choose_device(settings.device)) as (processes, device):
         threads = settings.threads or parallel.default_threads()
         precision = choose_step_precision(settings.precision, device)

@@ -82,21 +82,26 @@ def name_near_duplicates(images: CodesRows, share: float) -> list[str]:
     """Return the group of near-duplicates of each image, named by the path of its first image; log what was found."""
     limit = images.near_limit(share)
     groups = near_duplicates.group_near_duplicates(images.path, images.rows, limit)
-    logger.info(describe(groups, images.paths, f"at most {limit:.4g} apart, {share:g} of the median distance"))
+    kind = f"{' and '.join(sorted({images.index.splits[row] for row in images.rows}))} images"
+    how_near = f"codes at most {limit:.4g} apart, {share:g} of the median distance"
+    logger.info(describe(groups, images.paths, kind, how_near))
     return [images.paths[place] for place in groups.tolist()]
 
 
-def describe(groups: np.ndarray, paths: Sequence[str], how_near: str) -> str:
-    """Say how many images fall into how many groups; groups: (n,) the place of the first image of each one's group."""
+def describe(groups: np.ndarray, paths: Sequence[str], kind: str, how_near: str) -> str:
+    """Say how many images fall into how many groups.
+
+    groups: (n,) the place of the first image of each one's group; kind: what the images are called.
+    """
     sizes = np.bincount(groups, minlength=len(groups))
     several = np.flatnonzero(sizes > 1)
     if not len(several):
-        return f"No two of {len(paths)} images are near-duplicates (codes {how_near})."
+        return f"No two of {len(paths)} {kind} are near-duplicates ({how_near})."
     largest = several[sizes[several].argmax()]
     names = [repr(paths[place]) for place in np.flatnonzero(groups == largest)[:SHOWN]]
     return (
-        f"Near-duplicates (codes {how_near}): {sizes[several].sum()} of {len(paths)} images fall into {len(several)} "
-        f"groups, the largest of {sizes[largest]}: {', '.join(names)}{', …' if sizes[largest] > SHOWN else ''}."
+        f"Near-duplicates ({how_near}): {sizes[several].sum()} of {len(paths)} {kind} fall into {len(several)} groups, "
+        f"the largest of {sizes[largest]}: {', '.join(names)}{', …' if sizes[largest] > SHOWN else ''}."
     )
 
 

@@ -96,7 +96,7 @@ def test_a_chain_that_joins_most_images_is_refused() -> None:
 
 def test_what_was_found_is_said_with_names() -> None:
     paths = [f"{letter}.jpg" for letter in "abcdefg"]
-    text = describe(np.array([0, 0, 2, 0, 4, 4, 0]), paths, "at most 0.1 apart")
-    assert "(codes at most 0.1 apart): 6 of 7 images fall into 2 groups, the largest of 4: 'a.jpg', 'b.jpg'" in text
+    text = describe(np.array([0, 0, 2, 0, 4, 4, 0]), paths, "test images", "at most 0.1 apart")
+    assert "(at most 0.1 apart): 6 of 7 test images fall into 2 groups, the largest of 4: 'a.jpg', 'b.jpg'" in text
     assert "'d.jpg', …" in text
-    assert describe(np.arange(7), paths, "at most 0.1 apart").startswith("No two of 7 images are near-duplicates")
+    assert describe(np.arange(7), paths, "images", "0.1").startswith("No two of 7 images are near-duplicates")

@@ -63,7 +63,7 @@ def test_near_duplicates_stay_in_one_fold_and_count_once(run: Run) -> None:
     assert facts()["chosen"]["accuracy"] > 0.95, "shots of one scene on both sides of a fold look like learning"
     outcome = run("classify", *GRID, *NEAR, "--nested")
     assert outcome.code == 0
-    assert "160 of 160 images fall into 40 groups, the largest of 4: '" in outcome.err
+    assert "160 of 160 train images fall into 40 groups, the largest of 4: '" in outcome.err
     assert "0.05 of the median distance" in outcome.err
     assert "160 images (n = 40; copies, and the images of a group, count once)" in outcome.out
     assert facts()["chosen"]["accuracy"] < 0.75 and facts()["group_by"] == "near-duplicates"
@@ -77,7 +77,7 @@ def test_near_duplicates_stay_in_one_fold_and_count_once(run: Run) -> None:
 def test_how_near_is_said_by_a_flag(run: Run) -> None:
     write_noise()
     outcome = run("classify", *GRID, *NEAR, "--near-distance", 0.0001)
-    assert outcome.code == 0 and "No two of 160 images are near-duplicates" in outcome.err
+    assert outcome.code == 0 and "No two of 160 train images are near-duplicates" in outcome.err
     mistake(run("classify", *GRID, *NEAR, "--near-distance", 0.99), "Chains of near-duplicates", "--near-distance")
     mistake(run("classify", *GRID, *NEAR, "--near-distance", 0), "--near-distance is '0'", "greater than 0")
 
@@ -218,5 +218,5 @@ def test_advise_counts_groups_once(run: Run, project: Path) -> None:
     (layer, *_) = json.loads(Path("reports/photos/tinyvgg/advice/advice.json").read_text())["layers"]
     assert (layer["low"], layer["high"]) == pytest.approx(wilson_interval(8 * layer["accuracy"], 8))
     near = run("advise", *flags, *NEAR, "--near-distance", 0.001)
-    assert near.code == 0 and "No two of 24 images are near-duplicates" in near.err
+    assert near.code == 0 and "No two of 24 train images are near-duplicates" in near.err
     mistake(run("advise", *flags, "--group-by", "doctor"), "Unknown column 'doctor'", "patient")
