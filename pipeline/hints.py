@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import errors, params
-from pipeline.config import COMMANDS, EXPERIMENT, GRIDS, NETWORK, extra_of
+from pipeline.config import COMMANDS, EXPERIMENT, GRIDS, NEAR_DUPLICATES, NETWORK, extra_of
 from pipeline.errors import Fix, PipelineError
 from pipeline.paths import ADDRESS_WORDS, FINETUNED, LAYER_SEPARATOR, Experiment
 
-PASSED_ON = ("codes", "classifier", "group_by")
+PASSED_ON = ("codes", "classifier", "group_by", "near_distance")
 """Settings that hold for the fix's command as well, besides those of the address and the network."""
 
 
@@ -20,7 +20,7 @@ def completed(error: PipelineError, known: Mapping[str, Any], origin: str = "") 
 
     known: settings of the user's command; origin: a sentence that is added to the message.
     """
-    known = _of_named_file(known)
+    known = _of_named_file(_of_dataset(known))
     fixes = [complete(fix, known) for fix in error.fix if _can_fix(fix, known)]
     message = f"{error.message}{origin}"
     model = known.get("model", "")
@@ -54,6 +54,11 @@ def _takes_many(field: Any) -> bool:
     return "tuple" in str(field.annotation)
 
 
+def _of_dataset(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings, without the range where it is that of new images, which are named one by one."""
+    return {**known, "range": None} if isinstance(known.get("images"), tuple) else known
+
+
 def _of_named_file(known: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings with the words of the address that the named file of codes or of a classifier has."""
     path = known.get("classifier") or known.get("file")
@@ -78,6 +83,8 @@ def _passed_on(command: str, name: str, field: Any, known: Mapping[str, Any]) ->
     value = known.get(name)
     if not (extra_of(field)["group"] in (EXPERIMENT, NETWORK) or name in PASSED_ON):
         return None
+    if value == NEAR_DUPLICATES and command == "prepare":
+        return None  # there are no codes yet
     if isinstance(value, tuple):
         return value if _takes_many(field) else None
     return None if value == FINETUNED and command == "finetune" else value

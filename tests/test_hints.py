@@ -144,6 +144,15 @@ def test_a_hint_leaves_out_what_its_command_would_take_by_itself(project: Path) 
     assert hint("extract", known, **network) == f"{words} --weights default --views ten"
 
 
+def test_groups_are_passed_on_but_not_near_duplicates_to_prepare(project: Path) -> None:
+    known = {"dataset": "photos", "group_by": "near-duplicates", "near_distance": 0.1}
+    assert hint("classify", known).endswith("--group-by near-duplicates --near-distance 0.1")
+    assert "near" not in hint("prepare", known)
+    error = PipelineError("Extract.", fix=[Fix("extract")])
+    assert "--range" not in str(hints.completed(error, {"images": ("new.tif",), "range": 4095.0}))
+    assert "--range 4095" in str(hints.completed(error, {"range": 4095.0}))
+
+
 def test_no_hint_trains_what_nobody_knows_how_to_train(run: Run, images: Path) -> None:
     mistake(run("predict", NAME, "--classifier", "given/by-others.skops"), "There is no classifier at given/by-others")
     assert "python -m" not in run("predict", NAME, "--classifier", "given/by-others.skops").err

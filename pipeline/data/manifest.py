@@ -113,7 +113,8 @@ class Manifest:
         groups = dict(zip(self.paths, self.groups(column), strict=True))
         if missing := [path for path in paths if path not in groups]:
             raise PipelineError(
-                f"{self.root / MANIFEST} does not list {missing[0]}, whose code is here. Run pipeline.extract again."
+                f"{self.root / MANIFEST} does not list {missing[0]}, whose code is here. Extract again.",
+                fix=[Fix("extract")],
             )
         return [groups[path] for path in paths]
 

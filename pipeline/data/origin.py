@@ -28,7 +28,8 @@ def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
 def write_origin(folder: Path, source: str, max_value: float, depths: Depths, settings: Mapping[str, object]) -> None:
     """Record what a dataset is made from and how.
 
-    max_value: the value that is white in its images of more than 8 bits; depths: of its images; settings: those of `prepare` on which the dataset depends, its sources included.
+    max_value: the value that is white in its images of more than 8 bits; depths: of its images; settings: those of
+    `prepare` on which the dataset depends, its sources included.
     """
     content = {"source": identity_of(source), "max_value": max_value, "depths": depths.to_dict(), "settings": settings}
     files.write_json(folder / ORIGIN, content)
