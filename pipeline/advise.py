@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from pipeline.networks.backbones import Backbone
     from pipeline.networks.frozen import FrozenNetwork
+    from pipeline.networks.source_classes import SourceHead
 
 from pipeline import command_line, errors, files, params
-from pipeline.analysis import recommendation
+from pipeline.analysis import recommendation, source_view
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.classifiers import cv_table, search
 from pipeline.classifiers.search import SearchPlan, TrainingData
@@ -32,6 +35,8 @@ from pipeline.images.transforms import Framing
 from pipeline.paths import Experiment
 from pipeline.progress import track
 from pipeline.reporting import figures
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
 MAX_BAD = 0.1
@@ -170,6 +175,27 @@ def advise(
     return measured, facts, recommendation.recommend(measured, facts, models, method.large)
 
 
+def layers_before_relu(backbone: Backbone, layers: Sequence[str]) -> list[str]:
+    """Return the layers that end in a plain ReLU, before which codes can be taken; refuse to go on without any."""
+    from pipeline.networks.frozen import relu_layers
+
+    found = relu_layers(backbone, layers)
+    if not found:
+        raise errors.PipelineError(
+            f"No layer of {backbone.name} ends in a ReLU that stands alone, so there are no codes before it: "
+            f"{', '.join(layers)} end otherwise. Leave --relu out, or name graph nodes that are ReLUs with --layer."
+        )
+    if rest := [layer for layer in layers if layer not in found]:
+        logger.info("Codes before the ReLU: of %s; none of %s.", ", ".join(found), ", ".join(rest))
+    return found
+
+
+def describe_source_view(folder: Path, head: SourceHead) -> list[source_view.ClassView]:
+    """Return what the pretrained network sees in each class, by the scores of its own head."""
+    scores = read_layer(folder, head.node)
+    return source_view.commonest_source_classes(scores.values, scores.labels, scores.classes, head.names)
+
+
 def trace_curves(
     folder: Path,
     measured: Sequence[recommendation.LayerMeasures],
@@ -191,19 +217,24 @@ def write(
     facts: recommendation.DatasetFacts,
     advice: recommendation.Advice,
     points: Sequence[recommendation.CurvePoint],
+    seen: Sequence[source_view.ClassView],
 ) -> None:
-    """Write layers.csv, layers.png, curve.csv and, last, advice.json."""
+    """Write layers.csv, layers.png, curve.csv, source_classes.csv and, last, advice.json."""
     rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
     files.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
     draw(folder / "layers.png", measured)
     traced = [asdict(point) for point in points]
     if traced:
         files.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
+    shares = [(view["label"], view["n"], *share) for view in seen for share in view["seen"]]
+    if shares:
+        files.write_csv(folder / "source_classes.csv", ["class", "n", "source_class", "share"], shares)
     content = {
         "advice": asdict(advice),
         "dataset": asdict(facts),
         "layers": [asdict(layer) for layer in measured],
         "curve": traced,
+        "source_classes": seen,
     }
     files.write_json(folder / "advice.json", content)
 
@@ -238,13 +269,14 @@ def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
 def run(settings: Advise) -> None:
     """Advise on what the settings name."""
     memory.keep_freed()
-    from pipeline.networks import backbones
-    from pipeline.networks.frozen import FrozenNetwork, choose_device, relu_layers
+    from pipeline.networks import backbones, layer_nodes, source_classes
+    from pipeline.networks.frozen import FrozenNetwork, choose_device
 
     address, backbone = Experiment(settings.dataset, settings.backbone), backbones.get(settings.backbone)
-    layers = backbones.sort_layers(
-        backbone, backbones.find_nodes(backbone, settings.layer or backbones.friendly_layers(backbone))
+    layers = layer_nodes.sort_layers(
+        backbone, layer_nodes.find_nodes(backbone, settings.layer or layer_nodes.friendly_layers(backbone))
     )
+    before_relu = layers_before_relu(backbone, layers) if settings.curve and settings.relu != "post" else []
     grids = {name: params.grid_of(name) for name in settings.models}
     for model, grid in grids.items():
         search.validate_grid(model, grid)
@@ -255,23 +287,23 @@ def run(settings: Advise) -> None:
     validate_curve(settings.curve, chosen.labels)
     framing = Framing(max_value=chosen.max_value)
     build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool, framing=framing)
-    extras = head, source = backbones.head_node(backbone), source_layer(settings.backbone)
+    head = source_classes.find_head(backbone, settings.weights)
+    extras = scores, source = head.node if head else None, source_layer(settings.backbone)
     folder = Path("features", address.name, ".advice", settings.backbone)
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
     method = Method(grids, settings.folds, settings.seed, settings.large)
     images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
-    measured, facts, advice = advise(folder, layers, units, method, head, source)
-    points: list[recommendation.CurvePoint] = []
-    if settings.curve and settings.relu != "pre":
-        points += trace_curves(folder, measured, units, settings.curve, method)
-    if settings.curve and settings.relu != "post":
-        before, names = folder.with_name(f"{settings.backbone}-pre"), set(relu_layers(settings.backbone)) & set(layers)
-        write_codes(chosen, build([layer for layer in layers if layer in names], relu="pre").to(device), before)
-        of_names = [layer for layer in measured if layer.layer in names]
+    measured, facts, advice = advise(folder, layers, units, method, scores, source)
+    points = trace_curves(folder, measured, units, settings.curve, method) if settings.relu != "pre" else []
+    if before_relu:
+        before = folder.with_name(f"{settings.backbone}-pre")
+        write_codes(chosen, build(before_relu, relu="pre").to(device), before)
+        of_names = [layer for layer in measured if layer.layer in before_relu]
         points += trace_curves(before, of_names, units, settings.curve, method)
+    seen = describe_source_view(folder, head) if head and head.names else []
     out = settings.out or Path("reports", address.name, settings.backbone, "advice")
-    write(out, measured, facts, advice, points)
+    write(out, measured, facts, advice, points, seen)
     print(table(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")

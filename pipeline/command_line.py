@@ -62,6 +62,9 @@ def run_command(
         escape_unknown_characters(sys.stdout)
         log_address(config, origins)
         run(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PipelineError, OSError, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             raise
@@ -78,6 +81,8 @@ def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
     names = [name for name, field in fields.items() if extra_of(field)["group"] == EXPERIMENT]
     if getattr(config, "classifier", None):  # it knows its own network; `evaluate` and `finetune` take codes as well
         names = ["classifier"] if "codes" not in fields else [*names, "classifier"]
+    if getattr(config, "source_classes", False):  # of the network itself, whatever it is used for
+        names = ["backbone"]
     words = [
         _word(name, value, extra_of(fields[name])["shown"], origins.get(name))
         for name in names

@@ -234,16 +234,18 @@ class Extract(Command):
     )
     size: Size | None = setting(
         None,
-        "Image size that the network sees, in pixels: 320, or 448x336 for height x width.",
+        "Image size that the network sees, in pixels: 320, or 448x336 for height x width, or test for the size at "
+        "which timm tests the weights.",
         shown="the network's own",
         group=NETWORK,
     )
     resize: Integer | None = setting(
         None, "Shorter side before the crop, in pixels.", shown="in proportion to --size", ge=1, group=NETWORK
     )
-    crop: Literal["center", "none"] = setting(
-        "center",
-        "Whether the network sees the centre of the image, or all of it, resized to --size (none).",
+    crop: Literal["auto", "center", "none"] = setting(
+        "auto",
+        "Whether the network sees the centre of the image, or all of it, resized to --size (none); auto does what the "
+        "weights were trained with.",
         group=NETWORK,
     )
     views: Name = setting(
@@ -362,7 +364,19 @@ class Predict(Address):
     top: Integer = setting(1, "Number of classes to name per image, the best first.", ge=1)
     range: float | None = setting(None, WHITE_OF_NEW, shown="as in the training images", gt=0)
     format: Literal["csv", "json"] = setting("csv", "Format of the output: CSV, or one JSON object per line.")
-    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
+    source_classes: bool = setting(
+        False,
+        "Name the classes that the network itself was trained on, such as ImageNet's, instead of a classifier's; of "
+        "the four words, --backbone alone counts then.",
+        in_file=False,
+        group=NETWORK,
+    )
+    weights: str = setting(
+        "",
+        "Where the backbone's weights are now, if they were moved; with --source-classes, its weights as for extract.",
+        in_file=False,
+        group=FILES,
+    )
     device: Name = setting("auto", DEVICE, group=MACHINE)
     batch_size: BatchSize = setting(
         0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE

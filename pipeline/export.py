@@ -142,15 +142,31 @@ def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
             "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
             "a smaller backbone."
         )
-    example = torch.from_numpy(noise(network, 2))
-    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
     names = ["margins"] if softmax_factor(classifier) is None else ["margins", "probabilities"]
-    program = torch.onnx.export(graph, input_names=["images"], output_names=names, verbose=False)
-    if program is None:
-        raise errors.PipelineError("torch gave no ONNX program of the network. Install another version of torch.")
+    try:
+        program = translate(model, torch.from_numpy(noise(network, 2)), names)
+    except Exception as error:  # what torch raises depends on the operations of the network
+        raise errors.PipelineError(
+            f"torch cannot write {classifier.spec.backbone} as ONNX ({errors.first_line(error).rstrip('.')}). Export "
+            "another backbone, for instance efficientnet_lite0."
+        ) from error
     program.model.metadata_props.update(metadata(classifier))
     return bytes(program.model_proto.SerializeToString())
+
+
+def translate(model: torch.nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
+    """Return a module as an ONNX program that takes any number of images.
+
+    example: some images; outputs: the names of its outputs.
+    """
+    import torch
+
+    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
+    program = torch.onnx.export(graph, input_names=["images"], output_names=list(outputs), verbose=False)
+    if program is None:
+        raise RuntimeError("no program was made")
+    return program
 
 
 def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,39 +79,30 @@ def earlier_choices(
     return {"precision": tuned.precision, "decoder": tuned.transform.decoder}, "as the weights were tuned"
 
 
-def listing(name: str | None) -> str:
-    """Return the backbones' names, timm's that fit a pattern, or one backbone's layers with their sizes and widths."""
-    from pipeline.networks import backbones, pooling, timm_models
+def show(name: str) -> str:
+    """Return what --list shows of all backbones (""), of those that fit a pattern, or of one."""
+    from pipeline.networks.listing import listing
 
-    if name is None:
-        return "\n".join([*backbones.registry(), "timm/NAME: search timm's networks with --list 'timm/*resnet*50*'"])
-    if name == timm_models.PREFIX.rstrip("/") or "*" in name:
-        return timm_models.listing(name)
-    backbone = backbones.get(name)
-    lines = [f"{'layer':<28} {'node':<28} {'output':<14} width by --pool"]
-    layers = backbones.layer_shapes(backbone)
-    layouts = backbones.node_layouts(backbone, dict(layers.values()))
-    for layer, (node, shape) in layers.items():
-        if layout := layouts.get(node):
-            widths = ", ".join(
-                f"{pool} {pooling.pooled_width(shape, pool, layout)}" for pool in pooling.examples(layout)
-            )
-            lines.append(f"{layer:<28} {node:<28} {'×'.join(map(str, shape)):<14} {widths}")
-    return "\n".join(lines)
+    return listing(name)
 
 
 def framing_of(options: Extract, max_value: float) -> transforms.Framing:
     """Return what the options say of sizes, views and white; max_value: what the dataset says of white."""
-    size = transforms.parse_size(str(options.size)) if options.size else None
-    fit = "whole" if options.crop == "none" else "crop"
-    return transforms.Framing(size, options.resize, fit, str(options.views), options.range or max_value)
+    fit = {"auto": "", "center": "crop", "none": "whole"}[options.crop]
+    return transforms.Framing.sized(
+        options.size,
+        resize=options.resize,
+        fit=fit,
+        views=str(options.views),
+        max_value=options.range or max_value,
+    )
 
 
 def run(settings: Extract) -> None:
     """Extract what the settings name."""
     memory.keep_freed()
     if settings.list is not None:
-        print(listing(settings.list or None))
+        print(show(settings.list))
         return
     address = Experiment(settings.dataset, settings.backbone)
     folder = settings.out or address.features

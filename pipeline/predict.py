@@ -1,10 +1,9 @@
-"""Predict the classes of new images with a saved classifier: CSV or JSON lines on stdout, all else on stderr."""
+"""Predict the classes of new images, by a saved classifier or by the network itself: CSV or JSON lines on stdout."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
+from scipy.special import softmax
 
 if TYPE_CHECKING:
-    from pipeline.extraction.engine import Engine
+    from pipeline.extraction.engine import BatchCodes, Engine
+    from pipeline.networks.frozen import FrozenNetwork
 
-from pipeline import command_line, errors
+from pipeline import command_line, errors, params
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import join_codes
-from pipeline.config import Predict
+from pipeline.config import Extract, Predict
 from pipeline.data import folders
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
@@ -29,6 +30,9 @@ from pipeline.paths import LAYER_SEPARATOR, Experiment
 from pipeline.progress import track
 
 EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
+
+OF_SOURCES = depth.Depths(eight_bit=True)
+"""The depths of the images that pretrained networks were trained on."""
 
 
 @dataclass(frozen=True)
@@ -48,39 +52,81 @@ class Unread:
     reason: str
 
 
+@dataclass(frozen=True)
+class Predictor:
+    """A network, and what makes classes of its codes.
+
+    classes: their names, by column of the outputs; kind: what the classes are called in the output; measure:
+    "probability" or "margin"; score: turns {layer: (n, width) codes} into (n, n_classes) margins, minus infinity for
+    classes that are never predicted, and (n, n_classes) values of that measure; depths: of the images that it was
+    trained on, None where nobody knows.
+    """
+
+    network: FrozenNetwork
+    classes: tuple[str, ...]
+    kind: str
+    measure: str
+    score: Callable[[BatchCodes], tuple[np.ndarray, np.ndarray]]
+    depths: depth.Depths | None
+
+
+def with_classifier(
+    classifier: persistence.SavedClassifier, network: FrozenNetwork, depths: depth.Depths | None
+) -> Predictor:
+    """Return what predicts a classifier's classes."""
+    spec = classifier.spec
+
+    def score(parts: BatchCodes) -> tuple[np.ndarray, np.ndarray]:
+        layers = [parts[layer].astype(np.float32, copy=False) for layer in spec.layer.split(LAYER_SEPARATOR)]
+        codes = join_codes(layers, spec)
+        margins = persistence.margins(classifier, codes)
+        probabilities = persistence.probabilities(classifier, codes)
+        return margins, margins if probabilities is None else probabilities
+
+    measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
+    return Predictor(network, classifier.classes, "class", measure, score, depths)
+
+
+def with_source_classes(network: FrozenNetwork, names: tuple[str, ...]) -> Predictor:
+    """Return what predicts the classes that a network was trained on; its only layer gives their scores."""
+    (layer,) = network.nodes
+
+    def score(parts: BatchCodes) -> tuple[np.ndarray, np.ndarray]:
+        scores = parts[layer].astype(np.float64)
+        return scores, softmax(scores, axis=1)
+
+    return Predictor(network, names, "source_class", "probability", score, OF_SOURCES)
+
+
 def predict(
-    classifier: persistence.SavedClassifier, engine: Engine, paths: Iterable[Path], top: int, threads: int
+    predictor: Predictor, engine: Engine, paths: Iterable[Path], top: int, threads: int
 ) -> Iterator[Prediction | Unread]:
     """Yield the prediction of each image, and the bad images ahead of their batch; a few batches are in memory.
 
-    The classes are ordered by their margins, as in `evaluate`.
+    engine: of the predictor's network. The classes are ordered by their margins, as in `evaluate`.
     """
     for result in compute_codes(engine, ((path, path) for path in paths), threads):
         if isinstance(result, CodesBatch):
-            yield from predict_batch(classifier, result, top)
+            yield from predict_batch(predictor, result, top)
         else:
             path, reason = result
             yield Unread(path, str(reason))
 
 
-def predict_batch(classifier: persistence.SavedClassifier, batch: CodesBatch[Path], top: int) -> Iterator[Prediction]:
+def predict_batch(predictor: Predictor, batch: CodesBatch[Path], top: int) -> Iterator[Prediction]:
     """Yield the predictions of the images in a batch."""
-    spec = classifier.spec
-    layers = [batch.codes[layer].astype(np.float32, copy=False) for layer in spec.layer.split(LAYER_SEPARATOR)]
-    codes = join_codes(layers, spec)
-    margins = persistence.margins(classifier, codes)
-    probabilities = persistence.probabilities(classifier, codes)
-    values = margins if probabilities is None else probabilities
-    best = np.argsort(-margins, axis=1, kind="stable")[:, : min(top, len(classifier.pipeline.classes_))]
-    for path, order, row in zip(batch.keys, best, values, strict=True):
-        names = tuple(classifier.classes[label] for label in order)
-        yield Prediction(path, names, tuple(round(float(value), 6) for value in row[order]))
+    margins, values = predictor.score(batch.codes)
+    best = np.argsort(-margins, axis=1, kind="stable")[:, :top]
+    for path, order, row, margin in zip(batch.keys, best, values, margins, strict=True):
+        trained = order[margin[order] > -np.inf]
+        names = tuple(predictor.classes[label] for label in trained)
+        yield Prediction(path, names, tuple(round(float(value), 6) for value in row[trained]))
 
 
-def csv_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
-    """Write the header path,rank,class,`measure`; return a function that writes a prediction, one line per class."""
+def csv_writer(file: TextIO, kind: str, measure: str) -> Callable[[Prediction], None]:
+    """Write the header path,rank,`kind`,`measure`; return a function that writes a prediction, one line per class."""
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("path", "rank", "class", measure))
+    writer.writerow(("path", "rank", kind, measure))
 
     def write(prediction: Prediction) -> None:
         rows = zip(prediction.classes, prediction.values, strict=True)
@@ -89,12 +135,12 @@ def csv_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
     return write
 
 
-def json_writer(file: TextIO, measure: str) -> Callable[[Prediction], None]:
-    """Return a function that writes a prediction as one line, {"path": …, "top": [{"class": …, `measure`: …}]}."""
+def json_writer(file: TextIO, kind: str, measure: str) -> Callable[[Prediction], None]:
+    """Return a function that writes a prediction as one line, {"path": …, "top": [{`kind`: …, `measure`: …}]}."""
 
     def write(prediction: Prediction) -> None:
         classes = zip(prediction.classes, prediction.values, strict=True)
-        top = [{"class": name, measure: value} for name, value in classes]
+        top = [{kind: name, measure: value} for name, value in classes]
         file.write(json.dumps({"path": str(prediction.path), "top": top}) + "\n")
 
     return write
@@ -124,32 +170,45 @@ def known_depths(path: Path) -> depth.Depths | None:
         raise errors.PipelineError(f"The depths in the metadata of {path} are damaged. Train it again.") from error
 
 
+def open_predictor(settings: Predict) -> Predictor:
+    """Return what the settings name: a classifier with its network, or a network with the classes of its own."""
+    from pipeline.networks import source_classes
+    from pipeline.networks.frozen import choose_device, rebuild_network
+
+    device = choose_device(settings.device)
+    if not settings.source_classes:
+        address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+        path = settings.classifier or address.classifier
+        classifier = persistence.load(path)
+        network = rebuild_network(classifier.spec.with_white(settings.range), settings.weights)
+        return with_classifier(classifier, network.to(device), known_depths(path))
+    if settings.classifier:
+        raise errors.PipelineError("--source-classes asks the network itself, without a classifier. Name only one.")
+    origin = settings.weights or params.load(Extract)[0].weights
+    network, names = source_classes.build_network(settings.backbone, origin, settings.range)
+    print(
+        f"{settings.backbone} ({origin} weights) predicts the {len(names)} classes that it was trained on: the "
+        "probabilities are shares among these alone, also for an image of none of them",
+        file=sys.stderr,
+    )
+    return with_source_classes(network.to(device), names)
+
+
 def run(settings: Predict) -> None:
     """Predict what the settings name."""
     memory.keep_freed()
-    address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    path = settings.classifier or address.classifier
-    classifier = persistence.load(path)
     from pipeline.extraction.engine import Engine
-    from pipeline.networks.frozen import choose_device, rebuild_network
 
-    spec = classifier.spec.with_white(settings.range)
-    network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
-    known = known_depths(path) if settings.range is None else None
-    validate = partial(decoding.validate_depth, known=known, white=spec.transform.max_value) if known else None
-    engine = Engine(network, settings.batch_size, validate=validate)
+    predictor = open_predictor(settings)
+    known, white = None if settings.range else predictor.depths, predictor.network.transform.max_value
+    validate = partial(decoding.validate_depth, known=known, white=white) if known else None
+    engine = Engine(predictor.network, settings.batch_size, validate=validate)
     paths = folders.list_paths(settings.images, command_line.stdin_lines())
-    results = predict(classifier, engine, paths, settings.top, settings.threads or parallel.default_threads())
+    results = predict(predictor, engine, paths, settings.top, settings.threads or parallel.default_threads())
     if not sys.stdout.isatty():  # where the predictions themselves show how far it has come
         results = track(results, "predicting", None)
     command_line.pass_any_text(sys.stdout)
-    measure = "probability" if hasattr(classifier.pipeline, "predict_proba") else "margin"
-    try:
-        done, bad = emit(results, WRITERS[settings.format](sys.stdout, measure))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
+    done, bad = emit(results, WRITERS[settings.format](sys.stdout, predictor.kind, predictor.measure))
     for note in engine.notes:
         print(note, file=sys.stderr)
     if not done:

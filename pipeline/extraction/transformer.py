@@ -169,8 +169,7 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Return the network that the parameters name; the last two networks are kept."""
         file = Path(self.weights).expanduser()
         version = (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else ()
-        size = transforms.parse_size(str(self.size)) if self.size else None
-        framing = transforms.Framing(size, max_value=self.range or depth.WHITE)
+        framing = transforms.Framing.sized(self.size, max_value=self.range or depth.WHITE)
         device = choose_device(self.device)
         network = build_network(self.backbone, self.layer, self.weights, version, self.pool, framing, self.relu, device)
         return network if precision == "fp32" else network.at(precision=precision)

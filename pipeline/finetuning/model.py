@@ -18,7 +18,7 @@ from pipeline.codes.spec import CodesSpec, extract_settings, spec_differences
 from pipeline.finetuning import recipes
 from pipeline.finetuning.head import Head
 from pipeline.images.transforms import Transform
-from pipeline.networks import backbones, pooling
+from pipeline.networks import backbones, layer_nodes, pooling
 from pipeline.networks.frozen import PRECISIONS
 from pipeline.networks.graph import channels_last, cut_graph, fold_batch_norms, keep_nodes
 
@@ -56,10 +56,10 @@ class TunableNetwork(nn.Module):
         validate_transform(spec, self.transform)
         self.loaded_state = {name: value.clone() for name, value in model.state_dict().items()}
         nodes = layers_until(backbone, spec.layer)
-        start = {} if unfreeze in ("none", "all") else backbones.find_nodes(backbone, [unfreeze])
+        start = {} if unfreeze in ("none", "all") else layer_nodes.find_nodes(backbone, [unfreeze])
         validate_unfreeze(backbone, unfreeze, spec.layer)
         graph = cut_graph(model, {*nodes.values(), *start.values()})
-        self.layout = backbones.node_layouts(backbone, backbones.node_shapes(backbone, [spec.node]))[spec.node]
+        self.layout = layer_nodes.node_layouts(backbone, layer_nodes.node_shapes(backbone, [spec.node]))[spec.node]
         self.node, self.pool, self.precision = spec.node, spec.pool, spec.precision
         self.graph = channels_last(keep_nodes(graph, {spec.node}))  # faster on all devices
         self.layers = dict(_names_by_layer(graph, nodes))
@@ -158,14 +158,14 @@ def validate_transform(spec: CodesSpec, transform: Transform) -> None:
 
 def layers_until(backbone: backbones.Backbone, layer: str) -> dict[str, str]:
     """Return {layer: node} of a backbone's named layers from the input to `layer`, which may be a node."""
-    nodes = backbones.named_layers(backbone) | backbones.find_nodes(backbone, [layer])
-    order = backbones.sort_layers(backbone, nodes)
+    nodes = layer_nodes.named_layers(backbone) | layer_nodes.find_nodes(backbone, [layer])
+    order = layer_nodes.sort_layers(backbone, nodes)
     return {name: nodes[name] for name in order[: order.index(layer) + 1]}
 
 
 def validate_unfreeze(backbone: backbones.Backbone, unfreeze: str, layer: str) -> None:
     """Refuse to train from a layer on that comes after the layer whose codes the head reads."""
-    if unfreeze not in ("none", "all") and backbones.sort_layers(backbone, [unfreeze, layer])[0] == layer != unfreeze:
+    if unfreeze not in ("none", "all") and layer_nodes.sort_layers(backbone, [unfreeze, layer])[0] == layer != unfreeze:
         raise errors.PipelineError(
             f"{unfreeze} comes after {layer}, whose codes the head reads. Choose one before it, or a later --layer."
         )

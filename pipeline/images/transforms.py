@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,9 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 """Pillow's resampling filters by the name of the interpolation."""
+
+TEST_SIZE = "test"
+"""What --size takes for the size at which the weights were tested."""
 
 CENTRE = (0.5, 0.5)
 """The anchor of a central crop."""
@@ -86,14 +89,22 @@ class Framing:
     """The part of an image that the network sees, where the user changes what the weights were trained with.
 
     size: (height, width) in pixels; resize: as in `Transform`; None for either: the value of the weights, in
-    proportion; fit: "crop" or "whole"; views, max_value: as in `Transform`.
+    proportion; fit: "crop", "whole", or "" for that of the weights; views, max_value: as in `Transform`; test_size:
+    whether the values of the weights are those with which they were tested, where these differ.
     """
 
     size: tuple[int, int] | None = None
     resize: int | None = None
-    fit: str = "crop"
+    fit: str = ""
     views: str = "one"
     max_value: float = depth.WHITE
+    test_size: bool = False
+
+    @classmethod
+    def sized(cls, size: str | int | None, **others: Any) -> Framing:
+        """Return a framing with a size as --size names it: 320, 448x336, test, or None for the network's own."""
+        text = str(size or "")
+        return cls(None if text in ("", TEST_SIZE) else parse_size(text), test_size=text == TEST_SIZE, **others)
 
     def of(self, native: Transform) -> Transform:
         """Return the transform `native` with this framing; raise PipelineError where the two do not fit together."""
@@ -101,7 +112,8 @@ class Framing:
         height, width = self.size or native.size
         shorter = min(height, width)
         resize = self.resize or round(native.resize * shorter / min(native.size))
-        if self.fit == "whole":
+        fit = self.fit or native.fit
+        if fit == "whole":
             resize = shorter
         elif resize < shorter:
             raise errors.PipelineError(
@@ -118,7 +130,7 @@ class Framing:
             resize=resize,
             crop=height,
             crop_width=crop_width,
-            fit=self.fit,
+            fit=fit,
             views=self.views,
             max_value=self.max_value,
         )
@@ -150,7 +162,9 @@ Loaded = LoadedImage | KnownImage | decoding.BadImage
 def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of a text like "320" or "448x336"."""
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})?", text):
-        raise errors.PipelineError(f"--size {text!r} is no size. Write 320, or 448x336 for height x width, in pixels.")
+        raise errors.PipelineError(
+            f"--size {text!r} is no size. Write 320, or 448x336 for height x width, in pixels, or {TEST_SIZE}."
+        )
     sides = [int(side) for side in text.split("x")]
     return sides[0], sides[-1]
 

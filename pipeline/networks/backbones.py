@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import redirect_stderr
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +17,10 @@ from torch import nn
 
 from pipeline import errors
 from pipeline.images.transforms import Transform
-from pipeline.networks import efficientnet_lite0, layer_names, pooling, timm_models, tinyvgg, weights
-from pipeline.networks.fully_convolutional import FullyConvolutional
-from pipeline.networks.graph import cut_graph, node_names, trace
+from pipeline.networks import efficientnet_lite0, layer_names, timm_models, timm_weights, tinyvgg, weights
+from pipeline.networks.graph import cut_graph
 from pipeline.networks.layer_names import NameLayers
-from pipeline.networks.origins import PackagedWeights, PretrainedWeights, State, TorchvisionWeights
+from pipeline.networks.origins import PackagedWeights, PretrainedWeights, State, TorchvisionWeights, imagenet_classes
 
 
 class Build(Protocol):
@@ -69,7 +66,9 @@ TINYVGG = Backbone(
     "tinyvgg",
     tinyvgg.TinyVGG,
     layer_names.name_fixed_layers(tinyvgg.LAYERS),
-    PackagedWeights("tinyvgg", lambda: tinyvgg.WEIGHTS, tinyvgg.SHA256, tinyvgg.TRANSFORM),
+    PackagedWeights(
+        "tinyvgg", lambda: tinyvgg.WEIGHTS, tinyvgg.SHA256, tinyvgg.TRANSFORM, tinyvgg.class_names, tinyvgg.TOP1
+    ),
     pool="avg4",
     convolutional_head=True,
 )
@@ -83,6 +82,7 @@ EFFICIENTNET_LITE0 = Backbone(
         efficientnet_lite0.find_weights,
         efficientnet_lite0.SHA256,
         efficientnet_lite0.TRANSFORM,
+        imagenet_classes,
     ),
     convert=efficientnet_lite0.rename,
 )
@@ -126,7 +126,7 @@ def _timm_backbone(name: str) -> Backbone:
         name,
         partial(timm_models.build, own_name),
         layer_names.name_timm_layers,
-        timm_models.TimmWeights(own_name),
+        timm_weights.TimmWeights(own_name),
         convert=partial(timm_models.convert, own_name),
         may_lack_head=True,
     )
@@ -151,151 +151,18 @@ def build_on_meta(backbone: Backbone, **classes: int) -> nn.Module:
             return backbone.build(**classes).to("meta")
 
 
-def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    """Return a backbone's network as it runs at a (height, width); at other sizes its head becomes convolutions."""
-    native = native_transform(backbone)
-    if size == native.size or not backbone.convolutional_head:
-        return model
-    return FullyConvolutional(model, native.crop)
-
-
-@lru_cache(maxsize=8)
-def _nodes_and_layers(backbone: Backbone) -> tuple[list[str], dict[str, str]]:
-    """Return the graph nodes in the order of computation, and {friendly name: node}."""
-    model = build_on_meta(backbone)
-    try:
-        nodes = node_names(model)
-    except Exception as error:  # what torch.fx raises depends on the network's own code
-        raise _untraceable(backbone.name) from error
-    return nodes, backbone.name_layers(model, nodes)
-
-
-def _untraceable(name: str) -> errors.PipelineError:
-    return errors.PipelineError(
-        f"The layers of {name} cannot be cut, because torch.fx cannot trace it. Choose another backbone, for instance "
-        "efficientnet_lite0, resnet50 or timm/vit_small_patch14_dinov2."
-    )
-
-
-def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
-    """Return {layer: graph node} of layers given by friendly names or as nodes; raise PipelineError for others."""
-    nodes, friendly = _nodes_and_layers(backbone)
-    result = {layer: friendly.get(layer, layer) for layer in layers}
-    for layer, node in result.items():
-        if node not in nodes:
-            raise errors.unknown("layer", layer, friendly or nodes, where=backbone.name)
-    return result
-
-
-def friendly_layers(backbone: Backbone) -> list[str]:
-    """Return a backbone's layers that have friendly names, in order; raise PipelineError if it has none."""
-    names = _nodes_and_layers(backbone)[1]
-    if not names:
-        raise errors.PipelineError(
-            f"The layers of {backbone.name} have no friendly names. Name graph nodes with --layer."
-        )
-    return list(names)
-
-
-def head_node(backbone: Backbone) -> str | None:
-    """Return the node that gives the scores of the network's own classes; None if it has none, or gives no vector."""
-    last = _nodes_and_layers(backbone)[0][-1]
-    model = build_on_meta(backbone)
-    if _n_scores(model.get_submodule(head_module(backbone))) is None:  # built without its head
-        return None
-    return last if len(node_shapes(backbone, [last]).get(last, ())) == 1 else None
-
-
-def sort_layers(backbone: Backbone, layers: Iterable[str]) -> list[str]:
-    """Return layers in the order of computation; several layers joined by + count as the last of them."""
-    nodes, friendly = _nodes_and_layers(backbone)
-    order = {node: number for number, node in enumerate(nodes)}
-    last_layers = {layer: layer.split("+")[-1] for layer in layers}
-    return sorted(last_layers, key=lambda layer: order[friendly.get(last_layers[layer], last_layers[layer])])
-
-
-def named_layers(backbone: Backbone) -> dict[str, str]:
-    """Return {layer: node} of a backbone's friendly names, from the input on; {} where it has none."""
-    friendly = _nodes_and_layers(backbone)[1]
-    return {layer: friendly[layer] for layer in sort_layers(backbone, friendly)}
-
-
-def layer_shapes(backbone: Backbone) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return {layer: (node, shape for one image)} of all of a backbone's layers, without making its weights."""
-    nodes, friendly = _nodes_and_layers(backbone)
-    layers = friendly or {node: node for node in nodes}
-    shapes = node_shapes(backbone, layers.values())
-    return {layer: (node, shapes[node]) for layer, node in layers.items() if node in shapes}
-
-
-def node_shapes(
-    backbone: Backbone, nodes: Iterable[str], size: tuple[int, int] | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each node's output for one image; nodes that give no tensor are left out.
-
-    size: (height, width) of the image, by default the network's own. Raises PipelineError if the network cannot run at
-    that size.
-    """
-    native = native_transform(backbone).size
-    size = size or native
-    with torch.device("meta"):
-        model = at_size(backbone, build_on_meta(backbone).eval(), size)
-        graph = trace(model, nodes)
-        outputs = _outputs(graph, size)
-        if outputs is None and size == native:
-            raise _untraceable(backbone.name)
-        if outputs is None:
-            raise errors.PipelineError(_explain_size(backbone.name, graph, size, native))
-    return {node: tuple(output.shape[1:]) for node, output in outputs.items() if isinstance(output, torch.Tensor)}
-
-
-def node_layouts(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, pooling.Layout]:
-    """Return how the outputs of some graph nodes are laid out, by their shapes at any size; unknown ones are left out.
-
-    The axes are told apart by the shapes at the network's own size, where images are square.
-    """
-    native = node_shapes(backbone, shapes)
-    prefix = prefix_tokens(build_on_meta(backbone))
-    layouts = {node: pooling.layout_of(shape, native.get(node, shape), prefix) for node, shape in shapes.items()}
-    return {node: layout for node, layout in layouts.items() if layout}
-
-
-def prefix_tokens(model: nn.Module) -> pooling.Prefix | None:
-    """Return the tokens that a transformer puts before those of its patches; None where the network does not say."""
-    has_class_token = any(getattr(model, name, None) is not None for name in ("cls_token", "class_token"))
-    n_tokens = getattr(model, "num_prefix_tokens", 1 if has_class_token else None)
-    return pooling.Prefix(n_tokens, has_class_token) if isinstance(n_tokens, int) else None
-
-
-def _outputs(graph: nn.Module, size: tuple[int, int]) -> dict[str, object] | None:
-    """Return a network's outputs for one image of a size on the meta device; None where it cannot run."""
-    try:
-        with redirect_stderr(io.StringIO()):  # where torch.fx prints a traceback of its own
-            outputs: dict[str, object] = graph(torch.empty(1, 3, *size, device="meta"))
-    except (RuntimeError, AssertionError, ValueError):  # a window larger than the map; transformers assert their size
-        return None
-    except (AttributeError, TypeError):  # a trace that took the wrong branch
-        return None
-    empty = any(isinstance(output, torch.Tensor) and not output.numel() for output in outputs.values())
-    return None if empty else outputs
-
-
-def _explain_size(name: str, graph: nn.Module, size: tuple[int, int], native: tuple[int, int]) -> str:
-    """Say that a network cannot run at a size, and which is the smallest side at which it can."""
-    sides = range(min(size) + 1, max(native) + 1)
-    smallest = next((side for side in sides if _outputs(graph, (side, side))), max(native))
-    height, width = size
-    if min(size) >= smallest:
-        return f"{name} cannot run at {height}x{width} pixels, only at {native[0]}x{native[1]}. Leave --size out."
-    return (
-        f"{name} cannot run at {height}x{width} pixels for these layers: the least that works is --size {smallest}. "
-        "Take that or more, or an earlier layer."
-    )
-
-
 def native_transform(backbone: Backbone) -> Transform:
     """Return the transform that the backbone was made for: that of its first ImageNet weights."""
     return backbone.pretrained.transform()
+
+
+def transform_of(backbone: Backbone, origin: str, test_size: bool = False) -> Transform:
+    """Return the transform that goes with some weights, without reading them.
+
+    origin: as `load` takes it; test_size: whether the images have the size at which the weights were tested.
+    """
+    names = [] if is_random(origin) or is_file(origin) else [origin]
+    return backbone.pretrained.transform(*names, test_size=test_size)
 
 
 def load(backbone: Backbone, origin: str, nodes: Collection[str] = ()) -> tuple[nn.Module, Transform]:
@@ -307,14 +174,21 @@ def load(backbone: Backbone, origin: str, nodes: Collection[str] = ()) -> tuple[
     are zero then. Without nodes, all tensors are needed.
     Raises PipelineError for unknown weights, and for weights that do not fit.
     """
-    transform = native_transform(backbone)
-    if re.fullmatch(r"random(:\d+)?", origin):
+    transform = transform_of(backbone, origin)
+    if is_random(origin):
         return _random_model(backbone, int(origin[7:] or 0)), transform
-    if Path(origin).suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors"):
-        state = weights.read_state(Path(origin).expanduser())
-    else:
-        state, transform = backbone.pretrained.read(origin)
+    state = weights.read_state(Path(origin).expanduser()) if is_file(origin) else backbone.pretrained.read(origin)
     return _with_state(backbone, state, origin, nodes), transform
+
+
+def is_random(origin: str) -> bool:
+    """Return whether weights are random ones, "random" or "random:SEED"."""
+    return re.fullmatch(r"random(:\d+)?", origin) is not None
+
+
+def is_file(origin: str) -> bool:
+    """Return whether weights are those of a local file, by the ending of its name."""
+    return Path(origin).suffix in (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
 def _random_model(backbone: Backbone, seed: int) -> nn.Module:
@@ -328,8 +202,7 @@ def _with_state(
 ) -> nn.Module:
     """Build the network with as many classes as the state dict has, and load it; log what of it was not used."""
     n_tensors = len(state)
-    state, prefix = weights.without_prefix(state, _tensor_names(backbone.name))
-    state = backbone.convert(state)
+    state, prefix = with_own_names(backbone, state)
     model = _build_for(backbone, state)
     expected = model.state_dict()
     needed = _needed_names(model, nodes) if nodes else frozenset(expected)
@@ -351,6 +224,12 @@ def _with_state(
     if absent_names := sorted(name for name in absent if expected[name].dtype != torch.int64):
         logger.info("%s lacks %r and others after the layers that are used.", origin, absent_names[0])
     return model.eval()
+
+
+def with_own_names(backbone: Backbone, state: State) -> tuple[State, str]:
+    """Return a state dict by the names of tensors that the network has, and the prefix that was removed for that."""
+    own, prefix = weights.without_prefix(state, _tensor_names(backbone.name))
+    return backbone.convert(own), prefix
 
 
 @cache
@@ -379,13 +258,13 @@ def head_module(backbone: Backbone) -> str:
     PipelineError if there is none.
     """
     model = build_on_meta(backbone, num_classes=UNUSUAL_CLASSES)
-    heads: list[str] = [name for name, module in model.named_modules() if _n_scores(module) == UNUSUAL_CLASSES]
+    heads: list[str] = [name for name, module in model.named_modules() if n_scores(module) == UNUSUAL_CLASSES]
     if not heads:
         raise errors.PipelineError(f"{backbone.name} has no classifier. Choose another backbone.")
     return heads[-1]
 
 
-def _n_scores(module: nn.Module) -> int | None:
+def n_scores(module: nn.Module) -> int | None:
     """Return the number of outputs of a module that may be a head, None for all other modules."""
     if isinstance(module, nn.Linear):
         return module.out_features

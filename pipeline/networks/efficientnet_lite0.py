@@ -82,11 +82,3 @@ def _rename(name: str) -> str:
 
 PLACES = [f"{stage}.{block}" for stage, repeats in enumerate(REPEATS) for block in range(repeats)]
 """Stage and block of each block by its number."""
-
-
-def class_names() -> list[str]:
-    """Return the names of ImageNet's 1,000 classes, in the order of the network's scores."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return [info.index_to_description(index) for index in range(info.num_classes())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from pipeline import errors
 from pipeline.codes.spec import CodesSpec, extract_settings, join_specs, spec_differences
 from pipeline.images import decoding
 from pipeline.images.transforms import Framing
-from pipeline.networks import backbones, pooling, weights
+from pipeline.networks import backbones, layer_nodes, pooling, weights
 from pipeline.networks.graph import (
     channels_last,
     cut_graph,
@@ -39,8 +39,8 @@ class FrozenNetwork(nn.Module):
     """A pretrained network in eval mode that gives the codes of one or several layers in one pass.
 
     name: of the backbone; layers: friendly names or graph nodes; origin: of the weights, as `backbones.load` knows it;
-    pool: as `pooling.pool_for` knows it; framing: what is seen of an image; relu: "post" for the codes after the
-    layers' ReLUs, "pre" for those before.
+    pool: as `pooling.pool_for` knows it, for all layers or as {layer: pool}; framing: what is seen of an image; relu:
+    "post" for the codes after the layers' ReLUs, "pre" for those before.
 
     Attributes: transform: how images must be prepared; specs: {layer: CodesSpec}; widths: {layer: numbers per image};
     nodes: {layer: graph node}. Batch norms are folded into the convolutions before them, and maps lie in memory
@@ -58,25 +58,26 @@ class FrozenNetwork(nn.Module):
         name: str,
         layers: Iterable[str],
         origin: str = "default",
-        pool: str = pooling.AUTO,
+        pool: str | Mapping[str, str] = pooling.AUTO,
         framing: Framing = NATIVE_FRAMING,
         relu: str = "post",
     ) -> None:
         super().__init__()
         backbone = backbones.get(name)
-        self.nodes = backbones.find_nodes(backbone, layers)
-        size = framing.of(backbones.native_transform(backbone)).size
-        shapes = backbones.node_shapes(backbone, self.nodes.values(), size)
-        known_layouts = backbones.node_layouts(backbone, shapes)
+        self.nodes = layer_nodes.find_nodes(backbone, layers)
+        asked = dict.fromkeys(self.nodes, pool) if isinstance(pool, str) else pool
+        self.transform, self.relu = framing.of(backbones.transform_of(backbone, origin, framing.test_size)), relu
+        size = self.transform.size
+        shapes = layer_nodes.node_shapes(backbone, self.nodes.values(), size)
+        known_layouts = layer_nodes.node_layouts(backbone, shapes)
         self.pools = {
-            layer: pooling.pool_for(known_layouts.get(node), pool, layer=layer, default=backbone.pool)
+            layer: pooling.pool_for(known_layouts.get(node), asked[layer], layer=layer, default=backbone.pool)
             for layer, node in self.nodes.items()
         }
         self.layouts = {layer: known_layouts[node] for layer, node in self.nodes.items()}
-        model, native = backbones.load(backbone, origin, set(self.nodes.values()))
-        self.transform, self.relu = framing.of(native), relu
+        model, _ = backbones.load(backbone, origin, set(self.nodes.values()))
         sha256 = weights.state_sha256(model)
-        graph = cut_graph(backbones.at_size(backbone, model, size), set(self.nodes.values()), relu)
+        graph = cut_graph(layer_nodes.at_size(backbone, model, size), set(self.nodes.values()), relu)
         self.specs = self._specs(name, origin, sha256, graph)
         self.widths = {
             layer: spec.n_views * pooling.pooled_width(shapes[spec.node], spec.pool, self.layouts[layer])
@@ -160,12 +161,11 @@ class FrozenNetwork(nn.Module):
         return {layer: values.cpu().numpy() for layer, values in outputs.items()}
 
 
-def relu_layers(name: str) -> list[str]:
-    """Return the friendly names of a backbone's layers that end in a ReLU, in order."""
-    backbone = backbones.get(name)
-    nodes = {layer: node for layer, (node, _) in backbones.layer_shapes(backbone).items()}
+def relu_layers(backbone: backbones.Backbone, layers: Sequence[str]) -> list[str]:
+    """Return those of a backbone's layers that end in a ReLU, before which codes can be taken as well."""
+    nodes = layer_nodes.find_nodes(backbone, layers)
     with torch.device("meta"):
-        graph = trace(backbone.build().eval(), nodes.values())
+        graph = trace(backbones.build_on_meta(backbone).eval(), nodes.values())
     outputs = outputs_of(graph)
     return [layer for layer, node in nodes.items() if is_relu(graph, outputs[node])]
 
@@ -185,11 +185,11 @@ def rebuild_network(spec: CodesSpec, origin: str = "") -> FrozenNetwork:
 
     origin: where to take the weights from, if not from where the spec says; their values must be the same.
     """
-    origin = origin or spec.weights
-    pool = next((pool for pool in spec.pool.split(LAYER_SEPARATOR) if pool != "none"), pooling.AUTO)
-    transform = spec.transform
+    origin, transform = origin or spec.weights, spec.transform
+    layers, pools = (text.split(LAYER_SEPARATOR) for text in (spec.layer, spec.pool))
+    pool = {layer: pooling.AUTO if pool == pooling.NONE else pool for layer, pool in zip(layers, pools, strict=True)}
     framing = Framing(transform.size, transform.resize, transform.fit, transform.views, transform.max_value)
-    network = FrozenNetwork(spec.backbone, spec.layer.split(LAYER_SEPARATOR), origin, pool, framing, spec.relu)
+    network = FrozenNetwork(spec.backbone, layers, origin, pool, framing, spec.relu)
     network = network.at(spec.precision, spec.dtype, transform.decoder)
     expected = {field: value for field, value in spec.to_dict().items() if field != "weights"}
     if differences := spec_differences(join_specs(list(network.specs.values())), expected):

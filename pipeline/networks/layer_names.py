@@ -169,3 +169,15 @@ FAMILIES: dict[str, NameLayers] = {
     "wide_resnet": name_resnet_layers,
 }
 """How layers get friendly names, by the prefix of torchvision's name of the network."""
+
+LAST_LAYERS = {
+    **dict.fromkeys(("tinyvgg", "alexnet", "vgg"), "fc7"),
+    **dict.fromkeys(("maxvit", "mobilenet_v3", "vit"), "pre_logits"),
+    "squeezenet": "stage4",
+}
+"""The last named layer, by the start of a backbone's name, where it is not `avgpool`."""
+
+
+def last_layer(backbone: str) -> str:
+    """Return the last named layer of a backbone that is no timm's, by its name alone: tracing all takes minutes."""
+    return next((layer for start, layer in LAST_LAYERS.items() if backbone.startswith(start)), "avgpool")

@@ -16,6 +16,9 @@ from pipeline import errors
 AUTO = "auto"
 """Stands for the backbone's own pooling, `Backbone.pool`; of tokens for the class token, or else their mean."""
 
+NONE = "none"
+"""The pooling of a layer that gives a vector."""
+
 POOLS = "avg, max, flatten, avgN and maxN for a grid of N×N cells, or auto for what suits the backbone"
 PATCH_POOLS = "cls (the class token), mean (of the patches' tokens), cls+mean, or auto for what suits the backbone"
 
@@ -77,7 +80,7 @@ def pool_for(layout: Layout | None, pool: str, *, layer: str, default: str) -> s
     if layout is None:
         raise errors.PipelineError(f"Layer {layer} gives neither vectors, maps nor tokens. Choose another.")
     if layout.kind == "vector":
-        return "none"
+        return NONE
     if layout.kind == "tokens":
         return _pool_for_tokens(layout.prefix, pool, layer)
     if pool in ("cls", CLS_AND_MEAN):
@@ -116,7 +119,7 @@ def pool_maps(output: torch.Tensor, pool: str) -> torch.Tensor:
 
     Maps that have no more than N×N positions are flattened.
     """
-    if pool in ("none", "flatten"):
+    if pool in (NONE, "flatten"):
         return output.flatten(1)
     kind, cells = pool[:3], int(pool[3:] or 1)
     if max(output.shape[2:]) <= cells:
@@ -128,7 +131,7 @@ def pool_maps(output: torch.Tensor, pool: str) -> torch.Tensor:
 def examples(layout: Layout) -> tuple[str, ...]:
     """Return some poolings that suit a layout, for a listing."""
     if layout.kind == "vector":
-        return ("none",)
+        return (NONE,)
     if layout.kind != "tokens":
         return ("avg", "avg4", "flatten")
     return ("cls", "mean", CLS_AND_MEAN) if layout.prefix.has_class_token else ("mean",)

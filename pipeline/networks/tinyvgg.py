@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import torch
@@ -12,13 +13,24 @@ from pipeline.images.transforms import Transform
 WEIGHTS = Path(__file__).parent / "pretrained" / "tinyvgg.safetensors"
 SOURCE_STATISTICS = WEIGHTS.with_name("tinyvgg.source.npz")
 """Mean and covariance of the codes of Tiny-ImageNet's validation images; keys: layer, pool, n, mean, cov."""
+CLASSES = WEIGHTS.with_name("tinyvgg.classes.tsv")
+"""The 200 classes of Tiny-ImageNet in the order of the network's scores; columns: index, wnid, name."""
 SHA256 = "7e1a7cb4cfc7e1608e3fa1163e9e48d1e86b1a0a6ae86b0cd39049b7d6bb96dc"
+TOP1 = 0.391
+"""Share of Tiny-ImageNet's 10,000 validation images that the weights predict correctly."""
 SIZE = 64
 """Side of the images in pixels."""
 TRANSFORM = Transform(SIZE, SIZE, "bilinear", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 MAX_POOL = 0
 CONVOLUTIONS = (32, MAX_POOL, 64, MAX_POOL, 128, 128, MAX_POOL, 256, 256, MAX_POOL, 512)
 """Numbers of channels of the convolutions, with the max pools between them."""
+
+
+def class_names() -> tuple[str, ...]:
+    """Return the names of Tiny-ImageNet's classes, in the order of the network's scores."""
+    with CLASSES.open(encoding="utf-8", newline="") as file:
+        return tuple(row["name"] for row in csv.DictReader(file, delimiter="\t"))
+
 
 LAYERS = {
     "conv1": "features.2",

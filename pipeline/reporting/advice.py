@@ -59,6 +59,7 @@ def _summarise(dataset: str, backbone: str, path: Path) -> AdviceSummary:
             "sentences": advice["sentences"],
             "measures": advice["measures"],
             "charts": [measures_chart(layers), *curve_charts(content["curve"])],
+            "source_classes": content["source_classes"],
         }
     except (ValueError, KeyError, TypeError, StopIteration) as error:
         raise errors.PipelineError(

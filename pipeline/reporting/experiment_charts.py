@@ -55,10 +55,10 @@ def order_layers(backbone: str, layers: set[str]) -> list[str]:
     """Return layers from a network's input to its output; by name if the network is not known here."""
     if len(layers) < 2:
         return list(layers)
-    from pipeline.networks import backbones
+    from pipeline.networks import backbones, layer_nodes
 
     try:
-        return backbones.sort_layers(backbones.get(backbone), layers)
+        return layer_nodes.sort_layers(backbones.get(backbone), layers)
     except (errors.PipelineError, KeyError):
         return sorted(layers)
 

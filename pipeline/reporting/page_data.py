@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from pipeline.analysis.predictions import Calibration, ClassScores, PairedDifference
+from pipeline.analysis.source_view import ClassView
 from pipeline.classifiers.scoring import Metrics
 from pipeline.reporting.charts import Chart
 
@@ -220,7 +221,8 @@ class AdviceSummary(TypedDict):
     """What `advise` recommends for a dataset and backbone.
 
     layer: the one to take; as_good: this one, and the layers within its interval; fine_tune: whether to train the
-    network as well; sentences: the advice in plain words; measures: the sentences about the measures behind it.
+    network as well; sentences: the advice in plain words; measures: the sentences about the measures behind it;
+    source_classes: what the pretrained network sees in each class, empty where its own classes are not known.
     """
 
     dataset: str
@@ -231,6 +233,7 @@ class AdviceSummary(TypedDict):
     sentences: list[str]
     measures: list[str]
     charts: list[Chart]
+    source_classes: list[ClassView]
 
 
 class LabelScores(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Outcome
 from helpers import count_forwards, mistake
 from PIL import Image
@@ -20,6 +21,7 @@ from pipeline import advise
 from pipeline.analysis import recommendation
 from pipeline.codes import reader
 from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.networks import backbones
 
 Run = Callable[..., Outcome]
 LAYERS = ("pool3", "conv7", "fc7")
@@ -252,3 +254,38 @@ def test_one_pass_gives_all_layers(run: Run, photos: Path, monkeypatch: pytest.M
     assert sum(seen) == 27, "each training image once, for thirteen layers and the head"
     seen.clear()
     assert run("advise", "--dataset", "photos", "--folds", 3).code == 0 and not seen
+
+
+def test_it_tells_what_the_pretrained_network_sees_in_each_class(run: Run, project: Path) -> None:
+    assert run("prepare", "--dataset", write_crops(project / "some", 8)).code == 0
+    assert run("advise", "--dataset", "some", "--layer", "fc7", "--folds", 2).code == 0
+    views = advised()["source_classes"]
+    assert [(view["label"], view["n"]) for view in views] == [("flower", 6), ("temple", 6)]
+    assert all(0 < share <= 1 for view in views for _, share in view["seen"])
+    with Path("reports/some/tinyvgg/advice/source_classes.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["class"], row["source_class"]) for row in rows] == [
+        (view["label"], name) for view in views for name, _ in view["seen"]
+    ]
+
+
+def test_weights_without_a_head_are_measured_without_their_own_classes(run: Run, project: Path) -> None:
+    assert run("prepare", "--dataset", write_crops(project / "some", 8)).code == 0
+    state = backbones.load(backbones.TINYVGG, "default")[0].state_dict()
+    torch.save({name: value for name, value in state.items() if not name.startswith("classifier.6")}, "net.pth")
+    outcome = run("advise", "--dataset", "some", "--layer", "fc7", "--folds", 2, "--weights", "net.pth")
+    assert outcome.code == 0, outcome.err
+    assert advised()["dataset"]["leep"] is None and advised()["source_classes"] == []
+
+
+def test_codes_before_a_relu_that_is_not_there_are_refused_at_the_start(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("prepare", "--dataset", write_crops(project / "some", 8)).code == 0
+    forwards = count_forwards(monkeypatch)
+    flags = ("--dataset", "some", "--weights", "random", "--curve", 1, "--relu")
+    outcome = run("advise", "--backbone", "timm/test_vit", "--layer", "block2", "norm", *flags, "pre")
+    mistake(outcome, "No layer of timm/test_vit ends in a ReLU that stands alone", "block2, norm end otherwise")
+    assert not forwards
+    outcome = run("advise", "--folds", 2, "--layer", "pool3", "fc7", *flags, "both")
+    assert outcome.code == 0 and "Codes before the ReLU: of fc7; none of pool3" in outcome.err

@@ -67,7 +67,8 @@ def test_all_digits_get_evaluates_predictions(run: Run, project: Path) -> None:
     evaluated = rows_of(Path("reports/digits/tinyvgg/fc7-svm/predictions.csv").read_text(encoding="utf-8"))
     classifier = persistence.load(Path("models/digits/tinyvgg/fc7-svm.skops"))
     paths = [path for path, split in zip(manifest.files(), manifest.splits, strict=True) if split == "test"]
-    results = predict.predict(classifier, Engine(rebuild_network(classifier.spec), 64), iter(paths), top=1, threads=2)
+    predictor = predict.with_classifier(classifier, rebuild_network(classifier.spec))
+    results = predict.predict(predictor, Engine(predictor.network, 64), iter(paths), top=1, threads=2)
     found = [result.classes[0] for result in results if isinstance(result, predict.Prediction)]
     assert len(found) == 450 and found == [row["predicted"] for row in evaluated]
 

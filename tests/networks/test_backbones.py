@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, VGG16_Weights, Weights, WeightsEnum
 
 from pipeline import errors
-from pipeline.networks import backbones, efficientnet_lite0, weights
+from pipeline.networks import backbones, efficientnet_lite0, layer_nodes, weights
 from pipeline.networks.origins import TorchvisionWeights
 
 
 def layers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return backbones.layer_shapes(backbones.get(name))
+    return layer_nodes.layer_shapes(backbones.get(name))
 
 
 def test_friendly_names_map_to_nodes_after_the_relu() -> None:
@@ -106,11 +106,6 @@ def test_every_tensor_of_the_package_has_its_place_in_timms_network() -> None:
     assert efficientnet_lite0.rename(renamed) == renamed
 
 
-def test_the_classes_of_efficientnet_lite0_have_names() -> None:
-    names = efficientnet_lite0.class_names()
-    assert len(names) == 1000 and names[310].startswith("ant") and names[309] == "bee"
-
-
 def test_an_unknown_backbone_lists_the_nearest_first() -> None:
     with pytest.raises(errors.PipelineError, match=r"Unknown backbone 'resnet5O'. Choose from: resnet50,"):
         backbones.get("resnet5O")
@@ -120,7 +115,7 @@ def test_an_unknown_layer_lists_the_choices() -> None:
     with pytest.raises(
         errors.PipelineError, match=r"Unknown layer 'fc9' for vgg16. Choose from: fc[67], fc[67], .*conv1"
     ):
-        backbones.find_nodes(backbones.get("vgg16"), ["fc9"])
+        layer_nodes.find_nodes(backbones.get("vgg16"), ["fc9"])
 
 
 def test_random_weights_follow_their_seed_and_leave_torchs_alone() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline import errors
+from pipeline.codes.spec import join_specs
 from pipeline.images.transforms import resize_and_crop
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
@@ -269,3 +270,13 @@ def test_the_spec_says_whether_the_codes_went_through_a_relu(name: str, activati
     codes = network.codes(noise_images(2, size=network.transform.crop))
     for layer, activation in activations.items():
         assert (codes[layer].min() >= 0) == (activation == "relu")
+
+
+def test_joined_layers_of_several_poolings_are_rebuilt_each_with_its_own() -> None:
+    pools = {"patch_embed.proj": "auto", "block3": "cls+mean", "block6": "mean", "norm": "auto", "pre_logits": "auto"}
+    network = FrozenNetwork("timm/test_vit", pools, "random", pools)
+    joined = join_specs(list(network.specs.values()))
+    assert joined.pool == "avg+cls_mean+mean+cls+none"
+    x = noise_images(2, size=network.transform.crop)
+    for layer, codes in rebuild_network(joined).codes(x).items():
+        np.testing.assert_array_equal(codes, network.codes(x)[layer])

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from pipeline import errors
-from pipeline.networks import backbones, timm_models
+from pipeline.networks import backbones, timm_weights
 
 REPOSITORY = "timm/test_resnet.r160_in1k"
 NAME = REPOSITORY
@@ -129,7 +129,7 @@ def test_another_repository_brings_its_own_transform(hub: SimpleNamespace) -> No
 
 def test_without_a_network_the_file_may_be_put_by_hand(hub: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     set_hub(monkeypatch, "http://127.0.0.1:9", hub.cache)
-    place = timm_models.place_by_hand(REPOSITORY)
+    place = timm_weights.place_by_hand(REPOSITORY, "model.safetensors")
     with pytest.raises(errors.PipelineError, match=r"Cannot fetch .*model.safetensors .*Put the file at") as error:
         load()
     assert str(place) in str(error.value)

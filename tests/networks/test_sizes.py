@@ -16,7 +16,7 @@ from torch import nn
 from pipeline import errors
 from pipeline.codes import reader
 from pipeline.images import transforms
-from pipeline.networks import backbones
+from pipeline.networks import backbones, layer_nodes
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network, relu_layers
 from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import cut_graph
@@ -50,8 +50,8 @@ def test_at_the_native_size_the_convolutions_equal_the_linear_layers(name: str) 
 @pytest.mark.parametrize(("name", "cells"), [("vgg16", 4), ("alexnet", 4)])
 def test_at_320_fc7_is_a_map(name: str, cells: int) -> None:
     """Pixels 0 to 319 hold four windows of 224 a side, 32 apart."""
-    nodes = backbones.find_nodes(backbones.get(name), ["fc7"])
-    assert backbones.node_shapes(backbones.get(name), nodes.values(), (320, 320)) == {
+    nodes = layer_nodes.find_nodes(backbones.get(name), ["fc7"])
+    assert layer_nodes.node_shapes(backbones.get(name), nodes.values(), (320, 320)) == {
         nodes["fc7"]: (4096, cells, cells)
     }
     if name == "alexnet":
@@ -125,15 +125,15 @@ def test_with_padding_the_cells_differ_from_their_windows() -> None:
     ("name", "layer", "least"), [("vgg16", "fc7", 224), ("alexnet", "pool5", 63), ("tinyvgg", "fc7", 64)]
 )
 def test_sizes_below_the_minimum_are_refused_with_the_least_that_works(name: str, layer: str, least: int) -> None:
-    nodes = backbones.find_nodes(backbones.get(name), [layer]).values()
+    nodes = layer_nodes.find_nodes(backbones.get(name), [layer]).values()
     with pytest.raises(errors.PipelineError, match=f"least that works is --size {least}"):
-        backbones.node_shapes(backbones.get(name), nodes, (least - 1, least - 1))
-    assert backbones.node_shapes(backbones.get(name), nodes, (least, least))
+        layer_nodes.node_shapes(backbones.get(name), nodes, (least - 1, least - 1))
+    assert layer_nodes.node_shapes(backbones.get(name), nodes, (least, least))
 
 
 def test_networks_of_one_size_say_so() -> None:
     with pytest.raises(errors.PipelineError, match="only at 224x224"):
-        backbones.node_shapes(backbones.get("vit_b_32"), ["encoder.ln"], (320, 320))
+        layer_nodes.node_shapes(backbones.get("vit_b_32"), ["encoder.ln"], (320, 320))
 
 
 # Before the ReLU
@@ -154,8 +154,13 @@ def test_pre_is_what_goes_into_the_relu(name: str, layer: str, before: str) -> N
 def test_a_layer_without_a_relu_has_nothing_before_it() -> None:
     with pytest.raises(errors.PipelineError, match="no ReLU"):
         FrozenNetwork("tinyvgg", ["pool3"], "default", "avg", relu="pre")
-    assert relu_layers("resnet18") == ["layer1", "layer2", "layer3", "layer4"]
-    assert relu_layers("alexnet") == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
+
+    def found(name: str) -> list[str]:
+        backbone = backbones.get(name)
+        return relu_layers(backbone, layer_nodes.friendly_layers(backbone))
+
+    assert found("resnet18") == ["layer1", "layer2", "layer3", "layer4"]
+    assert found("alexnet") == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]
 
 
 # The commands

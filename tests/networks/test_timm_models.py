@@ -13,7 +13,8 @@ from helpers import assert_close, noise_images
 from safetensors.torch import save_file
 
 from pipeline import errors
-from pipeline.networks import backbones, timm_models
+from pipeline.images.transforms import Framing
+from pipeline.networks import backbones, layer_nodes, timm_models, timm_weights
 from pipeline.networks.frozen import FrozenNetwork
 
 
@@ -27,8 +28,8 @@ def test_a_state_dict_of_torchvisions_gives_the_same_codes_at_every_named_layer(
     torch.manual_seed(1)
     state = torchvision.models.get_model(ours).state_dict()
     save_file(state, tmp_path / "net.safetensors")
-    layers = backbones.friendly_layers(backbones.get(ours))
-    assert backbones.friendly_layers(backbones.get(timms)) == layers
+    layers = layer_nodes.friendly_layers(backbones.get(ours))
+    assert layer_nodes.friendly_layers(backbones.get(timms)) == layers
     x = noise_images(2)
     expected, codes = (
         FrozenNetwork(name, layers, str(tmp_path / "net.safetensors")).codes(x) for name in (ours, timms)
@@ -45,14 +46,28 @@ def test_images_are_prepared_as_timm_says(name: str) -> None:
     assert (transform.mean, transform.std, transform.interpolation) == (config.mean, config.std, config.interpolation)
 
 
-def test_an_image_that_timm_squashes_is_resized_whole() -> None:
-    config = {"input_size": (3, 224, 224), "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
-    assert timm_models.transform_of(config).fit == "whole"
+def test_images_that_timm_squashes_are_resized_whole_unless_the_centre_is_asked_for() -> None:
+    config = {"input_size": (3, 224, 224), "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bicubic"}
+    squashed = timm_weights.transform_of(config)
+    assert (squashed.fit, squashed.resize) == ("whole", 224)
+    assert Framing().of(squashed) == squashed
+    assert Framing(fit="crop").of(squashed).fit == "crop"
+
+
+def test_the_size_of_tests_is_timms_where_it_names_one() -> None:
+    def framed(name: str, size: str) -> tuple[tuple[int, int], int]:
+        transform = Framing.sized(size).of(backbones.transform_of(backbones.get(name), "default", size == "test"))
+        return transform.size, transform.resize
+
+    assert framed("timm/resnet50.a1_in1k", "") == ((224, 224), 235)
+    assert framed("timm/resnet50.a1_in1k", "test") == ((288, 288), 288)
+    assert framed("timm/test_resnet.r160_in1k", "test") == framed("timm/test_resnet.r160_in1k", "") == ((160, 160), 168)
+    assert framed("resnet50", "test") == framed("resnet50", "") == ((224, 224), 232)
 
 
 def test_layers_go_by_timms_stages_blocks_and_ends() -> None:
     def layers(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return backbones.layer_shapes(backbones.get(f"timm/{name}"))
+        return layer_nodes.layer_shapes(backbones.get(f"timm/{name}"))
 
     assert layers("efficientnet_b0")["head"] == ("bn2", (1280, 7, 7))
     assert list(layers("regnety_002")) == [*(f"stage{number}" for number in range(1, 6)), "avgpool"]
@@ -61,7 +76,7 @@ def test_layers_go_by_timms_stages_blocks_and_ends() -> None:
 
 
 def test_a_network_without_a_head_is_built_without_one_and_predicts_no_classes(tmp_path: Path) -> None:
-    assert backbones.head_node(backbones.get("timm/vit_small_patch14_dinov2")) is None
+    assert layer_nodes.head_node(backbones.get("timm/vit_small_patch14_dinov2")) is None
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "net.pth")
     model, _ = backbones.load(backbones.get("timm/test_resnet"), str(tmp_path / "net.pth"))
     assert isinstance(model.get_submodule("fc"), torch.nn.Identity)
@@ -79,11 +94,24 @@ def test_an_unknown_name_lists_the_nearest(name: str, words: str) -> None:
         backbones.get(name)
 
 
-def test_a_network_that_cannot_be_traced_is_refused_in_one_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    backbone = backbones.get("timm/hiera_tiny_224")
-    with pytest.raises(errors.PipelineError, match=r"cannot be cut, because torch.fx cannot trace it. Choose another"):
-        backbones.layer_shapes(backbone)
-    assert capfd.readouterr().err == ""
+@pytest.mark.parametrize(
+    ("name", "similar"), [("hiera_tiny_224", "timm/sam2_hiera_tiny"), ("gemma4_vit_167m", "timm/qwen3_vit_88m")]
+)
+def test_a_network_that_cannot_be_traced_is_refused_in_one_sentence_that_names_similar_ones(
+    name: str, similar: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backbone = backbones.get(f"timm/{name}")
+    with pytest.raises(
+        errors.PipelineError, match=rf"torch.fx cannot trace it. Choose another .* {similar}, "
+    ) as error:
+        layer_nodes.layer_shapes(backbone)
+    assert len(str(error.value).splitlines()) == 1 and capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for similar in timm_models.RELATIVES.values() for name in similar])
+def test_the_similar_networks_can_be_traced(name: str) -> None:
+    assert layer_nodes.layer_shapes(backbones.get(f"timm/{name}"))
 
 
 def test_weights_of_a_folder_bring_their_transform(tmp_path: Path) -> None:
@@ -96,46 +124,20 @@ def test_weights_of_a_folder_bring_their_transform(tmp_path: Path) -> None:
         backbones.load(backbones.get("timm/test_resnet"), f"local-dir:{tmp_path / 'none'}")
 
 
-def test_the_listing_searches_and_is_never_long() -> None:
-    table = timm_models.listing("timm/*resnet18.a*")
-    assert "timm/resnet18.a1_in1k" in table and "11.7" in table and "224×224" in table
-    assert len(timm_models.listing("timm").splitlines()) <= 25
-    with pytest.raises(errors.PipelineError, match="No network of timm's fits"):
-        timm_models.listing("timm/*nothing*")
-
-
-FAMILIES = [
-    *(name for name in timm.list_models("test_*")),
-    "regnety_002",
-    "mobilenetv3_small_050",
-    "densenet121",
-    "mixer_s32_224",
-    "ghostnet_050",
-    "vit_tiny_patch16_224",
-    "swin_tiny_patch4_window7_224",
-    "pvt_v2_b0",
-    "repvgg_a0",
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
-def test_codes_of_two_layers_equal_timms_own_forward_pass(name: str) -> None:
-    backbone = backbones.get(f"timm/{name}")
-    named = list(backbones.named_layers(backbone))
-    stages = [layer for layer in named if layer.rstrip("0123456789") in ("stage", "block", "layer")]
-    layers = [stages[-1], named[-1]]
-    network = FrozenNetwork(backbone.name, layers, "random", "mean")
-    x = noise_images(7, size=network.transform.crop)
-    codes = network.codes(x)
-    model, transform = backbones.load(backbone, "random")
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (transform.mean, transform.std))
-    with torch.no_grad():
-        final, intermediates = model.forward_intermediates((torch.from_numpy(x) / 255 - mean) / std)
-        pooled = model.forward_head(final, pre_logits=True)
-    assert_close(codes[layers[0]], intermediates[-1].mean((2, 3)).numpy())
-    assert_close(codes[layers[1]], pooled.numpy())
-    for row in range(2):
-        alone = network.codes(x[row : row + 1])
-        for layer in layers:
-            assert_close(alone[layer], codes[layer][row : row + 1])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "junk",
+        "[1]",
+        '{"pretrained_cfg": 3}',
+        '{"pretrained_cfg": {"crop_pct": "a"}}',
+        '{"pretrained_cfg": {"input_size": [3, 99999, 99999]}}',
+        '{"pretrained_cfg": {"mean": [0.5]}}',
+        '{"pretrained_cfg": {"interpolation": ["bicubic"]}}',
+    ],
+)
+def test_a_damaged_or_hostile_configuration_is_a_mistake_of_one_sentence(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(errors.PipelineError, match=r"does not (describe|say).*Take --weights FILE") as error:
+        backbones.transform_of(backbones.get("timm/test_resnet"), f"local-dir:{tmp_path}")
+    assert len(str(error.value).splitlines()) == 1

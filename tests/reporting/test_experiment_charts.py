@@ -11,14 +11,14 @@ from conftest import Outcome
 from helpers import PAGE
 
 from pipeline import files
-from pipeline.networks import backbones
+from pipeline.networks import backbones, layer_nodes
 from pipeline.reporting import experiment_charts
 from pipeline.reporting.experiments import find_experiments
 
 
 def test_layers_are_in_the_order_of_the_network() -> None:
     layers = {"fc7", "conv1", "pool3", "fc6", "features.24"}
-    assert backbones.sort_layers(backbones.get("tinyvgg"), layers) == ["conv1", "pool3", "features.24", "fc6", "fc7"]
+    assert layer_nodes.sort_layers(backbones.get("tinyvgg"), layers) == ["conv1", "pool3", "features.24", "fc6", "fc7"]
     assert experiment_charts.order_layers("unknown", {"b", "a"}) == ["a", "b"]
 
 

@@ -94,7 +94,8 @@ def write_advice(backbone: str, best: str, *layers: str, fine_tune: bool = False
         for name, accuracy in ((best, 0.9), *((layer, 0.5) for layer in layers))
     ]
     advice = {"layer": best, "fine_tune": fine_tune, "sentences": ["Take it."], "measures": ["LogME agrees."]}
-    content = {"advice": advice, "layers": rows, "curve": []}
+    seen = [{"label": "<b>ants", "n": 8, "seen": [["ant", 0.75], ["bee", 0.25]]}]
+    content = {"advice": advice, "layers": rows, "curve": [], "source_classes": seen}
     files.write_json(REPORTS / "digits" / backbone / "advice" / "advice.json", content)
 
 
@@ -145,3 +146,12 @@ def test_damaged_advice_is_one_sentence_with_the_command_that_repairs_it(
     path.write_text(path.read_text().replace("measures", "reasons"))
     outcome = run("report")
     assert outcome.code == 2 and "python -m pipeline.advise --dataset digits --backbone tinyvgg" in outcome.err
+
+
+def test_the_page_shows_what_the_pretrained_network_sees(run: Callable[..., Outcome], project: Path) -> None:
+    write_scores("digits/tinyvgg/fc7-svm", HALF, held_out=0.5)
+    write_advice("tinyvgg", "fc7")
+    assert run("report").code == 0
+    page = (REPORTS / "index.html").read_text(encoding="utf-8")
+    row = '<th scope="row"><bdi>&lt;b&gt;ants</bdi></th><td class="n">8</td><td>ant 75%, bee 25%</td>'
+    assert row in page and "of 8 training images in all" in page
