@@ -295,7 +295,9 @@ def run(settings: Advise) -> None:
     images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
     measured, facts, advice = advise(folder, layers, units, method, scores, source)
-    points = trace_curves(folder, measured, units, settings.curve, method) if settings.relu != "pre" else []
+    points: list[recommendation.CurvePoint] = []
+    if settings.curve and settings.relu != "pre":
+        points += trace_curves(folder, measured, units, settings.curve, method)
     if before_relu:
         before = folder.with_name(f"{settings.backbone}-pre")
         write_codes(chosen, build(before_relu, relu="pre").to(device), before)

@@ -198,7 +198,10 @@ def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.Monkey
         (("--model", "svn"), ("Unknown model 'svn'", "svm")),
         (
             ("--layer", "fc8"),
-            ("no codes at features/digits/tinyvgg/fc8.h5", "pipeline.extract --backbone tinyvgg --layer fc8"),
+            (
+                "no codes at features/digits/tinyvgg/fc8.h5",
+                "pipeline.extract --dataset digits --backbone tinyvgg --layer fc8",
+            ),
         ),
         (("--pool", "avg"), ("pool is 'none', not 'avg'",)),
         (("--folds", "16"), ("class 'ant' has 15 training images", "--folds 15")),
