@@ -115,4 +115,4 @@ def test_compare_writes_a_table_and_a_verdict(run: Run, tmp_path: Path) -> None:
 def test_mistakes(run: Run) -> None:
     mistake(run("compare", "--seeds", 0), "--seeds is '0', but it must be 1 or more")
     mistake(run("compare", "--layer", "pool3", "--tuned-layer", "fc7"), "Fine-tuning starts from fc7-softmax")
-    mistake(run("compare", "--dataset", "nothing"), "No prepared dataset")
+    mistake(run("compare", "--dataset", "nothing"), "no prepared dataset at data/nothing")
