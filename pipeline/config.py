@@ -548,6 +548,19 @@ class Compare(Command):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Select(Command):
+    """Settings of `select`."""
+
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Names = setting(
+        ("fc7",), "The layers whose classifiers to select from.", key="extract.layer", group=EXPERIMENT
+    )
+    model: Names = setting(("svm", "softmax"), "The classifiers to select from.", key="models", group=EXPERIMENT)
+    out: Path = setting(Path("reports/best.json"), "File for the scores.", in_file=False, group=FILES)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Report(Command):
     """Settings of `report`."""
 
@@ -606,6 +619,7 @@ COMMANDS: dict[str, type[Command]] = {
     "advise": Advise,
     "classify": Classify,
     "evaluate": Evaluate,
+    "select": Select,
     "report": Report,
     "predict": Predict,
     "similar": Similar,

@@ -207,6 +207,7 @@ def run(settings: Evaluate) -> None:
     units = find_image_units(CodesRows.of_splits(file, "test"), address.data, grouping)
     related = find_related(file, address.data, grouping, search=not is_fine_tuned(facts))
     scores, margins = evaluate(classifier, test, units, related.any)
+    scores.metrics["validation"] = persistence.validation_of(facts)
     folder = settings.out or address.report
     write(folder, scores, margins, test, units)
     print(f"{folder}: {conclusion(scores.metrics, related, grouping)}")

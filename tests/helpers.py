@@ -159,11 +159,12 @@ def write_scores(
     files.write_csv(
         folder / "per_class.csv", list(scores.per_class[0]), [list(row.values()) for row in scores.per_class]
     )
-    files.write_json(folder / "metrics.json", scores.metrics)
     if held_out is not None:
         facts = {"chosen": {"accuracy": held_out, "standard_deviation": 0.01}, "n_train": n, "versions": {}}
         metadata = {"format": persistence.FORMAT, "spec": make_spec().to_dict(), "sha256": "", "classes": list(classes)}
         files.write_json(Path("models", f"{name}.json"), metadata | facts)
+        scores.metrics["validation"] = persistence.validation_of(facts)  # type: ignore[arg-type]
+    files.write_json(folder / "metrics.json", scores.metrics)
 
 
 def write_nasty_report(run: Callable[..., Outcome]) -> None:

@@ -60,6 +60,13 @@ def repro(folder: Path) -> set[str]:
     return set(re.findall(r"Running stage '([^']+)'", call(folder, "dvc", "repro")))
 
 
+def best_of(revision: Any) -> Any:
+    """Return the scores of the selected classifier, from what DVC shows of one revision."""
+    metrics = revision.get("metrics") or revision["data"]
+    assert list(metrics) == ["reports/best.json"], "one file, so that a table has one line per experiment"
+    return metrics["reports/best.json"]["data"]["best_in_cv"]
+
+
 def change(folder: Path, **sections: object) -> None:
     """Change sections of the clone's params.yaml."""
     path = folder / "params.yaml"
@@ -123,14 +130,20 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Path) -> None:
 
 def test_dvc_shows_and_compares_metrics_and_plots(clone: Path) -> None:
     repro(clone)
-    shown = json.loads(call(clone, "dvc", "metrics", "show", "--json").splitlines()[-1])
-    assert any("metrics.json" in str(file) for file in str(shown).split())
+    best = best_of(json.loads(call(clone, "dvc", "metrics", "show", "--json").splitlines()[-1])[""])
+    scores = [
+        json.loads(path.read_text(encoding="utf-8")) | {"path": path.parent.name}
+        for path in (clone / "reports/digits/tinyvgg").glob("*/metrics.json")
+    ]
+    chosen = max(scores, key=lambda one: one["validation"]["accuracy"])
+    assert chosen["path"] == f"{best['layer']}-{best['model']}" and best["backbone"] == "tinyvgg"
+    assert (best["test_top1"], best["test_n"]) == (round(chosen["top1"], 4), 450)
     call(clone, "git", "add", "-A")
     call(clone, "git", "commit", "-qm", "run")
-    change(clone, svm={"l2": {"C": [0.001]}})
+    change(clone, models=["svm"], svm={"l2": {"C": [0.001]}})
     repro(clone)
     difference = call(clone, "dvc", "metrics", "diff")
-    assert "fc7-svm/metrics.json" in difference and "top1" in difference and "softmax" not in difference
+    assert "best_in_cv.cv_accuracy" in difference and "best_in_cv.test_top1" in difference
     call(clone, "dvc", "plots", "show")
     assert "confusion.png" in (clone / "dvc_plots" / "index.html").read_text(encoding="utf-8")
 
@@ -156,6 +169,10 @@ def test_dvc_experiments_change_the_backbone(clone: Path) -> None:
     )
     scores = json.loads((clone / "reports/digits/alexnet/pool5-svm/metrics.json").read_text(encoding="utf-8"))
     assert 0.2 < scores["top1"] <= 1 and scores["n"] == 450
+    rows = json.loads(call(clone, "dvc", "exp", "show", "--json").splitlines()[-1])
+    assert {"tinyvgg", "alexnet"} <= {best_of(row["data"])["backbone"] for row in rows if row["data"]["metrics"]}
+    page = (clone / "reports" / "index.html").read_text(encoding="utf-8")
+    assert "digits/alexnet/pool5-svm" in page and "digits/tinyvgg/fc7-svm" in page, "the page shows all backbones"
 
 
 def test_only_lock_files_and_artifacts_appear_in_the_clone(clone: Path) -> None:

@@ -92,6 +92,20 @@ class ClassifierMetadata:
     versions: Mapping[str, str]
 
 
+def validation_of(facts: ClassifierFacts) -> scoring.Validation | None:
+    """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
+    if chosen := facts.get("chosen"):
+        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts.get("n_units", facts["n_train"]))
+    if best := facts.get("best"):
+        return _validation(best["val_accuracy"], None, facts.get("n_val_units", facts["n_val"]))
+    return None
+
+
+def _validation(accuracy: float, deviation: float | None, n: int) -> scoring.Validation:
+    low, _ = scoring.wilson_interval(round(accuracy * n), n)
+    return {"accuracy": accuracy, "low": low, "deviation": deviation, "n": n}
+
+
 def metadata_path(path: Path) -> Path:
     """Return the path of the metadata of a classifier's file."""
     return path.with_suffix(".json")

@@ -32,6 +32,19 @@ ONCE = "copies, and the images of a group, count once"
 """Why there are fewer independent units than images."""
 
 
+class Validation(TypedDict):
+    """The accuracy on n training images that were held out, of the setting or epoch that was chosen by it.
+
+    low: the lower end of its 95% interval; deviation: standard deviation over the folds of a cross-validation, None for
+    a fine-tuned network, which was validated on one set of images.
+    """
+
+    accuracy: float
+    low: float
+    deviation: float | None
+    n: int
+
+
 class Metrics(TypedDict, total=False):
     """The figures of metrics.json, all but the counts in [0, 1].
 
@@ -39,9 +52,10 @@ class Metrics(TypedDict, total=False):
     images whose class is among the five of the highest margins, where there are more than five classes;
     balanced_accuracy: mean accuracy of the classes; images: their number; n: number of independent units among them, as
     in `Interval`; classes: number of classes; related: number of test images that have relatives among the training
-    images (copies, near-duplicates, images of the same group); unrelated: the metrics without these. Multi-label images
-    have map and map_voc07 instead of accuracies, the mean average precisions of `average_precisions`, and the 95%
-    interval map_low…map_high of the former.
+    images (copies, near-duplicates, images of the same group); unrelated: the metrics without these; validation:
+    the accuracy by which the classifier was chosen, None where there is none. Multi-label images have map and map_voc07
+    instead of accuracies, the mean average precisions of `average_precisions`, and the 95% interval map_low…map_high of
+    the former.
     """
 
     top1: float
@@ -58,6 +72,7 @@ class Metrics(TypedDict, total=False):
     classes: int
     related: int
     unrelated: Metrics
+    validation: Validation | None
 
 
 ClassRow = TypedDict(

@@ -14,11 +14,10 @@ import numpy as np
 from pipeline import errors, hints
 from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
-from pipeline.classifiers.scoring import wilson_interval
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.paths import Experiment
-from pipeline.reporting.page_data import ConfidenceKind, Scores, Validation
+from pipeline.reporting.page_data import ConfidenceKind, Scores
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> li
         if "images" not in metrics:
             fix = [errors.Fix("evaluate", {**address, "out": path.parent})]
             raise errors.PipelineError(f"{path} was written by an earlier release. Evaluate again.", fix=fix)
-        rows.append(cast(Scores, address | metrics))
+        rows.append(cast(Scores, {"validation": None} | address | metrics))
     return rows
 
 
@@ -143,43 +142,21 @@ class OtherClassifierError(errors.PipelineError):
 
 
 def rank(experiments: Iterable[Scores]) -> list[Scores]:
-    """Return experiments in the order of `rank_key`, the best first."""
-    return sorted(experiments, key=lambda scores: rank_key(scores, read_validation(address_of(scores))))
+    """Return the experiments on a dataset in the order of `rank_key`, the best first."""
+    return sorted(experiments, key=rank_key)
 
 
-def rank_key(scores: Scores, validation: Validation | None) -> tuple[float | str, ...]:
-    """Return what experiments on a dataset are sorted by, the best first: accuracy on held-out training images.
+def rank_key(scores: Scores) -> tuple[float | str, ...]:
+    """Return what experiments on a dataset are sorted by: accuracy on held-out training images.
 
     The test images have no say, so that the first one's score on them is not too high by having been chosen. The lower
     end of the interval counts: a fine-tuned network that was validated on few images, with luck, is not preferred to a
-    classifier that was cross-validated on all. Experiments without a validation accuracy come last, by top-1.
+    classifier that was cross-validated on all. Experiments without a validation accuracy come last, by the score.
     """
+    validation = scores["validation"]
     if validation is None:
-        return (1.0, -scores["top1"])
+        return (1.0, -scores.get("top1", scores.get("map", 0.0)))
     return (-validation["low"], -validation["accuracy"], scores["backbone"], scores["layer"], scores["model"])
-
-
-def read_validation(address: Experiment) -> Validation | None:
-    """Return the validation accuracy of an experiment; None if its classifier's metadata cannot be read."""
-    try:
-        return validation_of(persistence.read_metadata(address.classifier))
-    except errors.PipelineError:
-        return None  # `load_experiment` says why
-
-
-def validation_of(metadata: persistence.ClassifierMetadata | None) -> Validation | None:
-    """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
-    facts = metadata.facts if metadata else persistence.ClassifierFacts()
-    if chosen := facts.get("chosen"):
-        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts.get("n_units", facts["n_train"]))
-    if best := facts.get("best"):
-        return _validation(best["val_accuracy"], None, facts.get("n_val_units", facts["n_val"]))
-    return None
-
-
-def _validation(accuracy: float, deviation: float | None, n: int) -> Validation:
-    low, _ = wilson_interval(round(accuracy * n), n)
-    return {"accuracy": accuracy, "low": low, "deviation": deviation, "n": n}
 
 
 def _confidence(

@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 
 from pipeline import errors, files
-from pipeline.reporting.experiments import address_of, read_validation, report_folder
+from pipeline.reporting.experiments import address_of, report_folder
 from pipeline.reporting.image_lists import LISTED, common_folder, priority_at
 from pipeline.reporting.page_data import Card, ImageList, LabelScores, MultiLabelDataset, MultiLabelExperiment, Scores
 from pipeline.reporting.thumbnails import Album
@@ -38,7 +38,7 @@ def _summarise_dataset(folder: Path, experiments: Sequence[Scores], album: Album
 
 def _summarise(folder: Path, scores: Scores) -> MultiLabelExperiment:
     address = address_of(scores)
-    validation = read_validation(address)
+    validation = scores["validation"]
     table = read_table(report_folder(folder, address) / "per_class.csv")
     return {
         **scores,

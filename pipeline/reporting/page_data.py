@@ -165,23 +165,10 @@ class Comparison(TypedDict):
     differs: bool | None
 
 
-class Validation(TypedDict):
-    """The accuracy on n training images that were held out, of the setting or epoch that was chosen by it.
-
-    low: the lower end of its 95% interval; deviation: standard deviation over the folds of a cross-validation, None for
-    a fine-tuned network, which was validated on one set of images.
-    """
-
-    accuracy: float
-    low: float
-    deviation: float | None
-    n: int
-
-
 class ExperimentDetails(Scores):
     """An experiment.
 
-    validation: None where the classifier's metadata cannot be read; note: what could not be read, and why; network: the
+    note: what could not be read, and why; network: the
     settings of `extract` that give its codes, {} if they cannot be read; per_class: the scores of each class; lists:
     {name: images worth a look}; mistakes_on_map: {image number: predicted class}; facts: names and values of the
     classifier's metadata.
@@ -189,7 +176,6 @@ class ExperimentDetails(Scores):
 
     name: str
     note: str
-    validation: Validation | None
     confidence_kind: ConfidenceKind
     network: dict[str, object]
     per_class: list[ClassScores]

@@ -31,8 +31,6 @@ from pipeline.reporting.experiments import (
     first_codes,
     load_experiment,
     rank,
-    rank_key,
-    validation_of,
 )
 from pipeline.reporting.multi_label import summarise_multi_label
 from pipeline.reporting.page_data import (
@@ -100,7 +98,6 @@ def _summarise_dataset(
         outcomes = result.predictions
         details = _summarise_experiment(result, album, study["code_map"] if study else None)
         results.append((details, (hash(outcomes.paths), outcomes.correct, outcomes.units)))
-    results.sort(key=lambda result: rank_key(result[0], result[0]["validation"]))
     tested = [images for _, images in results]
     summaries: list[ExperimentSummary] = [
         {**details, "comparison": comparison, "bar": bar}
@@ -158,7 +155,6 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         **experiment.scores,
         "name": experiment.name,
         "note": experiment.note,
-        "validation": validation_of(metadata),
         "confidence_kind": experiment.confidence_kind,
         "network": extract_settings(metadata.spec.to_dict()) if metadata else {},
         "per_class": [_rounded(scores) for scores in outcomes.per_class],
