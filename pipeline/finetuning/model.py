@@ -142,7 +142,8 @@ class TunableNetwork(nn.Module):
 
     def backbone_state(self) -> dict[str, torch.Tensor]:
         """Return the state dict of the whole backbone; what follows the layer is as it was loaded."""
-        return self.loaded_state | {name: value.detach().cpu() for name, value in self.graph.state_dict().items()}
+        state = {name: value.detach().cpu() for name, value in self.graph.state_dict().items()}
+        return self.loaded_state | {name: value for name, value in state.items() if name in self.loaded_state}
 
 
 def validate_transform(spec: CodesSpec, transform: Transform) -> None:

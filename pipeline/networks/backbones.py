@@ -216,7 +216,8 @@ def _with_state(
         )
     used = {name: value for name, value in state.items() if name in expected and _fits(expected[name], value)}
     absent = {name: torch.zeros_like(value) for name, value in expected.items() if name not in used}
-    model.load_state_dict(used | absent)
+    expected.update(used | absent)  # keeps the versions of its modules, without which some refuse a state dict
+    model.load_state_dict(expected)
     if prefix:
         logger.info("%s: the prefix %r was removed from the names of its tensors.", origin, prefix)
     if n_tensors > len(used):
@@ -239,8 +240,9 @@ def _tensor_names(backbone: str) -> frozenset[str]:
 
 
 def _needed_names(model: nn.Module, nodes: Collection[str]) -> frozenset[str]:
-    """Return the names of the tensors that some graph nodes need."""
-    return frozenset(cut_graph(copy.deepcopy(model).to("meta"), set(nodes)).state_dict())
+    """Return the names of the tensors that some graph nodes need; a trace adds constants, which no file has."""
+    needed = cut_graph(copy.deepcopy(model).to("meta"), set(nodes)).state_dict()
+    return frozenset(model.state_dict()) & frozenset(needed)
 
 
 def _build_for(backbone: Backbone, state: Mapping[str, torch.Tensor]) -> nn.Module:

@@ -130,7 +130,7 @@ def name_timm_layers(model: nn.Module, nodes: list[str]) -> dict[str, str]:
     pooled = _last_of(nodes, "global_pool", "head.global_pool")
     if kind == "ResNet":
         return name_resnet_layers(model, nodes) | {"avgpool": pooled}
-    head = _last_of(nodes, "conv_head", "bn2", "norm_head", "act2") if hasattr(model, "conv_head") else ""
+    head = _last_of(nodes, "conv_head", "bn2", "norm_head", "act2", "act") if hasattr(model, "conv_head") else ""
     ends = {"head": head, "norm": _last_of(nodes, "norm"), "avgpool": pooled, "pre_logits": _before_head(model, nodes)}
     named = _name_stages(model, nodes) | {name: node for name, node in ends.items() if node}
     last = list(named.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import noise_images
+from safetensors.torch import save_file
 
 from pipeline import errors
 from pipeline.networks import backbones
@@ -67,3 +68,11 @@ def test_files_without_tensors(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(errors.PipelineError, match="holds no state dict"):
         codes_of(tmp_path / "net.pth")
+
+
+def test_a_network_that_asks_for_the_version_of_its_state_dict(tmp_path: Path) -> None:
+    """torchvision's MNASNet refuses a state dict without the versions of modules, which no safetensors file has."""
+    random = FrozenNetwork("mnasnet0_5", ["stage2"], "random")
+    save_file(backbones.load(backbones.get("mnasnet0_5"), "random")[0].state_dict(), tmp_path / "net.safetensors")
+    from_file = FrozenNetwork("mnasnet0_5", ["stage2"], str(tmp_path / "net.safetensors"))
+    assert from_file.specs["stage2"].weights_sha256 == random.specs["stage2"].weights_sha256
