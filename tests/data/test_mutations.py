@@ -105,9 +105,13 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def one_sentence(outcome: Outcome) -> None:
+    """After the line that says what is prepared comes one sentence, and perhaps the command that fixes it."""
     assert outcome.code in (0, 2), outcome
     if outcome.code == 2:
-        assert outcome.err.startswith("Error: ") and outcome.err.strip().endswith("."), outcome.err
+        address, error = outcome.err.split("\n", 1)
+        sentence, _, command = error.partition(" Run:\n  python -m pipeline.")
+        assert address.startswith("dataset: ") and "\n" not in command.strip(), outcome.err
+        assert sentence.startswith("Error: ") and sentence.strip().endswith("."), outcome.err
 
 
 def all_named(root: Path, out: Path) -> None:
