@@ -155,6 +155,14 @@ class Method:
         return {name: recommendation.cross_validate(data, self.plan(name))[1] for name in self.grids}
 
 
+def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
+    """Return the grid of each model, as params.yaml or the program has it; refuse what is no grid of that model."""
+    grids = {model: params.grid_of(model) for model in models}
+    for model, grid in grids.items():
+        search.validate_grid(model, grid)
+    return grids
+
+
 def advise(
     folder: Path, layers: Sequence[str], units: np.ndarray, method: Method, head: str | None, source: str | None
 ) -> tuple[list[recommendation.LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
@@ -277,13 +285,9 @@ def run(settings: Advise) -> None:
         backbone, layer_nodes.find_nodes(backbone, settings.layer or layer_nodes.friendly_layers(backbone))
     )
     before_relu = layers_before_relu(backbone, layers) if settings.curve and settings.relu != "post" else []
-    grids = {name: params.grid_of(name) for name in settings.models}
-    for model, grid in grids.items():
-        search.validate_grid(model, grid)
-    chosen, device = (
-        choose_training_images(address.data, settings.images, settings.seed, settings.group_by),
-        choose_device(settings.device),
-    )
+    method = Method(read_grids(settings.models), settings.folds, settings.seed, settings.large)
+    chosen = choose_training_images(address.data, settings.images, settings.seed, settings.group_by)
+    device = choose_device(settings.device)
     validate_curve(settings.curve, chosen.labels)
     framing = Framing(max_value=chosen.max_value)
     build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool, framing=framing)
@@ -291,7 +295,6 @@ def run(settings: Advise) -> None:
     extras = scores, source = head.node if head else None, source_layer(settings.backbone)
     folder = Path("features", address.name, ".advice", settings.backbone)
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
-    method = Method(grids, settings.folds, settings.seed, settings.large)
     images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
     measured, facts, advice = advise(folder, layers, units, method, scores, source)
@@ -304,7 +307,7 @@ def run(settings: Advise) -> None:
         of_names = [layer for layer in measured if layer.layer in before_relu]
         points += trace_curves(before, of_names, units, settings.curve, method)
     seen = describe_source_view(folder, head) if head and head.names else []
-    out = settings.out or Path("reports", address.name, settings.backbone, "advice")
+    out = settings.out or address.advice
     write(out, measured, facts, advice, points, seen)
     print(table(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))

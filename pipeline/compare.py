@@ -159,7 +159,7 @@ def run(settings: Compare) -> None:
         frozen = arms.frozen(settings.layer, settings.model, settings.seeds)
         start = next(one for one in frozen if (one.layer, one.model) == (layer, model))
         tuned = arms.tuned(start, settings.flags)
-    out = settings.out or address.report.parent
+    out = settings.out or address.reports
     rows, verdict = comparison.rows(frozen, tuned), comparison.verdict(frozen, tuned)
     cells = [["" if value is None else value for value in row.values()] for row in rows]
     files.write_csv(out / "comparison.csv", list(rows[0]), cells)

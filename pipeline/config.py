@@ -131,6 +131,8 @@ CODES_SHOWN = "features/DATASET/BACKBONE/LAYER.h5"
 CLASSIFIER = "File of the trained classifier."
 CLASSIFIER_SHOWN = "models/DATASET/BACKBONE/LAYER-MODEL.skops"
 SPEC = "Refuse codes that were made with other {}."
+NEW_IMAGES = "Image files, folders with all files below them, or - for paths on standard input."
+WEIGHTS_NOW = "Where the backbone's weights are now, if they were moved."
 
 NEAR_DUPLICATES = "near-duplicates"
 """What --group-by takes instead of a column, to group images by the distance of their codes."""
@@ -354,12 +356,7 @@ class Evaluate(Address):
 class Predict(Address):
     """Settings of `predict`."""
 
-    images: Texts = setting(
-        (),
-        "Image files, folders with all files below them, or - for paths on standard input.",
-        kind="positional",
-        in_file=False,
-    )
+    images: Texts = setting((), NEW_IMAGES, kind="positional", in_file=False)
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     top: Integer = setting(1, "Number of classes to name per image, the best first.", ge=1)
     range: float | None = setting(None, WHITE_OF_NEW, shown="as in the training images", gt=0)
@@ -388,19 +385,17 @@ class Predict(Address):
 class Similar(Command):
     """Settings of `similar`."""
 
-    images: Texts = setting(
-        (), "Image files, folders with all files below them, or - for paths on standard input.", kind="positional"
-    )
-    dataset: str = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: str = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: str = setting(
+    images: Texts = setting((), NEW_IMAGES, kind="positional", in_file=False)
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Name = setting(
         "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
     )
-    count: int = setting(10, "Number of similar images to name per image, the most similar first.", ge=1)
+    count: Integer = setting(10, "Number of similar images to name per image, the most similar first.", ge=1)
     range: float | None = setting(None, WHITE_OF_NEW, shown="as in the dataset's images", gt=0)
-    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
-    device: str = setting("auto", DEVICE, group=MACHINE)
-    threads: int | None = setting(None, THREADS, shown="one per core", ge=1, group=MACHINE)
+    weights: str = setting("", WEIGHTS_NOW, in_file=False, group=FILES)
+    device: Name = setting("auto", DEVICE, group=MACHINE)
+    threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
     codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
     out: Path | None = setting(
         None,
@@ -416,7 +411,7 @@ class Export(Address):
     """Settings of `export`."""
 
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
-    weights: str = setting("", "Where the backbone's weights are now, if they were moved.", in_file=False, group=FILES)
+    weights: str = setting("", WEIGHTS_NOW, in_file=False, group=FILES)
     out: Path | None = setting(None, "The ONNX file.", shown="beside the classifier", in_file=False, group=FILES)
 
 

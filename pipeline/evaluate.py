@@ -204,8 +204,9 @@ def run(settings: Evaluate) -> None:
     validate_training(path, facts, address.name, file)
     validate_test_images(classifier, test)
     grouping = grouping_of(facts, address.data, settings.near_distance)
-    units = find_image_units(CodesRows.of_splits(file, "test"), address.data, grouping)
-    related = find_related(file, address.data, grouping, search=not is_fine_tuned(facts))
+    images = CodesRows.of_splits(file, "test")
+    units = find_image_units(images, address.data, grouping)
+    related = find_related(images, address.data, grouping, search=not is_fine_tuned(facts))
     scores, margins = evaluate(classifier, test, units, related.any)
     scores.metrics["validation"] = persistence.validation_of(facts)
     folder = settings.out or address.report

@@ -207,10 +207,10 @@ def conclusion(trainer: Trainer, best: EpochRow, path: Path) -> str:
     """Say which weights were kept, how accurate they are, and where they lie."""
     before = trainer.progress.rows[0]["val_accuracy"]
     low, high, n = scoring.interval(best["val_accuracy"], trainer.data.val_units())
-    counted = scoring.count_text(n, len(trainer.data.val))
+    number = scoring.count_text(n, len(trainer.data.val))
     return (
         f"{path}: the weights after epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} "
-        f"(95% {low:.4f}–{high:.4f}), {counted}; before the first step it was {before:.4f}"
+        f"(95% {low:.4f}–{high:.4f}), {number}; before the first step it was {before:.4f}"
     )
 
 

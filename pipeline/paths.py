@@ -96,6 +96,16 @@ class Experiment:
         return Path("models", self.name, self.backbone, f"{self.layer}-{self.model}.skops")
 
     @property
+    def reports(self) -> Path:
+        """The folder of what is reported of the backbone."""
+        return Path("reports", self.name, self.backbone)
+
+    @property
+    def advice(self) -> Path:
+        """The folder of what `advise` says of the backbone."""
+        return self.reports / "advice"
+
+    @property
     def report(self) -> Path:
         """The folder of the classifier's scores."""
-        return Path("reports", self.name, self.backbone, f"{self.layer}-{self.model}")
+        return self.reports / f"{self.layer}-{self.model}"

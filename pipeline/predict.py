@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -71,9 +70,9 @@ class Predictor:
 
 
 def with_classifier(
-    classifier: persistence.SavedClassifier, network: FrozenNetwork, depths: depth.Depths | None
+    classifier: persistence.SavedClassifier, network: FrozenNetwork, depths: depth.Depths | None = None
 ) -> Predictor:
-    """Return what predicts a classifier's classes."""
+    """Return what predicts a classifier's classes; depths: as in `Predictor`."""
     spec = classifier.spec
 
     def score(parts: BatchCodes) -> tuple[np.ndarray, np.ndarray]:
@@ -201,8 +200,7 @@ def run(settings: Predict) -> None:
 
     predictor = open_predictor(settings)
     known, white = None if settings.range else predictor.depths, predictor.network.transform.max_value
-    validate = partial(decoding.validate_depth, known=known, white=white) if known else None
-    engine = Engine(predictor.network, settings.batch_size, validate=validate)
+    engine = Engine(predictor.network, settings.batch_size, validate=decoding.depth_validator(known, white))
     paths = folders.list_paths(settings.images, command_line.stdin_lines())
     results = predict(predictor, engine, paths, settings.top, settings.threads or parallel.default_threads())
     if not sys.stdout.isatty():  # where the predictions themselves show how far it has come

@@ -61,7 +61,7 @@ def classify_folder(source: str | Path, backbones: Sequence[str] = BACKBONES) ->
 def advise(name: str, backbone: str) -> tuple[Experiment, float]:
     """Have the layers of a backbone measured; return the recommended experiment and its cross-validated accuracy."""
     do("advise", dataset=name, backbone=backbone)
-    path = Path("reports", name, backbone, "advice", "advice.json")
+    path = Experiment(name, backbone).advice / "advice.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     layer, model = content["advice"]["layer"], content["advice"]["model"]
     accuracy = next(measured["accuracy"] for measured in content["layers"] if measured["layer"] == layer)

@@ -6,7 +6,6 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -109,7 +108,7 @@ def run(settings: Similar) -> None:
     spec = index.spec.with_white(settings.range)
     network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
     known = read_depths(address.data) if settings.range is None else None
-    validate = partial(decoding.validate_depth, known=known, white=spec.transform.max_value) if known else None
+    validate = decoding.depth_validator(known, spec.transform.max_value)
     images = list(list_paths(settings.images, command_line.stdin_lines()))
     threads = settings.threads or parallel.default_threads()
     found = []
@@ -124,7 +123,7 @@ def run(settings: Similar) -> None:
         )
     command_line.pass_any_text(sys.stdout)
     write_csv(sys.stdout, found)
-    out = settings.out or Path("reports", address.name, settings.backbone) / f"{settings.layer}-similar.png"
+    out = settings.out or address.reports / f"{settings.layer}-similar.png"
     draw_sheet(out, sheet_rows(found, address.data, settings.range))
     left_out = f" (the first {MOST_ROWS} of {len(found)} images)" if len(found) > MOST_ROWS else ""
     print(f"The contact sheet: {out}{left_out}", file=sys.stderr)

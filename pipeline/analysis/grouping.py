@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class CodesRows:
         index = reader.read_index(reader.layer_files(path)[0], {})
         return cls(path, index, np.flatnonzero(np.isin(index.splits, splits)))
 
+    def of_other_splits(self, *splits: str) -> CodesRows:
+        """Return the rows of other splits of the same file, which is not read again."""
+        return replace(self, rows=np.flatnonzero(np.isin(self.index.splits, splits)))
+
     @property
     def paths(self) -> list[str]:
         """The paths of the images."""
@@ -62,8 +66,7 @@ class CodesRows:
 
     def near_limit(self, share: float) -> float:
         """Return the distance up to which images are near-duplicates, whatever rows these are."""
-        train = np.flatnonzero(np.array(self.index.splits) == "train")
-        return near_duplicates.distance_limit(self.path, train, share)
+        return near_duplicates.distance_limit(self.path, self.of_other_splits("train").rows, share)
 
 
 def find_image_units(images: CodesRows, data: Path, grouping: Grouping) -> np.ndarray:
@@ -135,12 +138,12 @@ class Related:
         return f"{self.any.sum()} of {len(self.any)} test images are related to training images: {counted}"
 
 
-def find_related(path: Path, data: Path, grouping: Grouping, *, search: bool = True) -> Related:
+def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: bool = True) -> Related:
     """Find the test images that have relatives in the training split; search: whether near-duplicates are looked for.
 
-    path: the file of codes, or fc6+fc7.h5 for those of several layers; data: the prepared dataset's folder.
+    data: the prepared dataset's folder.
     """
-    test, train = CodesRows.of_splits(path, "test"), CodesRows.of_splits(path, "train")
+    train = test.of_other_splits("train")
     copies, grouped = _occur(test.digests, train.digests), np.zeros(len(test.rows), bool)
     if grouping.by not in ("", NEAR_DUPLICATES):
         (of_test,), (of_train,) = (find_groups(images, data, grouping) for images in (test, train))
@@ -148,7 +151,7 @@ def find_related(path: Path, data: Path, grouping: Grouping, *, search: bool = T
     near, limit = np.zeros(len(test.rows), bool), 0.0
     if search and len(train.rows):
         limit = test.near_limit(grouping.near_distance)
-        found = near_duplicates.find_near_duplicates(path, test.rows[~copies], train.rows, limit)
+        found = near_duplicates.find_near_duplicates(test.path, test.rows[~copies], train.rows, limit)
         near = np.isin(test.rows, found.pairs[:, 0])
     return Related(copies, near, grouped, limit)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,11 @@ def validate_depth(data: bytes, known: depth.Depths, white: float) -> None:
     except Exception:  # damaged metadata, for instance, without which the image may be read
         deep = True
     depth.validate_depth(examine(data).values if deep else None, known, white)
+
+
+def depth_validator(known: depth.Depths | None, white: float) -> Callable[[bytes], None] | None:
+    """Return `validate_depth` for images of these depths; None where nobody knows them, so that all are let through."""
+    return partial(validate_depth, known=known, white=white) if known else None
 
 
 def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:

@@ -102,7 +102,6 @@ class TimmWeights:
             return own
         self._validate(name)
         file = find(name, (CONFIG,))
-
         return {**own, **read_config(file)} if file else own
 
     def _validate(self, name: str) -> None:
@@ -194,10 +193,7 @@ def fetch(repository: str, file_names: tuple[str, ...]) -> Path:
     for file_name in file_names:
         try:
             return _verified(Path(_download(repository, file_name)))
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # no network, file or right to write; no name
+        except (OSError, ValueError) as error:  # no network, file or right to write; no name
             reasons.append(error)
     url = f"https://huggingface.co/{repository}/resolve/main/{file_names[0]}"
     raise errors.PipelineError(

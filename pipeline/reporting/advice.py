@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from pipeline import errors
+from pipeline.paths import Experiment
 from pipeline.reporting.charts import Chart, Point, Titles, lay_out
 from pipeline.reporting.experiment_charts import layer_ticks
 from pipeline.reporting.page_data import AdviceSummary, Scores
@@ -41,7 +42,8 @@ class CurvePoint(TypedDict):
 def read_advice(folder: Path, experiments: Iterable[Scores]) -> list[AdviceSummary]:
     """Return the advice on each dataset and backbone of these experiments, from a folder of reports."""
     addresses = dict.fromkeys((scores["dataset"], scores["backbone"]) for scores in experiments)
-    paths = {address: folder.joinpath(*address, "advice", "advice.json") for address in addresses}
+    inside = {address: Experiment(*address).advice.relative_to("reports") for address in addresses}
+    paths = {address: folder / path / "advice.json" for address, path in inside.items()}
     return [_summarise(*address, path) for address, path in paths.items() if path.exists()]
 
 

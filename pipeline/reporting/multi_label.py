@@ -60,7 +60,7 @@ def _rank_key(experiment: MultiLabelExperiment) -> tuple[float, ...]:
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read a table that `evaluate` wrote; raise PipelineError if it is not there."""
     if not path.exists():
-        raise errors.PipelineError(f"{path} is missing. Run pipeline.evaluate again.")
+        raise errors.PipelineError(f"{path} is missing. Evaluate again.", fix=[errors.Fix("evaluate")])
     return files.read_csv(path)
 
 
