@@ -154,6 +154,7 @@ def write_scores(
     labels = np.arange(len(correct)) % k
     predicted = np.where(correct, labels, (labels + 1) % k)
     scores = scoring.score(labels, np.eye(k)[predicted], classes)
+    scores.metrics.update(related=0, validation=None)
     rows = [(f"{row}.png", classes[labels[row]], classes[predicted[row]], 1, row) for row in range(len(labels))]
     files.write_csv(folder / "predictions.csv", ("path", "label", "predicted", "margin", "unit"), rows)
     files.write_csv(

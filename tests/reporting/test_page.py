@@ -300,7 +300,9 @@ def write_several_labels(run: Run) -> None:
     truth = np.random.default_rng(0).random((40, 2)) < 0.5
     margins = truth + np.random.default_rng(1).normal(size=(40, 2)) - 0.5
     test = Codes(margins, truth.astype(np.uint8), [f"{n}.png" for n in range(40)], [], [], names, make_spec())
-    evaluate.write(folder, scoring.score_multi_label(test.labels, margins, names), margins, test)
+    scores = scoring.score_multi_label(test.labels, margins, names)
+    scores.metrics.update(related=0, validation=None)
+    evaluate.write(folder, scores, margins, test, np.arange(40))
 
 
 KINDS = {
