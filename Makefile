@@ -11,7 +11,7 @@ demo: $(READY)  ## the whole pipeline on the embedded digits; ends with the scor
 	python -m pipeline.report --table
 
 test: $(READY) check  ## style, types, tests: one process a core, and one thread each
-	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	ruff check .

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parent.parent
 BAD_FILES = ["broken.png: the file is empty (zero bytes)"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run DVC's tests, which take minutes, first: no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended."""
