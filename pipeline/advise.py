@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +16,13 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
     from pipeline.networks.source_classes import SourceHead
 
-from pipeline import command_line, errors, files, params
+from pipeline import command_line, errors, params
 from pipeline.analysis import recommendation, source_view
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
+from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, trace_curve
+from pipeline.analysis.source_distance import measure_source_distance, source_layer
 from pipeline.classifiers import cv_table, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import TrainingData
 from pipeline.codes import reader
 from pipeline.codes.writer import claim_folder
 from pipeline.config import NEAR_DUPLICATES, Advise
@@ -34,7 +34,7 @@ from pipeline.images import parallel
 from pipeline.images.transforms import Framing
 from pipeline.paths import Experiment
 from pipeline.progress import track
-from pipeline.reporting import figures
+from pipeline.reporting.advice_files import table_of_measures, write_advice
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ MAX_BAD = 0.1
 def choose_images(manifest: Manifest, most: int, seed: int, column: str = "") -> Manifest:
     """Return at most about `most` training images: the same share of each class, but at least two images of each.
 
-    Copies of an image that was drawn come last, and so do images of its group by a column of the manifest.
+    Copies of an image that was drawn come last, and so do images of its group by a column of the manifest. Raise
+    PipelineError if the dataset has no training images.
     """
     rng = np.random.default_rng(seed)
     training = np.flatnonzero(np.array(manifest.splits) == "train")
@@ -56,17 +57,9 @@ def choose_images(manifest: Manifest, most: int, seed: int, column: str = "") ->
     for label in np.unique(manifest.labels[training]):
         rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
         chosen += rows[: max(2, round(share * len(rows)))].tolist()
-    return manifest.take(np.array(sorted(chosen), np.int64))
-
-
-def choose_training_images(data: Path, most: int, seed: int, group_by: str) -> Manifest:
-    """Return the training images of a prepared dataset to measure on, at most about `most`; refuse to go without."""
-    manifest = sources.open_prepared(data, **params.split_settings())
-    require_single_label(manifest)
-    chosen = choose_images(manifest, most, seed, "" if group_by == NEAR_DUPLICATES else group_by)
-    if not chosen.paths:
+    if not chosen:
         raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
-    return chosen
+    return manifest.take(np.array(sorted(chosen), np.int64))
 
 
 def validate_curve(counts: Sequence[int], labels: np.ndarray) -> None:
@@ -74,8 +67,8 @@ def validate_curve(counts: Sequence[int], labels: np.ndarray) -> None:
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
     if counts and not 1 <= min(counts) <= max(counts) < smallest:
         raise errors.PipelineError(
-            f"--curve {' '.join(map(str, counts))}: the smallest class has {smallest} training images, so take "
-            f"numbers from 1 to {smallest - 1}; the other images are scored."
+            f"--curve {' '.join(map(str, counts))}: the smallest class has {smallest} of the training images that are "
+            f"measured on, so take numbers from 1 to {smallest - 1}; the other images are scored."
         )
 
 
@@ -99,62 +92,6 @@ def read_data(folder: Path, layer: str, units: np.ndarray) -> TrainingData:
     return TrainingData(codes.values, codes.labels, units)
 
 
-def source_layer(backbone: str) -> str | None:
-    """Return the layer whose codes of the backbone's source have a known mean and covariance; None if there is none."""
-    from pipeline.networks import tinyvgg
-
-    if backbone != "tinyvgg":
-        return None
-    with np.load(tinyvgg.SOURCE_STATISTICS) as source:
-        return str(source["layer"])
-
-
-def measure_source_distance(codes: reader.Codes) -> float | None:
-    """Return the distance to the source of the codes of `source_layer`; None if the source's were made otherwise."""
-    from pipeline.networks import tinyvgg
-
-    spec, averaged = codes.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
-    framing = spec.transform.crop, spec.transform.fit
-    if spec.weights != "default" or spec.pool not in averaged or framing != (tinyvgg.SIZE, "crop"):
-        return None
-    with np.load(tinyvgg.SOURCE_STATISTICS) as source:
-        mean, cov = source["mean"], source["cov"]
-    averages = codes.values.reshape(len(codes.values), len(mean), -1).mean(2)
-    return recommendation.distance_to_source(averages, mean, cov)
-
-
-@dataclass(frozen=True)
-class Method:
-    """How layers are measured.
-
-    grids: {model: its grid}; the first model measures every layer, and all models measure the best layer; folds, seed:
-    of the cross-validation; large: number of images in the smallest class from which a dataset counts as large.
-    """
-
-    grids: Mapping[str, cv_table.Grid]
-    folds: int
-    seed: int
-    large: int
-
-    @property
-    def model(self) -> str:
-        """The model that measures every layer."""
-        return next(iter(self.grids))
-
-    def plan(self, model: str) -> SearchPlan:
-        """Return how the setting of a model is chosen."""
-        return SearchPlan(model, self.grids[model], self.folds, self.seed)
-
-    def measure(self, layer: str, data: TrainingData) -> recommendation.LayerMeasures:
-        """Measure a layer with the first normalisation of the grid, which is enough to rank layers."""
-        normalise, values = next(iter(self.grids[self.model].items()))
-        return recommendation.measure_layer(layer, data, replace(self.plan(self.model), grid={normalise: values}))
-
-    def accuracies(self, data: TrainingData) -> dict[str, float]:
-        """Return the cross-validated accuracy of every model on a layer's codes."""
-        return {name: recommendation.cross_validate(data, self.plan(name))[1] for name in self.grids}
-
-
 def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
     """Return the grid of each model, as params.yaml or the program has it; refuse what is no grid of that model."""
     grids = {model: params.grid_of(model) for model in models}
@@ -164,12 +101,19 @@ def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
 
 
 def advise(
-    folder: Path, layers: Sequence[str], units: np.ndarray, method: Method, head: str | None, source: str | None
-) -> tuple[list[recommendation.LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
+    folder: Path,
+    layers: Sequence[str],
+    units: np.ndarray,
+    training: recommendation.TrainingImages,
+    method: Method,
+    head: str | None,
+    source: str | None,
+) -> tuple[list[LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
     """Measure all layers and recommend one.
 
-    folder: holds the codes of the layers; units: (n,) int64 of the images, as `find_units` numbers them; head: the node
-    of the network's logits, if it has one; source: the layer of `source_layer`, if there is one.
+    folder: holds the codes of the layers; units: (n,) int64 of the images, as `find_units` numbers them; training: all
+    that the dataset has to train on; head: the node of the network's logits, if it has one; source: the layer of
+    `source_layer`, if there is one.
     """
     first = read_layer(folder, layers[0])
     validate_trainable(first.labels, first.classes, method.folds, units)
@@ -177,7 +121,7 @@ def advise(
     measured = [method.measure(layer, read_data(folder, layer, units)) for layer in bar]
     logits = read_layer(folder, head).values if head else None
     distance = measure_source_distance(read_layer(folder, source)) if source else None
-    facts = recommendation.describe_dataset(first.labels, units, logits, distance)
+    facts = recommendation.describe_dataset(first.labels, units, training, logits, distance)
     best = max(measured, key=lambda layer: layer.accuracy)
     models = method.accuracies(read_data(folder, best.layer, units))
     return measured, facts, recommendation.recommend(measured, facts, models, method.large)
@@ -206,72 +150,17 @@ def describe_source_view(folder: Path, head: SourceHead) -> list[source_view.Cla
 
 def trace_curves(
     folder: Path,
-    measured: Sequence[recommendation.LayerMeasures],
+    measured: Sequence[LayerMeasures],
     units: np.ndarray,
     counts: Sequence[int],
     method: Method,
-) -> list[recommendation.CurvePoint]:
+) -> list[CurvePoint]:
     """Return the few-shot curves of all layers, each with the setting that is best for the layer."""
-    points: list[recommendation.CurvePoint] = []
+    points: list[CurvePoint] = []
     for layer in measured:
         spec, data = read_layer(folder, layer.layer).spec, read_data(folder, layer.layer, units)
-        points += recommendation.trace_curve(spec, data, layer.setting, method.plan(method.model), counts)
+        points += trace_curve(spec, data, layer.setting, method.plan(method.model), counts)
     return points
-
-
-def write(
-    folder: Path,
-    measured: Sequence[recommendation.LayerMeasures],
-    facts: recommendation.DatasetFacts,
-    advice: recommendation.Advice,
-    points: Sequence[recommendation.CurvePoint],
-    seen: Sequence[source_view.ClassView],
-) -> None:
-    """Write layers.csv, layers.png, curve.csv, source_classes.csv and, last, advice.json."""
-    rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
-    files.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
-    draw(folder / "layers.png", measured)
-    traced = [asdict(point) for point in points]
-    if traced:
-        files.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
-    shares = [(view["label"], view["n"], *share) for view in seen for share in view["seen"]]
-    if shares:
-        files.write_csv(folder / "source_classes.csv", ["class", "n", "source_class", "share"], shares)
-    content = {
-        "advice": asdict(advice),
-        "dataset": asdict(facts),
-        "layers": [asdict(layer) for layer in measured],
-        "curve": traced,
-        "source_classes": seen,
-    }
-    files.write_json(folder / "advice.json", content)
-
-
-def draw(path: Path, measured: Sequence[recommendation.LayerMeasures]) -> None:
-    """Draw accuracy, LogME and H-score of each layer."""
-    places = range(len(measured))
-    accuracy = np.array([layer.accuracy for layer in measured])
-    spans = np.abs(np.array([[layer.low, layer.high] for layer in measured]).T - accuracy)
-    with figures.new_figure(path, max(5, 0.6 * len(measured) + 2), 7) as figure:
-        top, middle, bottom = figure.subplots(3, 1, sharex=True)
-        top.errorbar(places, accuracy, spans, marker="o", capsize=3)
-        middle.plot(places, [layer.log_me for layer in measured], marker="o")
-        bottom.plot(places, [layer.h_score for layer in measured], marker="o")
-        for axes, name in ((top, "cross-validated accuracy"), (middle, "LogME"), (bottom, "H-score, shrunk")):
-            axes.set_ylabel(name)
-            axes.grid(alpha=0.3)
-        bottom.set_xticks(places, [layer.layer for layer in measured], rotation=45, ha="right", parse_math=False)
-
-
-def table(measured: Sequence[recommendation.LayerMeasures], best: str) -> str:
-    """Return the measures as a table of text, the most accurate layer first; `best` is marked."""
-    lines = [f"{'layer':<12} {'width':>6} {'accuracy':>8}  {'95% interval':<15} {'LogME':>8} {'H-score':>8}"]
-    for layer in sorted(measured, key=lambda layer: -layer.accuracy):
-        span = f"{layer.low:.4f}–{layer.high:.4f}"
-        mark = "  ← taken" if layer.layer == best else ""
-        measures = f"{layer.log_me:>8.4f} {layer.h_score:>8.4f}{mark}"
-        lines.append(f"{layer.layer:<12} {layer.width:>6} {layer.accuracy:>8.4f}  {span:<15} {measures}")
-    return "\n".join(lines)
 
 
 def run(settings: Advise) -> None:
@@ -286,7 +175,13 @@ def run(settings: Advise) -> None:
     )
     before_relu = layers_before_relu(backbone, layers) if settings.curve and settings.relu != "post" else []
     method = Method(read_grids(settings.models), settings.folds, settings.seed, settings.large)
-    chosen = choose_training_images(address.data, settings.images, settings.seed, settings.group_by)
+    manifest = sources.open_prepared(address.data, **params.split_settings())
+    require_single_label(manifest)
+    column = "" if settings.group_by == NEAR_DUPLICATES else settings.group_by
+    chosen, training = (
+        choose_images(manifest, settings.images, settings.seed, column),
+        recommendation.count_training_images(manifest),
+    )
     device = choose_device(settings.device)
     validate_curve(settings.curve, chosen.labels)
     framing = Framing(max_value=chosen.max_value)
@@ -297,8 +192,8 @@ def run(settings: Advise) -> None:
     write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
     images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
-    measured, facts, advice = advise(folder, layers, units, method, scores, source)
-    points: list[recommendation.CurvePoint] = []
+    measured, facts, advice = advise(folder, layers, units, training, method, scores, source)
+    points: list[CurvePoint] = []
     if settings.curve and settings.relu != "pre":
         points += trace_curves(folder, measured, units, settings.curve, method)
     if before_relu:
@@ -308,8 +203,8 @@ def run(settings: Advise) -> None:
         points += trace_curves(before, of_names, units, settings.curve, method)
     seen = describe_source_view(folder, head) if head and head.names else []
     out = settings.out or address.advice
-    write(out, measured, facts, advice, points, seen)
-    print(table(measured, advice.layer))
+    write_advice(out, measured, facts, advice, points, seen)
+    print(table_of_measures(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")
 

@@ -10,12 +10,12 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from pipeline.analysis import transferability
-from pipeline.classifiers import cv_table, few_shot, scoring, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
-from pipeline.codes.spec import CodesSpec
-
-FAR_FROM_SOURCE = 1.0
-"""Distance to the source from which images count as different from it."""
+from pipeline.analysis.layer_measures import LayerMeasures
+from pipeline.analysis.source_distance import FAR_FROM_SOURCE
+from pipeline.classifiers import scoring
+from pipeline.data.manifest import Manifest
+from pipeline.data.splits import find_units
+from pipeline.errors import counted
 
 WIDE_INTERVAL = 0.1
 """Half width from which a 95% interval counts as too wide to choose by."""
@@ -36,29 +36,33 @@ RULES = {
 
 
 @dataclass(frozen=True)
-class LayerMeasures:
-    """Measures of a layer's codes on the training images.
+class TrainingImages:
+    """All training images with a label that a dataset has.
 
-    width: numbers per code; accuracy, low, high: cross-validated, with its 95% interval, in [0, 1]; log_me, h_score: as
-    in `transferability`, the latter shrunk; setting: the normalisation and the parameters that reached the accuracy.
+    n_images: their number; n_classes: number of their classes; smallest_class: number of images in the smallest of
+    these, where copies count once.
     """
 
-    layer: str
-    width: int
-    accuracy: float
-    low: float
-    high: float
-    log_me: float
-    h_score: float
-    setting: cv_table.Setting
+    n_images: int
+    n_classes: int
+    smallest_class: int
+
+
+def count_training_images(manifest: Manifest) -> TrainingImages:
+    """Return how many training images a single-label dataset has, of which some may be measured on."""
+    rows = np.flatnonzero(np.array(manifest.splits) == "train")
+    digests = [manifest.digests[row] for row in rows]
+    pairs = np.unique(np.stack([manifest.labels[rows], find_units(digests)], 1), axis=0)
+    sizes = np.unique(pairs[:, 0], return_counts=True)[1]
+    return TrainingImages(len(rows), len(sizes), int(sizes.min(initial=len(rows))))
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
     """Measures of a dataset, and of the network on it.
 
-    n_images, n_classes: of the training images; n_units: number of independent units among these, as in
-    `scoring.Interval`; smallest_class: number of images in the smallest class.
+    n_images: number of training images that were measured on; n_units: number of independent units among these, as in
+    `scoring.Interval`; training: all training images of the dataset.
 
     leep, nce: as in `transferability`; prediction_entropy: mean entropy of the network's predictions of its own
     classes; mean_prediction_entropy: entropy of their mean; both are shares of the highest possible entropy, in [0, 1].
@@ -69,8 +73,7 @@ class DatasetFacts:
 
     n_images: int
     n_units: int
-    n_classes: int
-    smallest_class: int
+    training: TrainingImages
     leep: float | None = None
     nce: float | None = None
     prediction_entropy: float | None = None
@@ -94,33 +97,18 @@ class Advice:
     measures: tuple[str, ...]
 
 
-def measure_layer(layer: str, data: TrainingData, plan: SearchPlan) -> LayerMeasures:
-    """Measure the codes of one layer."""
-    X, y = data.X[:], data.y
-    setting, accuracy, (low, high, _) = cross_validate(data, plan)
-    log_me, h_score = transferability.log_me(X, y), transferability.shrunk_h_score(X, y)
-    return LayerMeasures(layer, X.shape[1], accuracy, low, high, log_me, h_score, setting)
-
-
-def cross_validate(data: TrainingData, plan: SearchPlan) -> tuple[cv_table.Setting, float, scoring.Interval]:
-    """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
-    splits = data.folds(plan.folds, plan.seed)
-    table = cv_table.tabulate(search.cross_validate(data.X, data.y, plan.model, plan.grid, splits))
-    chosen = cv_table.best_row(table)
-    held_out = [len(rows) for _, rows in splits]
-    accuracy = round(float(np.dot(chosen["folds"], held_out))) / len(data.y)
-    return cv_table.setting_of(chosen), accuracy, scoring.interval(accuracy, data.units)
-
-
 def describe_dataset(
-    y: np.ndarray, units: np.ndarray, logits: np.ndarray | None, source_distance: float | None
+    y: np.ndarray,
+    units: np.ndarray,
+    training: TrainingImages,
+    logits: np.ndarray | None,
+    source_distance: float | None,
 ) -> DatasetFacts:
-    """Return the facts of a dataset.
+    """Return the facts of a dataset, of which the n images of `units` are measured on.
 
     y: (n,) labels; units: (n,) of `find_units`; logits: (n, n_source_classes) of the network's own head, if it has one.
     """
-    counts = np.bincount(y)[np.unique(y)]
-    facts = DatasetFacts(len(y), len(np.unique(units)), len(counts), int(counts.min()), source_distance=source_distance)
+    facts = DatasetFacts(len(y), len(np.unique(units)), training, source_distance=source_distance)
     if logits is None:
         return facts
     probabilities = softmax(logits.astype(np.float64), axis=1)
@@ -134,22 +122,6 @@ def describe_dataset(
     )
 
 
-def distance_to_source(values: np.ndarray, mean: np.ndarray, cov: np.ndarray, seed: int = 0) -> float:
-    """Return the distance of codes to those of the source: near 0 for source images, about 2 for handwritten digits.
-
-    It is the Fréchet distance, minus that of an equally small sample of the source, in units of the source's variance.
-
-    values: (n, d) codes; mean, cov: (d,), (d, d) of the source's codes.
-    """
-    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
-    sample = np.random.default_rng(seed).multivariate_normal(mean, cov, len(values), method="eigh")
-    of_images, of_sample = (
-        transferability.frechet(codes.mean(0), np.cov(codes.T), mean, cov)
-        for codes in (values.astype(np.float64), sample)
-    )
-    return float((of_images - of_sample) / np.trace(cov))
-
-
 def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapping[str, float], large: int) -> Advice:
     """Choose a layer and a model, say whether to fine-tune, and why.
 
@@ -159,7 +131,7 @@ def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapp
     best = max(layers, key=lambda layer: layer.accuracy)
     model = max(models, key=lambda name: models[name])
     near = facts.source_distance < FAR_FROM_SOURCE if facts.source_distance is not None else _is_late(layers, best)
-    case, rule = RULES[facts.smallest_class >= large, near]
+    case, rule = RULES[facts.training.smallest_class >= large, near]
     close = [layer.layer for layer in layers if layer.accuracy >= best.low and layer is not best]
     sufficient = best.high - best.low <= 2 * WIDE_INTERVAL and len(close) < max(len(layers) - 1, 1)
     sentences = (
@@ -174,7 +146,7 @@ def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapp
         *_disagreements(layers, best, close),
         *_predictions(facts),
     )
-    return Advice(best.layer, model, facts.smallest_class >= large, case, sufficient, sentences, measures)
+    return Advice(best.layer, model, facts.training.smallest_class >= large, case, sufficient, sentences, measures)
 
 
 def _is_late(layers: Sequence[LayerMeasures], layer: LayerMeasures) -> bool:
@@ -187,12 +159,16 @@ def _choice(best: LayerMeasures, model: str, models: Mapping[str, float], facts:
     against = f"; {', '.join(others)}" if others else ""
     return (
         f"Take {best.layer} with {model}: cross-validated accuracy {models[model]:.4f} (95% interval of the layer "
-        f"{best.low:.4f}–{best.high:.4f}, {_images(facts)}{against})."
+        f"{best.low:.4f}–{best.high:.4f}, measured on {_images(facts)}{against})."
     )
 
 
 def _images(facts: DatasetFacts) -> str:
-    return scoring.images_text(facts.n_units, facts.n_images, "training image")
+    """Say on how many of the dataset's training images, and on how many independent ones, figures were measured."""
+    measured = counted(facts.training.n_images, "training image")
+    if facts.n_images < facts.training.n_images:
+        measured = f"{facts.n_images:,} of {measured}"
+    return measured if facts.n_units == facts.n_images else f"{measured} (n = {facts.n_units}; {scoring.ONCE})"
 
 
 def _close(best: LayerMeasures, close: Sequence[str]) -> str:
@@ -202,9 +178,12 @@ def _close(best: LayerMeasures, close: Sequence[str]) -> str:
 
 
 def _action(facts: DatasetFacts, case: str, rule: str, large: int) -> str:
-    size = f"the smallest of the {facts.n_classes} classes has {facts.smallest_class} images, large means {large}"
-    verb = "Fine-tune the network from" if facts.smallest_class >= large else "Freeze the network and train on"
-    return f"{verb} these codes: {size}. The dataset is {case}; the rule of thumb is {rule}."
+    classes, size = counted(facts.training.n_classes, "class"), facts.training.smallest_class
+    verb = "Fine-tune the network" if size >= large else "Freeze the network"
+    return (
+        f"{verb}, by the rule of thumb, which was not measured here: the dataset is {case}, for which the rule is "
+        f"{rule}. The smallest of its {classes} has {counted(size, 'training image')}; from {large:,} on it is large."
+    )
 
 
 def _source_distance(facts: DatasetFacts, similar: bool) -> str:
@@ -254,35 +233,3 @@ def _insufficient(
         f"The data do not suffice to choose a layer: {len(close) + 1} of {len(layers)} layers are within the interval "
         f"{best.low:.3f}–{best.high:.3f} of {_images(facts)}. Use more (--images), or take the cheapest layer."
     )
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """Accuracy of a classifier that was trained on a few images per class, on the training images that are left.
-
-    relu: "post" or "pre", whether the codes are from after or before the layer's ReLU; shots: images per class; low,
-    high: the 95% interval of the accuracy.
-    """
-
-    layer: str
-    relu: str
-    shots: int
-    accuracy: float
-    low: float
-    high: float
-
-
-def trace_curve(
-    spec: CodesSpec, data: TrainingData, setting: cv_table.Setting, plan: SearchPlan, counts: Sequence[int]
-) -> list[CurvePoint]:
-    """Return the few-shot curve of a layer with one setting, scored on the training images that no count takes.
-
-    The curves of all layers extend those of "How transferable are features in deep neural networks?" (Yosinski et al.,
-    NIPS 2014), which show accuracy by layer, to several numbers of images.
-    """
-    grid = {setting["normalisation"]: {name: [value] for name, value in setting["parameters"].items()}}
-    draws = few_shot.hold_out_rest(data, max(counts), plan.seed)
-    return [
-        CurvePoint(spec.layer, spec.relu, draw.shots, draw.accuracy, draw.low, draw.high)
-        for draw in few_shot.learning_curve(data, replace(plan, grid=grid, folds=1), counts, draws)
-    ]

@@ -18,7 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from pipeline import advise
-from pipeline.analysis import recommendation
+from pipeline.analysis import recommendation, source_distance
+from pipeline.analysis.layer_measures import LayerMeasures
 from pipeline.codes import reader
 from pipeline.data.manifest import Manifest, read_manifest
 from pipeline.networks import backbones
@@ -63,11 +64,13 @@ def test_the_four_cases(
     run: Run, project: Path, write: Callable[[Path, int], Path], similar: bool, per_class: int, large: bool
 ) -> None:
     assert run("prepare", "--dataset", write(project / "some", per_class)).code == 0
-    outcome = run("advise", "--dataset", "some", "--layer", *LAYERS, "--large", 50, "--folds", 3)
+    flags = ("--large", 50, "--folds", 3, "--images", 60)
+    outcome = run("advise", "--dataset", "some", "--layer", *LAYERS, *flags)
     assert outcome.code == 0, outcome.err
     result = advised()
     advice = result["advice"]
-    assert (result["dataset"]["source_distance"] < recommendation.FAR_FROM_SOURCE) == similar
+    assert ("measured on 60 of " in outcome.out) == (large or not similar), "the whole dataset counts, not the sample"
+    assert (result["dataset"]["source_distance"] < source_distance.FAR_FROM_SOURCE) == similar
     assert advice["case"] == recommendation.RULES[large, similar][0] and advice["fine_tune"] == large
     assert ("Fine-tune the network" in outcome.out) == large and ("Freeze the network" in outcome.out) != large
     accuracy = {layer["layer"]: layer["accuracy"] for layer in result["layers"]}
@@ -110,7 +113,8 @@ def test_what_is_written(measured: Outcome) -> None:
     assert few < more
     Image.open(folder / "layers.png").verify()
     facts = advised()["dataset"]
-    assert facts["n_images"] == 6 * 12 and facts["smallest_class"] == 12 and facts["leep"] < 0 and facts["nce"] <= 0
+    assert facts["training"] == {"n_images": 72, "n_classes": 6, "smallest_class": 12} and facts["n_images"] == 72
+    assert facts["leep"] < 0 and facts["nce"] <= 0
     assert 0 < facts["prediction_entropy"] <= facts["mean_prediction_entropy"] <= 1
 
 
@@ -144,44 +148,52 @@ def test_a_subset_keeps_the_share_of_each_class() -> None:
     assert len(advise.choose_images(manifest, 10_000, 0).paths) == 903
 
 
+def test_training_images_are_counted_without_copies_and_without_the_other_splits() -> None:
+    splits = ("train", "train", "train", "train", "test", "val", "unlabelled")
+    labels, digests = np.array([0, 0, 0, 1, 1, 1, -1]), ("a", "a", "b", "c", "d", "e", "f")
+    manifest = Manifest(Path("x"), digests, labels, splits, ("0", "1", "2"), digests)
+    assert recommendation.count_training_images(manifest) == recommendation.TrainingImages(4, 2, 1)
+    crowded = Manifest(
+        Path("x"), ("",) * 9, np.array([0] * 4 + [1] * 5), ("train",) * 9, ("0", "1"), tuple("aabcdefgg")
+    )
+    assert recommendation.count_training_images(crowded) == recommendation.TrainingImages(9, 2, 3)
+
+
 def test_the_distance_to_the_source_is_near_0_for_the_source_itself_alone() -> None:
     rng = np.random.default_rng(0)
     root = rng.normal(size=(20, 20))
     mean, cov = rng.normal(size=20), root @ root.T
     own = rng.multivariate_normal(mean, cov, 300)
-    assert abs(recommendation.distance_to_source(own, mean, cov)) < 0.1
-    assert recommendation.distance_to_source(3 * own + 20, mean, cov) > 1
+    assert abs(source_distance.distance_to_source(own, mean, cov)) < 0.1
+    assert source_distance.distance_to_source(3 * own + 20, mean, cov) > 1
 
 
 def test_entropies_are_shares_of_the_highest() -> None:
     y, units = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])
     certain = 100.0 * np.eye(4)[[0, 0, 1, 1]]
-    facts = recommendation.describe_dataset(y, units, certain, None)
+    facts = recommendation.describe_dataset(y, units, TRAINING, certain, None)
     assert facts.prediction_entropy == pytest.approx(0, abs=1e-9)
     assert facts.mean_prediction_entropy == pytest.approx(0.5)
-    assert recommendation.describe_dataset(y, units, np.zeros((4, 4)), None).prediction_entropy == pytest.approx(1)
-    facts = recommendation.describe_dataset(y, units, None, 0.3)
-    assert facts == recommendation.DatasetFacts(4, 3, 2, 2, source_distance=0.3)
+    assert recommendation.describe_dataset(
+        y, units, TRAINING, np.zeros((4, 4)), None
+    ).prediction_entropy == pytest.approx(1)
+    facts = recommendation.describe_dataset(y, units, TRAINING, None, 0.3)
+    assert facts == recommendation.DatasetFacts(4, 3, TRAINING, source_distance=0.3)
 
 
 # What it recommends
 
 
-def layer(
-    name: str, accuracy: float, half: float = 0.02, log_me: float = 0.0, h_score: float = 0.0
-) -> recommendation.LayerMeasures:
-    return recommendation.LayerMeasures(
-        name, 10, accuracy, accuracy - half, min(accuracy + half, 1), log_me, h_score, {}
-    )
+TRAINING = recommendation.TrainingImages(n_images=200, n_classes=2, smallest_class=50)
+FACTS = recommendation.DatasetFacts(n_images=200, n_units=200, training=TRAINING, source_distance=0.4)
 
 
-def advise_on(
-    layers: Sequence[recommendation.LayerMeasures], facts: recommendation.DatasetFacts
-) -> recommendation.Advice:
+def layer(name: str, accuracy: float, half: float = 0.02, log_me: float = 0.0, h_score: float = 0.0) -> LayerMeasures:
+    return LayerMeasures(name, 10, accuracy, accuracy - half, min(accuracy + half, 1), log_me, h_score, {})
+
+
+def advise_on(layers: Sequence[LayerMeasures], facts: recommendation.DatasetFacts) -> recommendation.Advice:
     return recommendation.recommend(layers, facts, {"svm": 0.9, "softmax": 0.8}, large=100)
-
-
-FACTS = recommendation.DatasetFacts(n_images=200, n_units=200, n_classes=2, smallest_class=50, source_distance=0.4)
 
 
 def test_it_names_where_measures_disagree() -> None:
@@ -204,6 +216,16 @@ def test_it_says_when_the_measurement_contradicts_the_rule() -> None:
     assert "against the rule" in " ".join(advise_on(early, FACTS).measures)
     assert "as the rule says" in " ".join(advise_on(late, FACTS).measures)
     assert "as the rule says" in " ".join(advise_on(early, replace(FACTS, source_distance=1.9)).measures)
+
+
+def test_it_says_on_how_many_of_the_training_images_it_measured_and_what_is_a_rule_of_thumb() -> None:
+    large = replace(FACTS, training=recommendation.TrainingImages(2000, 2, 1000))
+    advice = advise_on([layer("a", 0.8), layer("b", 0.9)], large)
+    assert advice.fine_tune and advice.case == "large and similar to the source"
+    assert "measured on 200 of 2,000 training images" in advice.sentences[0]
+    assert "by the rule of thumb, which was not measured here" in advice.sentences[-1]
+    copied = advise_on([layer("a", 0.8), layer("b", 0.9)], replace(large, n_units=150))
+    assert "200 of 2,000 training images (n = 150; copies" in copied.sentences[0]
 
 
 def test_it_says_when_the_data_do_not_suffice() -> None:
@@ -231,7 +253,7 @@ def test_without_statistics_of_the_source_the_last_layer_decides() -> None:
         (("--layer", "fc9"), ("Unknown layer 'fc9' for tinyvgg", "fc7")),
         (("--images", "0"), ("--images is '0', but it must be 1 or more",)),
         (("--curve", "0", "2"), ("--curve is '0', but it must be 1 or more",)),
-        (("--curve", "9"), ("the smallest class has 9 training images",)),
+        (("--curve", "9"), ("the smallest class has 9 of the training images",)),
         (("--models", "svn"), ("Unknown model 'svn'",)),
         (("--layer", "fc7", "--folds", "30"), ("fewer than the 30 folds",)),
     ],
