@@ -58,7 +58,8 @@ def run(settings: Classify) -> None:
         if settings.drop_small_classes:
             codes, units = without_small_classes(codes, units, settings.folds)
         validate_different(codes)
-        validate_trainable(codes.labels, codes.classes, settings.folds, units)
+        folds = few_shot.HOLD_OUT_PARTS if shots else settings.folds
+        validate_trainable(codes.labels, codes.classes, folds, units)
         data = training_data(codes, units)
         if shots:
             few_shot.validate_shots(codes.labels, codes.classes, shots, settings.draws)
@@ -220,9 +221,9 @@ def count_constant_features(X: Rows) -> int:
 def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: int) -> str:
     """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
     chosen = trained.chosen
-    setting = ", ".join(f"{name}={value}" for name, value in chosen["parameters"].items())
+    setting = [chosen["normalisation"], *(f"{name}={value}" for name, value in chosen["parameters"].items())]
     lines = [
-        f"{path}: {chosen['normalisation']}, {setting}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
+        f"{path}: {', '.join(setting)}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
         f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, "
         + scoring.images_text(facts["n_units"], facts["n_train"])
     ]

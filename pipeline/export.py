@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence
 from pipeline.classifiers.persistence import SavedClassifier
-from pipeline.classifiers.preprocessing import SignedRoot
+from pipeline.classifiers.preprocessing import Centred, SignedRoot
 from pipeline.codes.spec import join_codes
 from pipeline.config import Export
 from pipeline.images import views
@@ -104,10 +104,19 @@ def standardise(scaler: StandardScaler) -> Transformation:
     return lambda codes: (codes - mean) / scale
 
 
+def centre(scaler: Centred) -> Transformation:
+    """Return a fitted centring in operations of torch."""
+    import torch
+
+    mean = torch.from_numpy(scaler.mean_.astype(np.float32))
+    return lambda codes: to_length_one(codes - mean)
+
+
 NORMALISATIONS: dict[type[BaseEstimator], Callable[[Any], Transformation]] = {
     Normalizer: lambda scaler: to_length_one,
     SignedRoot: lambda scaler: lambda codes: to_length_one(codes.sign() * codes.abs().sqrt()),
     StandardScaler: standardise,
+    Centred: centre,
 }
 """The normalisations in operations of torch, from the fitted estimator."""
 
@@ -120,7 +129,7 @@ def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
     model = classifier.pipeline[-1]
     if not hasattr(model, "coef_"):
         raise errors.PipelineError(
-            f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax or ridge."
+            f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax, ridge or ncm."
         )
     coefficients = np.atleast_2d(model.coef_)  # that of ridge is a vector for two classes
     intercepts = np.ravel(model.intercept_)

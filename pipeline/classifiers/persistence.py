@@ -18,13 +18,17 @@ from sklearn.pipeline import Pipeline
 from pipeline import errors, files
 from pipeline.classifiers import scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, Grid, NestedResult
-from pipeline.classifiers.preprocessing import SignedRoot
+from pipeline.classifiers.nearest_mean import NearestClassMean
+from pipeline.classifiers.preprocessing import Centred, SignedRoot
 from pipeline.codes.spec import CodesSpec
 
 FORMAT = "cnn-codes-classifier 2"
 """Name and version of the two files; the skops file names our classes by their modules, so a move raises it."""
 
-TRUSTED = [f"{kind.__module__}.{kind.__qualname__}" for kind in (solvers.LinearSVM, solvers.Softmax, SignedRoot)]
+TRUSTED = [
+    f"{kind.__module__}.{kind.__qualname__}"
+    for kind in (solvers.LinearSVM, solvers.Softmax, NearestClassMean, SignedRoot, Centred)
+]
 """Types beyond those of scikit-learn, SciPy and NumPy that a classifier's file may hold."""
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "skops")

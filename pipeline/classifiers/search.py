@@ -23,7 +23,8 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from pipeline import errors
 from pipeline.classifiers import cv_table, scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
-from pipeline.classifiers.preprocessing import SignedRoot, signed_root_rows
+from pipeline.classifiers.nearest_mean import NearestClassMean
+from pipeline.classifiers.preprocessing import Centred, SignedRoot, signed_root_rows
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
 from pipeline.progress import track
@@ -38,6 +39,7 @@ CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
     "softmax": partial(solvers.Softmax, max_iter=PATH_MODELS["softmax"]),
     "knn": partial(KNeighborsClassifier, metric="cosine"),
     "ridge": RidgeClassifier,
+    "ncm": NearestClassMean,
 }
 """The classifiers by name; params.yaml has the grids of their hyper-parameters under the same names."""
 
@@ -45,9 +47,11 @@ NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {
     "l2": Normalizer,
     "standard": StandardScaler,
     "sqrt": SignedRoot,
+    "centred": Centred,
 }
 """What is done to the codes first: each row is scaled to length 1 (Razavian et al., "CNN features off-the-shelf",
-2014), each column to mean 0 and variance 1, or the signed square root of each number precedes the scaling of rows."""
+2014), each column to mean 0 and variance 1, or the signed square root of each number, or the subtraction of the mean
+row, precedes the scaling of rows."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +315,8 @@ def validate_grid(model: str, grid: object) -> None:
     for name, values in grid.items():
         if name not in NORMALISATIONS:
             raise errors.unknown("normalisation", str(name), NORMALISATIONS)
+        if name == "centred" and model in PATH_MODELS:
+            raise errors.PipelineError(f"{model} does not take the normalisation centred. Take l2 or standard.")
         if not isinstance(values, Mapping) or not all(isinstance(v, list) and v for v in values.values()):
             raise errors.PipelineError(
                 f"The grid of {name} must read {{parameter: [values]}}, like {{C: [0.1, 1, 10]}}."

@@ -173,6 +173,14 @@ def test_few_images_give_a_curve_without_test_images(run: Run) -> None:
     assert MODEL.with_name("fc7-svm-shots.png").exists() and not MODEL.exists()
 
 
+def test_four_images_per_class_give_a_curve_of_the_nearest_class_mean(run: Run) -> None:
+    """They are fewer than the folds of a search, which a model without settings does not need."""
+    write_codes(CODES, [0, 1, 2] * 4, ["train"] * 12, ["ant", "bee", "fly"])
+    outcome = run("classify", "--model", "ncm", "--shots", 1, 3)
+    assert outcome.code == 0 and "3 held-out training images" in outcome.out, outcome.err
+    mistake(run("classify", "--model", "ncm"), "4 training images, fewer than the 5 folds")
+
+
 def test_columns_that_are_constant_are_counted(run: Run) -> None:
     values = np.random.default_rng(0).random((60, 5), np.float32)
     values[:, :2] = 3
@@ -211,6 +219,7 @@ def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.Monkey
         (("--grid", "{l2: {C: 1}}"), ("--grid (l2.C) is 1, but it must be a list",)),
         (("--grid", "{l2: {D: [1]}}"), ("Unknown parameter 'D' for svm", "C")),
         (("--grid", "{l2: {C: [-1]}}"), ("C=-1", "svm")),
+        (("--grid", "{centred: {C: [1]}}"), ("svm does not take the normalisation centred", "standard")),
         (("--memory", "much"), ("'much' is no size", "2GB")),
         (("--memory", "1MB"), ("too little", "100MB")),
         (("--memory", "9" * 400 + "GB"), ("is no size",)),

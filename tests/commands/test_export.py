@@ -81,7 +81,7 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         ("pool3", "svm", "{l2: {C: [10]}}", ("--pool", "max3")),
         ("pool4", "softmax", "{standard: {C: [0.1]}}", ("--pool", "max")),
         ("conv2", "svm", "{standard: {C: [0.01]}}", ("--pool", "avg3")),
-        ("conv7", "softmax", "{l2: {C: [100]}}", ("--pool", "flatten")),
+        ("conv7", "ncm", "{centred: {}}", ("--pool", "flatten")),
         ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
         ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
         ("pool4+fc7", "svm", "{standard: {C: [0.1]}}", ("--views", "flips")),
