@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow warns of damaged metadata, which is not used.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
 """The decoders of JPEG files: Pillow, or TorchCodec, which decodes and resizes on the network's device.
@@ -140,6 +142,8 @@ def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
     except (BadImage, depth.UnusableValuesError, Image.DecompressionBombError):
         raise
     except Exception:  # metadata can be the reason, and metadata do not count
+        if formats.unusual_pixels(data):
+            raise BadImage(formats.refusal(data)) from None
         stripped = metadata.strip(data)
         if stripped is None:
             raise

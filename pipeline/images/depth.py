@@ -23,6 +23,9 @@ FLOAT_WHITES = (1.0, 255.0)
 
 BITS_PER_SAMPLE, PLANAR = 258, 284
 """Tags of TIFF files."""
+UNSPECIFIED = 0
+"""What a TIFF file says of a channel beside its colours that is no transparency: infrared light, for one."""
+
 PNG_DEPTH = 24
 """Where in a PNG file its number of bits per channel is."""
 
@@ -184,7 +187,8 @@ def colour_values(data: bytes) -> np.ndarray:
     import cv2
 
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the reason is told by what is raised
-    if data.startswith(metadata.TIFF) and metadata.read_tags(data).get(PLANAR) == 2:
+    tags = metadata.read_tags(data) if data.startswith(metadata.TIFF) else {}
+    if tags.get(PLANAR) == 2:
         raise UnusableValuesError(
             "its channels of 16 bits lie in separate planes, so save it with interleaved channels"
         )
@@ -193,7 +197,8 @@ def colour_values(data: bytes) -> np.ndarray:
     if values is None:
         raise ValueError("the pixels cannot be decoded")
     if values.ndim == 3 and values.shape[2] >= 3:
-        values = values[..., [2, 1, 0, 3][: values.shape[2]]]
+        kept = 3 if tags.get(metadata.EXTRA_SAMPLES) == UNSPECIFIED else values.shape[2]
+        values = values[..., [2, 1, 0, 3][:kept]]
     return _validate_finite(np.ascontiguousarray(values))
 
 

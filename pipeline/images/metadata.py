@@ -35,6 +35,7 @@ MARKERS_ALONE = (0x01, *range(0xD0, 0xD9))
 """Markers of a JPEG file that no segment follows."""
 
 ORIENTATION, SUB_IFDS = ExifTags.Base.Orientation, ExifTags.Base.SubIFDs
+EXTRA_SAMPLES = 338
 WIDTH, HEIGHT = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
 
 PIXEL_TAGS = {
@@ -135,21 +136,30 @@ def _strip_png(data: bytes) -> tuple[bytes, int]:
 
 def _strip_jpeg(data: bytes) -> tuple[bytes, int]:
     """Leave out comments and the application's segments but Adobe's, which says how colours are stored."""
-    parts, orientation, place = [data[:2]], 1, 2
-    while marker := re.compile(rb"\xff+([^\0\xff])", re.DOTALL).search(data, place):
-        kind, start = marker[1][0], marker.end()
-        if kind == START_OF_SCAN or start + 2 > len(data):
-            parts.append(data[marker.start() :])
-            break
-        place = start if kind in MARKERS_ALONE else start + int.from_bytes(data[start : start + 2], "big")
-        content = data[start + 2 : place]
-        if kind == APP0 and content.startswith(b"JFIF\0"):
+    parts, orientation, scan = [data[:2]], 1, len(data)
+    for kind, start, end in jpeg_segments(data):
+        content = data[start + 2 : end]
+        if kind == START_OF_SCAN:
+            scan = start - 2
+        elif kind == APP0 and content.startswith(b"JFIF\0"):
             parts.append(JFIF)
         elif kind == APP1 and content.startswith(EXIF):
             orientation = orientation_in(content)
         elif kind == APP14 or not (APP0 <= kind <= APP15 or kind == COMMENT):
-            parts.append(b"\xff" + data[start - 1 : place])
-    return b"".join(parts), orientation
+            parts.append(b"\xff" + data[start - 1 : end])
+    return b"".join([*parts, data[scan:]]), orientation
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the marker of each segment of a JPEG file up to the first scan, and where the segment starts and ends.
+
+    A segment starts with the two bytes of its length, those of markers without one are empty.
+    """
+    place, kind = 2, 0
+    while kind != START_OF_SCAN and (marker := re.compile(rb"\xff+([^\0\xff])", re.DOTALL).search(data, place)):
+        kind, start = marker[1][0], marker.end()
+        place = start if kind in MARKERS_ALONE else start + int.from_bytes(data[start : start + 2], "big")
+        yield kind, start, place
 
 
 def _strip_tiff(data: bytes) -> bytes:

@@ -22,6 +22,7 @@ from pipeline.images import decoding, depth
 COLOUR = np.asarray(smooth_image(48, 32))
 GREY = COLOUR[..., 1]
 INTERLEAVED, PLANES = 1, 2
+UNSPECIFIED, TRANSPARENCY = 0, 2
 
 
 def deep_png(values: np.ndarray, *, extra: bytes = b"") -> bytes:
@@ -35,8 +36,8 @@ def deep_png(values: np.ndarray, *, extra: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + parts[0] + extra + b"".join(parts[1:])
 
 
-def tiff(values: np.ndarray, orientation: int = 1, planar: int = INTERLEAVED) -> bytes:
-    """An uncompressed TIFF file of (h, w) or (h, w, c) values of any type."""
+def tiff(values: np.ndarray, orientation: int = 1, planar: int = INTERLEAVED, extra: int = TRANSPARENCY) -> bytes:
+    """An uncompressed TIFF file of (h, w) or (h, w, c) values of any type; extra: what the channel after others is."""
     height, width = values.shape[:2]
     channels = 1 if values.ndim == 2 else values.shape[2]
     pixels = values.astype(values.dtype.newbyteorder("<")).tobytes()
@@ -54,7 +55,7 @@ def tiff(values: np.ndarray, orientation: int = 1, planar: int = INTERLEAVED) ->
         (278, 4, [height]),
         (279, 4, [len(pixels)]),
         (284, 3, [planar]),
-        *([(338, 3, [2])] if channels in (2, 4) else []),
+        *([(338, 3, [extra])] if channels in (2, 4) else []),
         (339, 3, [sample_format] * channels),
     ]
     start = 8 + len(pixels)
@@ -114,6 +115,11 @@ def test_transparent_pixels_of_16_bits_lie_on_white(bits: int) -> None:
         decoded = np.asarray(decoding.decode(data, max_value=(1 << bits) - 1)).astype(int)
         assert (decoded[:16, :16] == 255).all()
         assert np.abs(decoded - pixels)[16:].max() <= 1
+
+
+def test_infrared_light_beside_colours_of_16_bits_is_no_transparency() -> None:
+    data = tiff(np.dstack([deepen(COLOUR, 12), deepen(GREY, 12)]), extra=UNSPECIFIED)
+    assert np.abs(np.asarray(decoding.decode(data, max_value=4095)).astype(int) - COLOUR).max() <= 1
 
 
 @pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "colour"])

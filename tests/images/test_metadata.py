@@ -223,11 +223,21 @@ RAW_PREVIEW = [long(254, 1), long(SUB_IFDS, 500)]
         (b"8BPS\0\1", "Photoshop"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"%PDF-1.7", "PDF"),
+        (b"\x93NUMPY\1\0", "NumPy"),
+        (b"\xff\xd8\xff\xc1\0\x11\x0c\0\x10\0\x10\3\1\x22\0\2\x11\1\3\x11\1\xff\xd9", "JPEG of 12 bits"),
+        (b"\xff\xd8\xff\xc3\0\x0b\x08\0\x10\0\x10\1\1\x11\0\xff\xd9", "lossless JPEG"),
+        (tiff_block([short(256, 8), short(257, 8), short(262, 1), short(277, 5)]), "TIFF of 5 channels"),
+        (tiff_block([short(256, 8), short(257, 8), short(259, 33003)]), "TIFF of the compression 33003"),
     ],
 )
 def test_a_format_that_is_not_read_is_named(data: bytes, name: str) -> None:
     with pytest.raises(decoding.BadImage, match=f"^a file of the format {name}, which is not decoded"):
         decoding.decode(data)
+
+
+def test_a_dicom_file_is_named_with_the_package_that_reads_it() -> None:
+    with pytest.raises(decoding.BadImage, match=r"^a DICOM file, which the package pydicom reads"):
+        decoding.decode(bytes(128) + b"DICM" + bytes(8))
 
 
 def test_a_raw_files_preview_is_not_taken_for_the_photo() -> None:
