@@ -17,7 +17,7 @@ SEPARATORS = (";", "|", ",", "/", "+", " ")
 """What may stand between the labels of an image."""
 
 CERTAIN_SEPARATORS = (";", "|")
-"""Those that hardly ever belong to a name."""
+"""Those that hardly ever belong to a name; in a column of several labels, neither does a comma."""
 
 FLAGS = {"true", "false", "0", "1", "yes", "no"}
 SPLIT_FLAGS = re.compile(r"(is_?)?(train|val|valid|validation|test)", re.IGNORECASE)
@@ -86,7 +86,8 @@ def _separator_notes(classes: Sequence[str], multi_label: bool) -> list[str]:
     for separator in SEPARATORS:
         for name in classes:
             parts = {part.strip() for part in name.split(separator)}
-            if len(parts) > 1 and (separator in CERTAIN_SEPARATORS or parts <= set(classes)):
+            certain = separator in CERTAIN_SEPARATORS or (multi_label and separator == ",")
+            if len(parts) > 1 and (certain or parts <= set(classes)):
                 fix = "write a semicolon" if multi_label else "name the column 'labels', and write semicolons"
                 return [f"{name!r} is read as one class. If {separator!r} separates several labels, {fix} instead."]
     return []

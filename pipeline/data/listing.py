@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """The split that each usual name stands for; names are compared without regard to case."""
+
+WORD = re.compile(r"[^\W\d_]+")
+"""A word of a name: letters between anything else."""
 
 UNLABELLED_NAMES = (UNLABELLED, "unlabeled")
 """Names, in lower case, of folders and splits whose images have no label."""
@@ -64,6 +68,13 @@ def _identity(path: Path) -> str:
 def split_of(name: str) -> str | None:
     """Return the split that a name stands for, or None if it is not the name of a split."""
     return SPLIT_NAMES.get(name.strip().lower())
+
+
+def split_within(name: str) -> str | None:
+    """Return the split that a word of a name stands for, as in train_images or TestSet; None for none or several."""
+    words = [word.removesuffix("s").removesuffix("set").removesuffix("data") for word in WORD.findall(name.lower())]
+    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return found.pop() if len(found) == 1 else None
 
 
 def clean_name(name: str) -> str:

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,13 +51,13 @@ def decode_text(data: bytes, path: Path) -> tuple[str, list[str]]:
         if encoding.startswith(("utf-16", "utf-32")):
             reason = f"{path} is not valid {encoding.upper()} ({error.reason})"
             raise PipelineError(f"{reason}. Save it as UTF-8.") from error
-    lines = [_decode_line(line) for line in data[len(mark) :].split(b"\n")]
+    lines = [_decode_line(line) for line in data[len(mark) :].splitlines(keepends=True)]
     guessed = [text.strip() for text, certain in lines if not certain]
     note = (
         f"{path} is not valid UTF-8: {len(guessed)} of its lines were read as Windows-1252, the first is "
         f"{guessed[0]!r}. If that is wrong, save the file as UTF-8."
     )
-    return "\n".join(text for text, _ in lines), [note]
+    return "".join(text for text, _ in lines), [note]
 
 
 def _decode_line(line: bytes) -> tuple[str, bool]:
@@ -82,13 +83,20 @@ def read_table(path: Path, labelled: bool = True) -> tuple[list[Row], list[str]]
     text, notes = decode_text(data, path)
     if not text.strip():
         raise PipelineError(f"{path} is empty. {FIRST_LINE}")
-    records = _parse(text, _find_separator(text), path)
+    text, separator = _take_separator_line(text)
+    records = _parse(text, separator or _find_separator(text), path)
     _, first = next(records, (0, []))
     header = _read_header(first, path, labelled)
     rows = [Row(line, _named(cells, header, path, line)) for line, cells in records]
     if not rows:
         raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
     return rows, notes
+
+
+def _take_separator_line(text: str) -> tuple[str, str]:
+    """Return a text whose first line is blank if Excel wrote sep=; there, and the separator, "" where it did not."""
+    match = re.match(r"sep=(.)(?=\s*?[\r\n])", text, re.IGNORECASE)
+    return (text[match.end() :], match[1]) if match else (text, "")
 
 
 def _find_separator(text: str) -> str:

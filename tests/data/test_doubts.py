@@ -45,6 +45,7 @@ def test_classes_that_look_alike_are_named(labels: tuple[str, ...], words: tuple
         (("cat|dog", "dog"), True, ("'cat|dog' is read as one class", "write a semicolon instead")),
         (("cat dog", "cat", "dog"), True, ("'cat dog' is read as one class. If ' ' separates",)),
         (("cat, dog", "cat", "dog"), True, ("'cat, dog'", "If ',' separates")),
+        (("cat, pet", "dog"), True, ("'cat, pet'", "write a semicolon instead")),
         (("polar bear", "bear", "cat;dog"), True, ()),
         (("great white shark, Carcharodon", "shark"), False, ()),
     ],

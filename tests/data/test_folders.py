@@ -62,9 +62,15 @@ def test_folders_of_the_same_split_are_joined_and_said(tmp_path: Path) -> None:
         (("train/1.png", "test/2.png", "bus/3.png"), ("read in two ways", "--layout classes", "bus/")),
         (("train/a/1.png", "extra/a/2.png"), ("read in two ways", "extra", "no split", "--layout classes")),
         (("test/a/1.png", "test/b/1.png"), ("test/", "no train/", "--layout classes")),
+        (("test/1.png", "bus/2.png", "car/3.png"), ("test/ is a split beside the classes", "--layout classes")),
+        (("train_set/a/1.png", "test_set/a/2.png"), ("test_set/ and train_set/ are splits (--layout splits)",)),
+        (("TrainData/1.png", "val-images/2.png"), ("without class folders", "--layout classes")),
+        (("site1/a/1.png", "site1/b/2.png", "site2/a/3.png", "site2/b/4.png"), ("read in two ways", "'a', 'b'", "CSV")),
+        (("set/train/a/1.png", "set/test/a/2.png", "__MACOSX/set/._1.png"), ("one class only", "set instead")),
         (("cat/train/1.png", "dog/train/2.png"), ("read in two ways", "--layout class-splits", "--layout classes")),
         (("data/cat/1.png", "data/dog/2.png"), ("one class only, 'data'", "prepare", "data instead")),
         (("1.png", "2.png"), ("holds no images in class folders", "1.png")),
+        (("1.png", "labels.csv"), ("labels.csv lists them, prepare that file",)),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_refused(
@@ -84,6 +90,8 @@ def test_the_layout_decides(tmp_path: Path) -> None:
     assert rows(listing) == {("cat", "train"): 1, ("cat", "test"): 1, ("dog", "train"): 1}
     assert [Path(entry.path).name for entry in listing.skipped] == ["4.png"]
     assert rows(list_folder(tmp_path / "y", "classes")) == {("cat", None): 2, ("dog", None): 2}
+    put(tmp_path / "z", "train_set/a/1.png", "test 2024/a/2.png")
+    assert rows(list_folder(tmp_path / "z", "splits")) == {("a", "train"): 1, ("a", "test"): 1}
     with pytest.raises(errors.PipelineError, match="no split"):
         list_folder(tmp_path / "y", "splits")
     with pytest.raises(errors.PipelineError, match="Unknown layout 'class'"):
@@ -114,6 +122,19 @@ def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None
 def test_loose_images_are_skipped_and_what_prepare_wrote_is_not(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, "a/1.png", "b/2.png", "loose.png", "manifest.csv", "bad.csv"))
     assert [(Path(entry.path).name, entry.files) for entry in listing.skipped] == [("loose.png", 1)]
+
+
+def test_what_the_program_wrote_into_the_folder_of_the_images_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(
+        put(tmp_path, "a/1.png", "b/2.png", "models/3.png", "reports/x/metrics.json", "reports/x/map.png")
+    )
+    put(tmp_path, "old/manifest.csv", "old/source.json", "old/images/4.png")
+    listing = list_folder(Path())
+    assert {image.label for image in listing.images} == {"a", "b", "models"}
+    assert {entry.path: entry.files for entry in listing.skipped} == {"reports": 2, "old": 3}
+    assert list(list_paths(["."], [])) == [Path("a/1.png"), Path("b/2.png"), Path("models/3.png")]
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
