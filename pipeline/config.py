@@ -271,9 +271,10 @@ class Extract(Command):
         "Precision of the forward pass; auto takes bf16 (fp16 on old GPUs) where a trial shows it right and faster.",
         group=MACHINE,
     )
-    decoder: Literal["auto", "pillow", "torchcodec"] = setting(
+    decoder: Literal["auto", "pillow", "pillow-scaled", "torchcodec"] = setting(
         "auto",
-        "Decoder of JPEG files; auto takes torchcodec on a GPU that would wait for pillow, if a trial shows it right.",
+        "Decoder of JPEG files; pillow-scaled decodes large ones at a fraction of their size. auto takes it, or "
+        "torchcodec on a GPU, where a trial shows it right and faster.",
         group=MACHINE,
     )
     device: Name = setting("auto", DEVICE, group=MACHINE)

@@ -49,7 +49,7 @@ def choose_settings(
         files = extraction.manifest.files()
         choices["decoder"], reasons["decoder"] = autotune.choose_decoder(network, files, extraction.threads)
     lines = [f"Precision {choices['precision']}: {reasons['precision']}"]
-    if choices["decoder"] == decoding.TORCHCODEC or network.mean.is_cuda:
+    if choices["decoder"] != decoding.PILLOW or network.mean.is_cuda:
         lines.append(f"JPEGs by {choices['decoder']}: {reasons['decoder']}")
     return network.at(decoder=choices["decoder"]), "\n".join(lines)
 

@@ -18,15 +18,22 @@ from pipeline import errors
 from pipeline.extraction.engine import MIN_COSINE, Engine, batch_size_for, lowest_cosine, time_forward
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, torchcodec
+from pipeline.images.transforms import SCALED_MARGIN
 
 MIN_SPEEDUP = 1.2
-"""How many times as fast as fp32 a lower precision must be, and as fast as Pillow TorchCodec must be."""
+"""How many times as fast as fp32 a lower precision must be, and as fast as Pillow another decoder must be."""
 
 MIN_IMAGES_FOR_DECODER = 2000
 """The number of images in a run from which TorchCodec is tried."""
 
 DECODER_IMAGES = 256
 """The number of images on which TorchCodec is tried."""
+
+MIN_IMAGES_FOR_SCALED = 200
+"""The number of images in a run from which scaled decoding is tried."""
+
+SCALED_IMAGES = 12
+"""The number of images on which scaled decoding is tried; half of them must be large."""
 
 ImageCodes = dict[Path, dict[str, torch.Tensor]]
 """{file: {layer: (1, width)}}"""
@@ -60,32 +67,77 @@ def choose_precision(network: FrozenNetwork, images: Sequence[np.ndarray]) -> tu
     return choice, f"{low} is {speedup:.2f} times as fast, its cosine to fp32 ≥ {cosine:.5f}"
 
 
+class NotTried(Exception):  # noqa: N818 - it is no error
+    """A decoder is not tried on a run's images; the message is the reason."""
+
+
 def choose_decoder(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[str, str]:
     """Return the decoder for the JPEGs among some files, and the reason.
 
-    TorchCodec is chosen where a GPU waits for Pillow: if it makes a run over some of the files 1.2 times as fast, and
-    each image's codes have a cosine of at least 0.999 to those by Pillow.
+    Another decoder than Pillow is chosen if it makes a run over some of the files 1.2 times as fast, and each image's
+    codes have a cosine of at least 0.999 to those by Pillow.
     """
-    if network.mean.device.type != "cuda":
-        return decoding.PILLOW, "without a GPU, TorchCodec is taken only if asked for"
-    if len(files) < MIN_IMAGES_FOR_DECODER:
-        return decoding.PILLOW, f"{len(files)} images are too few to repay trying TorchCodec"
+    candidates, reasons = {}, []
+    for decoder, sample in ((decoding.SCALED, sample_for_scaled), (decoding.TORCHCODEC, sample_for_torchcodec)):
+        try:
+            candidates[decoder] = sample(network, files)
+        except NotTried as reason:
+            reasons.append(str(reason))
+    if not candidates:
+        return decoding.PILLOW, "; ".join(reasons)
     try:
-        torchcodec.validate_usable(network.transform, network.mean.device)
-        return compare_decoders(network, files[:: len(files) // DECODER_IMAGES], threads)
+        return compare_decoders(network, list(candidates), max(candidates.values(), key=len), threads)
     except (errors.PipelineError, RuntimeError) as error:  # Pillow works wherever a GPU's decoder does not
         return decoding.PILLOW, torchcodec.reason_of(error)
 
 
-def compare_decoders(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[str, str]:
-    """Return the better decoder of some files, and the reason, after a run with each."""
+def sample_for_scaled(network: FrozenNetwork, files: Sequence[Path]) -> list[Path]:
+    """Return files to try scaled decoding on; raise `NotTried` with the reason where it cannot pay."""
+    if network.transform.views != "one":
+        raise NotTried("views need all pixels")
+    if len(files) < MIN_IMAGES_FOR_SCALED:
+        raise NotTried(f"{len(files)} images are too few to repay trying others")
+    sample = every(files, SCALED_IMAGES)
+    min_side = SCALED_MARGIN * network.transform.longer_resize
+    if sum(decoding.is_reducible(file, min_side) for file in sample) < len(sample) / 2:
+        raise NotTried("few are large enough to be decoded at a fraction of their size")
+    return sample
+
+
+def sample_for_torchcodec(network: FrozenNetwork, files: Sequence[Path]) -> list[Path]:
+    """Return files to try TorchCodec on; raise `NotTried` with the reason where it cannot pay or does not work."""
+    if network.mean.device.type != "cuda":
+        raise NotTried("without a GPU, TorchCodec is taken only if asked for")
+    if len(files) < MIN_IMAGES_FOR_DECODER:
+        raise NotTried(f"{len(files)} images are too few to repay trying TorchCodec")
+    try:
+        torchcodec.validate_usable(network.transform, network.mean.device)
+    except errors.PipelineError as error:
+        raise NotTried(torchcodec.reason_of(error)) from error
+    return every(files, DECODER_IMAGES)
+
+
+def every(files: Sequence[Path], count: int) -> list[Path]:
+    """Return `count` of at least so many files, at even distances."""
+    return [files[number * len(files) // count] for number in range(count)]
+
+
+def compare_decoders(
+    network: FrozenNetwork, candidates: Sequence[str], files: Sequence[Path], threads: int
+) -> tuple[str, str]:
+    """Return the best of Pillow and other decoders for some files, and the reason, after a run with each."""
     slow, pillow = time_run(network.at(decoder=decoding.PILLOW), files, threads)
-    fast, other = time_run(network.at(decoder=decoding.TORCHCODEC), files, threads)
-    both = pillow.keys() & other.keys()
-    cosine = min((lowest_cosine(other[file], pillow[file]) for file in both), default=-1.0)
-    choice = decoding.TORCHCODEC if cosine >= MIN_COSINE and fast >= MIN_SPEEDUP * slow else decoding.PILLOW
-    speedup = f"TorchCodec makes the run {fast / slow:.2f} times as fast"
-    return choice, f"{speedup}, its codes' cosine to Pillow's ≥ {cosine:.5f}"
+    best, most, reasons = decoding.PILLOW, MIN_SPEEDUP, []
+    for decoder in candidates:
+        rate, codes = time_run(network.at(decoder=decoder), files, threads)
+        both = pillow.keys() & codes.keys()
+        cosine = min((lowest_cosine(codes[file], pillow[file]) for file in both), default=-1.0)
+        reasons.append(
+            f"{decoder} makes the run {rate / slow:.2f} times as fast, its codes' cosine to pillow's ≥ {cosine:.5f}"
+        )
+        if cosine >= MIN_COSINE and rate / slow >= most:
+            best, most = decoder, rate / slow
+    return best, "; ".join(reasons)
 
 
 def time_run(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[float, ImageCodes]:

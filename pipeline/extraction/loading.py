@@ -102,7 +102,7 @@ class ImageLoader:
     def _open(self, known: Container[str], content: tuple[str, Content]) -> torchcodec.OpenedFile:
         """Return a JPEG file for TorchCodec, or else the image decoded by Pillow, unless it is known."""
         name, data = content
-        digest, decode = identify(data, self.transform.max_value)
+        digest, decode = identify(data, self.transform)
         if digest in known:
             return KnownImage(digest)
         if self.transform.decoder == decoding.TORCHCODEC and isinstance(data, bytes):
@@ -130,15 +130,13 @@ def read_source(source: Source) -> tuple[str, Content]:
     return "", source
 
 
-def identify(content: Content, max_value: float) -> tuple[str, Callable[[], Image.Image]]:
-    """Return the digest of a file's bytes or of an image's size and pixels, and a function that decodes the image.
-
-    max_value: as in `Transform`.
-    """
+def identify(content: Content, transform: Transform) -> tuple[str, Callable[[], Image.Image]]:
+    """Return the digest of a file's bytes or of an image's size and pixels, and a function that decodes the image."""
     if isinstance(content, bytes):
-        return decoding.digest(content), partial(decoding.decode, content, max_value=max_value)
+        decode = partial(decoding.decode, content, transform.min_side, transform.max_value)
+        return decoding.digest(content), decode
     if isinstance(content, Image.Image):
-        image = decoding.to_upright_rgb(content, max_value)
+        image = decoding.to_upright_rgb(content, transform.max_value)
     else:
         image = image_from_array(content)
     return decoding.digest(repr(image.size).encode() + image.tobytes()), lambda: image

@@ -132,14 +132,15 @@ class CNNCodes(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         network = self._network("fp32" if self.precision == AUTO else self.precision)
         self.spec_ = network.specs[self.layer]
         if self.precision == AUTO:
-            self.spec_ = match_stored_precision(self.codes_folder, self.spec_)
+            self.spec_ = match_stored_codes(self.codes_folder, self.spec_)
         self._n_features_out = network.widths[self.layer]
         return self
 
     def transform(self, X: Images) -> np.ndarray:
         """Return the (n, d) float32 codes of n images; raise PipelineError if an image cannot be read."""
         check_is_fitted(self)
-        images, network = list_images(X), self._network(self.spec_.precision)
+        images = list_images(X)
+        network = self._network(self.spec_.precision).at(decoder=self.spec_.transform.decoder)
         if self.spec_ not in network.specs.values():
             raise errors.PipelineError("The parameters or the weights changed after `fit`. Fit again.")
         values, bad = np.empty((len(images), self._n_features_out), np.float32), {}
@@ -213,8 +214,11 @@ def stored_path(codes_folder: str | Path | None, spec: CodesSpec) -> Path | None
     return path if path and path.is_file() else None
 
 
-def match_stored_precision(codes_folder: str | Path | None, spec: CodesSpec) -> CodesSpec:
-    """Return a spec with the precision of the codes in a folder, if they are the same in everything else."""
+def match_stored_codes(codes_folder: str | Path | None, spec: CodesSpec) -> CodesSpec:
+    """Return a spec with the precision and the decoder of the codes in a folder, if all else is the same.
+
+    Raises PipelineError for codes of files decoded by TorchCodec, which decodes differently on each device.
+    """
     path = stored_path(codes_folder, spec)
     if path is None:
         return spec
@@ -223,7 +227,7 @@ def match_stored_precision(codes_folder: str | Path | None, spec: CodesSpec) -> 
     transform = replace(spec.transform, decoder=stored_decoder)
     if stored != replace(spec, precision=stored.precision, transform=transform):
         return spec
-    if stored_decoder != decoder:
+    if stored_decoder == decoding.TORCHCODEC:
         raise errors.PipelineError(
             f"The JPEGs of {path} were decoded by {stored_decoder}, but CNNCodes decodes them by {decoder}. "
             f"Extract with --decoder {decoder}, or leave `codes_folder` out."

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,11 +27,16 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
-PILLOW, TORCHCODEC = DECODERS = ("pillow", "torchcodec")
-"""The decoders of JPEG files: Pillow, or TorchCodec, which decodes and resizes on the network's device.
+PILLOW, SCALED, TORCHCODEC = DECODERS = ("pillow", "pillow-scaled", "torchcodec")
+"""The decoders of JPEG files: Pillow at full size; Pillow at a half, a quarter or an eighth of the size, where that is
+still large enough; or TorchCodec, which decodes and resizes on the network's device.
 
-On a CPU both give the same pixels before resizing; on a GPU, TorchCodec uses nvJPEG, whose pixels differ a little.
+The pixels of scaled files differ a little. On a CPU, TorchCodec gives Pillow's pixels before resizing; on a GPU it uses
+nvJPEG, whose pixels differ a little.
 """
+
+SMALLEST = 1
+"""The least side that lets a JPEG file be decoded at an eighth of its size; all of its data are read nevertheless."""
 
 
 DAMAGED = "damaged or truncated"
@@ -67,6 +73,14 @@ Pixels = Image.Image | np.ndarray
 """A decoded image: an array as `depth.values_of` gives it for more than 8 bits, else an image of Pillow's."""
 
 
+class Decoded(NamedTuple):
+    """The pixels of a file, its EXIF orientation, and the length of its shorter side at full size."""
+
+    pixels: Pixels
+    orientation: int
+    shorter_side: int
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a sound file is.
@@ -87,17 +101,27 @@ def decode(data: bytes, min_side: int = 0, max_value: float = depth.WHITE) -> Im
     min_side: JPEG files may be decoded at a smaller scale whose sides have at least this many pixels, which is faster;
     0 for the full size; max_value: the value that is white in images of more than 8 bits.
     """
-    pixels, orientation = _read(data, min_side)
-    return _transpose(_to_rgb(pixels, max_value), orientation)
+    decoded = _read(data, min_side)
+    return _transpose(_to_rgb(decoded.pixels, max_value), decoded.orientation)
+
+
+def is_reducible(path: Path, min_side: int) -> bool:
+    """Return whether a file is a JPEG so large that half of its size has sides of at least `min_side` pixels."""
+    try:
+        with Image.open(path, formats=("JPEG", "MPO")) as image:
+            return min(image.size) >= 2 * min_side
+    except Exception:  # `decode` says what is wrong with the file
+        return False
 
 
 @_raise_bad_image()
 def examine(data: bytes) -> Facts:
     """Decode a file's bytes, and return what they hold; raise `BadImage` with the reason if that fails."""
-    pixels, _ = _read(data, 0)
+    pixels, _, shorter_side = _read(data, SMALLEST)
     if isinstance(pixels, np.ndarray):
-        return Facts(min(pixels.shape[:2]), depth.range_of(pixels), _holds_several(data))
-    return Facts(min(_to_rgb(pixels, depth.WHITE).size), None, _holds_several(data))
+        return Facts(shorter_side, depth.range_of(pixels), _holds_several(data))
+    _to_rgb(pixels, depth.WHITE)
+    return Facts(shorter_side, None, _holds_several(data))
 
 
 def _holds_several(data: bytes) -> bool:
@@ -130,8 +154,8 @@ def depth_validator(known: depth.Depths | None, white: float) -> Callable[[bytes
     return partial(validate_depth, known=known, white=white) if known else None
 
 
-def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
-    """Return the pixels of a file and its orientation, if need be without its other metadata."""
+def _read(data: bytes, min_side: int) -> Decoded:
+    """Decode a file, if need be without its metadata but the orientation."""
     if not data:
         raise BadImage("the file is empty (zero bytes)")
     readable = formats.readable_formats(data)
@@ -150,27 +174,29 @@ def _read(data: bytes, min_side: int) -> tuple[Pixels, int]:
     return _read_stripped(*stripped, readable, min_side)
 
 
-def _read_once(data: bytes, readable: tuple[str, ...], min_side: int) -> tuple[Pixels, int]:
+def _read_once(data: bytes, readable: tuple[str, ...], min_side: int) -> Decoded:
     image = Image.open(io.BytesIO(data), formats=readable)
     _validate_pixel_count(image.width, image.height)
     values = depth.values_of(image, data)
     if values is not None:
-        return values, metadata.stored_orientation(image, data)
+        return Decoded(values, metadata.stored_orientation(image, data), min(values.shape[:2]))
+    shorter_side = min(image.size)
     if min_side:
         image.draft(None, (min_side, min_side))
     image.load()
-    return image, metadata.orientation_of(image)
+    return Decoded(image, metadata.orientation_of(image), shorter_side)
 
 
-def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> tuple[Pixels, int]:
-    """Return the pixels of a file whose metadata were taken away, which gave its orientation."""
+def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> Decoded:
+    """Decode a file whose metadata were taken away, which gave its orientation."""
     try:
-        return _read_once(data, readable, min_side)[0], orientation
+        return _read_once(data, readable, min_side)._replace(orientation=orientation)
     except UnidentifiedImageError as error:  # its first bytes are those of a known format
         if not data.startswith(metadata.TIFF):
             raise BadImage(f"{DAMAGED}: its header cannot be read") from error
     _validate_pixel_count(*metadata.size_of_tiff(data))
-    return depth.colour_values(data), orientation
+    values = depth.colour_values(data)
+    return Decoded(values, orientation, min(values.shape[:2]))
 
 
 @_raise_bad_image()

@@ -124,6 +124,10 @@ class FrozenNetwork(nn.Module):
         transform = replace(self.transform, decoder=decoder or self.transform.decoder)
         if transform.decoder not in decoding.DECODERS:
             raise errors.unknown("decoder", transform.decoder, decoding.DECODERS)
+        if transform.decoder == decoding.SCALED and transform.views != "one":
+            raise errors.PipelineError(
+                f"--views {transform.views} needs all pixels of an image. Take --decoder {decoding.PILLOW}."
+            )
         graph = self.graph
         if precision != self.precision:
             graph = copy.deepcopy(graph).to(PRECISIONS[precision]).eval()  # a copied graph is in training mode

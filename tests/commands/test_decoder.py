@@ -47,6 +47,28 @@ def test_the_decoder_is_stored_in_the_file_and_used_by_predict(run: Run, tmp_pat
     assert "\n0 images went" in again.out  # those by Pillow are still there, and come first
 
 
+def test_large_photos_are_decoded_at_a_fraction_of_their_size(run: Run, tmp_path: Path) -> None:
+    folder = write_jpegs(tmp_path / "photos", 24)
+    for number, file in enumerate(sorted(folder.glob("*/0*.jpg"))):
+        smooth_image(300, 260, number).save(file, quality=90)
+    assert run("prepare", "--dataset", folder).code == 0
+    outcome = run("extract", *ADDRESS, "--precision", "fp32", "--decoder", "pillow-scaled")
+    assert outcome.code == 0 and "JPEGs by pillow-scaled: as asked" in outcome.out, outcome
+    stored = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {"transform.decoder": "pillow-scaled"})
+    files = [folder / path for path in stored.paths]
+    codes = CNNCodes(codes_folder="features/photos").fit([])
+    assert codes.spec_ == stored.spec
+    np.testing.assert_array_equal(codes.transform(files), stored.values)  # from the file
+    codes.codes_folder = None
+    np.testing.assert_allclose(codes.transform(files), stored.values, rtol=1e-4, atol=1e-5)
+    full = CNNCodes().fit_transform(files)
+    assert (full[0] != stored.values[0]).any() and np.corrcoef(full[0], stored.values[0])[0, 1] > 0.999
+    assert run("classify", *ADDRESS, "--folds", 2, "--grid", "{l2: {C: [1]}}").code == 0
+    assert run("predict", *ADDRESS, folder).code == 0
+    outcome = run("extract", *ADDRESS, "--decoder", "pillow-scaled", "--views", "flips")
+    assert outcome.code == 2 and "--views flips needs all pixels of an image. Take --decoder pillow." in outcome.err
+
+
 def test_an_unusable_decoder_is_a_mistake(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("prepare", "--dataset", photos)
     outcome = run("extract", *ADDRESS, "--decoder", "torchcodec", "--views", "ten", "--resize", 80)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import digit_images, without_torchcodec, write_jpegs
+from helpers import digit_images, smooth_image, without_torchcodec, write_jpegs
 
 from pipeline.extraction import autotune
 from pipeline.extraction.engine import lowest_cosine
@@ -67,48 +67,78 @@ def test_a_precision_whose_matrix_products_are_slow_is_not_tried(
 # Decoder
 
 
-def test_pillow_is_chosen_without_a_gpu() -> None:
-    network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
-    assert autotune.choose_decoder(network, [], 2) == ("pillow", "without a GPU, TorchCodec is taken only if asked for")
+class NetworkOn:
+    """Stands in for a network on a device: what the choice of a decoder needs of one."""
 
-
-class NetworkOnGpu:
-    """Stands in for a network on a GPU: what the choice of a decoder needs of one."""
-
-    def __init__(self, views: str = "one") -> None:
-        self.mean = SimpleNamespace(device=torch.device("cuda"))
+    def __init__(self, device: str, views: str = "one") -> None:
+        self.mean = SimpleNamespace(device=torch.device(device))
         self.transform = transforms.Framing(views=views).of(PILLOW)
 
     def at(self, decoder: str) -> str:
         return decoder
 
 
+@pytest.fixture
+def large(tmp_path: Path) -> list[Path]:
+    """A file as many times as makes it worth trying other decoders."""
+    smooth_image(160, 180).save(tmp_path / "large.jpg")
+    return [tmp_path / "large.jpg"] * autotune.MIN_IMAGES_FOR_DECODER
+
+
+def choose(network: NetworkOn, files: list[Path]) -> tuple[str, str]:
+    return autotune.choose_decoder(network, files, 2)  # type: ignore[arg-type]
+
+
+def test_pillow_is_chosen_where_others_cannot_pay(large: list[Path], tmp_path: Path) -> None:
+    no_gpu = "without a GPU, TorchCodec is taken only if asked for"
+    assert choose(NetworkOn("cpu"), large[:20]) == ("pillow", f"20 images are too few to repay trying others; {no_gpu}")
+    assert choose(NetworkOn("cpu", "flips"), large) == ("pillow", f"views need all pixels; {no_gpu}")
+    smooth_image(159, 180).save(tmp_path / "small.jpg")
+    few = "few are large enough to be decoded at a fraction of their size"
+    for file in ("small.jpg", "gone.jpg"):
+        assert choose(NetworkOn("cpu"), [tmp_path / file] * 200) == ("pillow", f"{few}; {no_gpu}")
+
+
 @pytest.mark.parametrize(
-    ("speedup", "error", "choice"),
-    [(1.5, 0, "torchcodec"), (1.1, 0, "pillow"), (1.5, 1, "pillow"), (9, np.nan, "pillow")],
+    ("device", "speedups", "error", "choice"),
+    [
+        ("cpu", {"pillow-scaled": 1.3}, 0, "pillow-scaled"),
+        ("cpu", {"pillow-scaled": 1.1}, 0, "pillow"),
+        ("cpu", {"pillow-scaled": 9}, 1, "pillow"),
+        ("cpu", {"pillow-scaled": 9}, np.nan, "pillow"),
+        ("cuda", {"pillow-scaled": 1.3, "torchcodec": 1.5}, 0, "torchcodec"),
+        ("cuda", {"pillow-scaled": 1.6, "torchcodec": 1.5}, 0, "pillow-scaled"),
+        ("cuda", {"pillow-scaled": 1.1, "torchcodec": 9}, 1, "pillow"),
+    ],
 )
-def test_torchcodec_is_chosen_only_where_it_is_correct_and_faster(
-    monkeypatch: pytest.MonkeyPatch, speedup: float, error: float, choice: str
+def test_another_decoder_is_chosen_only_where_it_is_correct_and_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    large: list[Path],
+    device: str,
+    speedups: dict[str, float],
+    error: float,
+    choice: str,
 ) -> None:
     code = torch.tensor([[1.0, 0.0]])
-    results = {
-        "pillow": (100.0, {"a": {"fc7": code}, "b": {"fc7": code}}),
-        "torchcodec": (100 * speedup, {"a": {"fc7": code}, "b": {"fc7": code + error * torch.tensor([[0.0, 1.0]])}}),
-    }
+    results = {"pillow": (100.0, {"a": {"fc7": code}, "b": {"fc7": code}})}
+    for name, speedup in speedups.items():
+        wrong = {"fc7": code + error * torch.tensor([[0.0, 1.0]])}
+        results[name] = (100 * speedup, {"a": {"fc7": code}, "b": wrong})
     monkeypatch.setattr(autotune, "time_run", lambda network, files, threads: results[network])
     monkeypatch.setattr(torchcodec, "validate_usable", lambda transform, device: None)
-    files = [Path()] * autotune.MIN_IMAGES_FOR_DECODER
-    decoder, reason = autotune.choose_decoder(NetworkOnGpu(), files, 2)  # type: ignore[arg-type]
-    assert decoder == choice and f"{speedup:.2f} times" in reason and "cosine" in reason
-    assert autotune.choose_decoder(NetworkOnGpu(), files[1:], 2)[0] == "pillow"  # type: ignore[arg-type]
+    decoder, reason = choose(NetworkOn(device), large)
+    assert decoder == choice and "cosine" in reason
+    for name, speedup in speedups.items():
+        assert f"{name} makes the run {speedup:.2f} times" in reason
 
 
 def test_pillow_is_chosen_where_torchcodec_cannot_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     files = [Path()] * autotune.MIN_IMAGES_FOR_DECODER
-    decoder, reason = autotune.choose_decoder(NetworkOnGpu("flips"), files, 2)  # type: ignore[arg-type]
+    assert "too few to repay trying TorchCodec" in choose(NetworkOn("cuda"), files[1:])[1]
+    decoder, reason = choose(NetworkOn("cuda", "flips"), files)
     assert decoder == "pillow" and "no --views flips" in reason
     without_torchcodec(monkeypatch)
-    decoder, reason = autotune.choose_decoder(NetworkOnGpu(), files, 2)  # type: ignore[arg-type]
+    decoder, reason = choose(NetworkOn("cuda"), files)
     assert decoder == "pillow" and "cannot be loaded" in reason
 
     def broken(network: object, files: object, threads: int) -> None:
@@ -116,15 +146,18 @@ def test_pillow_is_chosen_where_torchcodec_cannot_be_tried(monkeypatch: pytest.M
 
     monkeypatch.setattr(torchcodec, "validate_usable", lambda transform, device: None)
     monkeypatch.setattr(autotune, "time_run", broken)
-    assert autotune.choose_decoder(NetworkOnGpu(), files, 2) == ("pillow", "nvJPEG has gone away")  # type: ignore[arg-type]
+    assert choose(NetworkOn("cuda"), files) == ("pillow", "nvJPEG has gone away")
 
 
-def test_both_decoders_are_run(tmp_path: Path) -> None:
+def test_all_decoders_are_run(tmp_path: Path) -> None:
     network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4")
-    assert autotune.compare_decoders(network, [tmp_path / "gone.jpg"], 2)[0] == "pillow"
+    others = ["pillow-scaled", "torchcodec"]
+    assert autotune.compare_decoders(network, others, [tmp_path / "gone.jpg"], 2)[0] == "pillow"
     files = sorted(write_jpegs(tmp_path / "photos", 8).glob("*/*"))
-    reason = autotune.compare_decoders(network, files, 2)[1]
-    assert "cosine to Pillow's" in reason and float(reason.split()[-1]) > 0.999
+    smooth_image(1000, 800).save(files[0])
+    reasons = autotune.compare_decoders(network, others, files, 2)[1].split("; ")
+    assert [reason.split()[0] for reason in reasons] == others
+    assert all("cosine to pillow's" in reason and float(reason.split()[-1]) > 0.999 for reason in reasons)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -133,6 +133,24 @@ def test_damaged_bytes_give_an_image_or_bad_image(kind: str) -> None:
             assert str(bad)
 
 
+def test_a_reduced_file_is_examined_as_a_whole_one() -> None:
+    data = encode(Image.effect_noise((700, 600), 40).convert("RGB"), "JPEG")
+    assert min(decoding.decode(data, min_side=100).size) == 150  # a quarter of it
+    assert decoding.examine(data).shorter_side == 600
+    rng = np.random.default_rng(2)
+    for _ in range(40):  # what is damaged is found at any scale
+        damaged = bytearray(data[: rng.integers(len(data) // 2, len(data) + 1)])
+        for place in rng.integers(0, len(damaged), 2):
+            damaged[place] = rng.integers(256)
+        outcomes = []
+        for read in (decoding.examine, decoding.decode):
+            try:
+                outcomes.append(bool(read(bytes(damaged))))
+            except decoding.BadImage as bad:
+                outcomes.append(str(bad))
+        assert outcomes[0] == outcomes[1]
+
+
 def test_a_file_that_cannot_be_read_is_bad(tmp_path: Path) -> None:
     with pytest.raises(decoding.BadImage, match="No such file"):
         decoding.read_bytes(tmp_path / "gone.png")

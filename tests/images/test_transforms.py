@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torchvision.transforms.v2 as tv
+from helpers import encode_image, smooth_image
 from PIL import Image
 
 from pipeline import errors
@@ -40,6 +43,20 @@ def test_an_image_for_torchcodec_is_not_decoded_by_pillow() -> None:
     transform = transforms.Transform(256, 224, "bilinear", (0, 0, 0), (1, 1, 1), decoder="torchcodec")
     with pytest.raises(ValueError, match="decoded by torchcodec"):
         transforms.resize_and_crop(gradient(300, 300), transform)
+
+
+def test_only_large_jpegs_are_decoded_at_a_fraction_of_their_size() -> None:
+    native = transforms.Transform(40, 32, "bilinear", (0, 0, 0), (1, 1, 1))
+    scaled = replace(native, decoder=decoding.SCALED)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    large = encode_image(smooth_image(640, 480), exif=exif, quality=95)
+    whole, reduced = (transforms.transform_bytes(large, one).astype(int) for one in (native, scaled))
+    assert 0 < np.abs(whole - reduced).mean() < 1 and np.abs(whole - reduced).max() < 8
+    for data in (encode_image(smooth_image(158, 300)), encode_image(smooth_image(640, 480), "PNG")):
+        np.testing.assert_array_equal(*(transforms.transform_bytes(data, one) for one in (native, scaled)))
+    wide = replace(scaled, crop_width=64)
+    assert (scaled.min_side, wide.min_side, native.min_side) == (80, 160, 0)
 
 
 @pytest.mark.parametrize(
