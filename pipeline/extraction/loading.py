@@ -107,7 +107,9 @@ class ImageLoader:
             return KnownImage(digest)
         if self.transform.decoder == decoding.TORCHCODEC and isinstance(data, bytes):
             return torchcodec.open_jpeg(name, data, digest, self.transform)
-        return LoadedImage(transform_image(decode(), replace(self.transform, decoder=decoding.PILLOW), digest), digest)
+        image, box = decode()
+        transform = replace(self.transform, decoder=decoding.PILLOW)
+        return LoadedImage(transform_image(image, transform, digest, box), digest)
 
     def _to_device(self, image: Loaded) -> Loaded:
         if isinstance(image, LoadedImage):
@@ -130,16 +132,20 @@ def read_source(source: Source) -> tuple[str, Content]:
     return "", source
 
 
-def identify(content: Content, transform: Transform) -> tuple[str, Callable[[], Image.Image]]:
-    """Return the digest of a file's bytes or of an image's size and pixels, and a function that decodes the image."""
+def identify(content: Content, transform: Transform) -> tuple[str, Callable[[], tuple[Image.Image, decoding.Box]]]:
+    """Return the digest of a file's bytes or of an image's size and pixels, and a function that decodes the image.
+
+    That function returns the image, and the box that it fills.
+    """
     if isinstance(content, bytes):
-        decode = partial(decoding.decode, content, transform.min_side, transform.max_value)
+        decode = partial(decoding.decode_with_box, content, transform.min_side, transform.max_value)
         return decoding.digest(content), decode
     if isinstance(content, Image.Image):
         image = decoding.to_upright_rgb(content, transform.max_value)
     else:
         image = image_from_array(content)
-    return decoding.digest(repr(image.size).encode() + image.tobytes()), lambda: image
+    box = (0, 0, *image.size)
+    return decoding.digest(repr(image.size).encode() + image.tobytes()), lambda: (image, box)
 
 
 def image_from_array(pixels: np.ndarray) -> Image.Image:

@@ -73,12 +73,23 @@ Pixels = Image.Image | np.ndarray
 """A decoded image: an array as `depth.values_of` gives it for more than 8 bits, else an image of Pillow's."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom edge, in pixels."""
+
+
 class Decoded(NamedTuple):
-    """The pixels of a file, its EXIF orientation, and the length of its shorter side at full size."""
+    """The pixels of a file, its EXIF orientation, the box that the image fills, and its shorter side at full size."""
 
     pixels: Pixels
     orientation: int
+    box: Box
     shorter_side: int
+
+    @classmethod
+    def of_values(cls, values: np.ndarray, orientation: int) -> Decoded:
+        """Return an image of more than 8 bits."""
+        height, width = values.shape[:2]
+        return cls(values, orientation, (0, 0, width, height), min(width, height))
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,21 @@ def decode(data: bytes, min_side: int = 0, max_value: float = depth.WHITE) -> Im
     min_side: JPEG files may be decoded at a smaller scale whose sides have at least this many pixels, which is faster;
     0 for the full size; max_value: the value that is white in images of more than 8 bits.
     """
-    decoded = _read(data, min_side)
-    return _transpose(_to_rgb(decoded.pixels, max_value), decoded.orientation)
+    return decode_with_box(data, min_side, max_value)[0]
+
+
+@_raise_bad_image()
+def decode_with_box(data: bytes, min_side: int = 0, max_value: float = depth.WHITE) -> tuple[Image.Image, Box]:
+    """Return what `decode` does, and the box that the image fills.
+
+    At a quarter of the size, an image 999 pixels wide has 250 columns, of which it fills 249.75.
+    """
+    pixels, orientation, box, _ = _read(data, min_side)
+    stored = _to_rgb(pixels, max_value)
+    image = _transpose(stored, orientation)
+    margins = (box[0], box[1], stored.width - box[2], stored.height - box[3])
+    left, top, right, bottom = (margins[edge] for edge in metadata.EDGES.get(orientation, range(4)))
+    return image, (left, top, image.width - right, image.height - bottom)
 
 
 def is_reducible(path: Path, min_side: int) -> bool:
@@ -117,7 +141,7 @@ def is_reducible(path: Path, min_side: int) -> bool:
 @_raise_bad_image()
 def examine(data: bytes) -> Facts:
     """Decode a file's bytes, and return what they hold; raise `BadImage` with the reason if that fails."""
-    pixels, _, shorter_side = _read(data, SMALLEST)
+    pixels, _, _, shorter_side = _read(data, SMALLEST)
     if isinstance(pixels, np.ndarray):
         return Facts(shorter_side, depth.range_of(pixels), _holds_several(data))
     _to_rgb(pixels, depth.WHITE)
@@ -179,12 +203,11 @@ def _read_once(data: bytes, readable: tuple[str, ...], min_side: int) -> Decoded
     _validate_pixel_count(image.width, image.height)
     values = depth.values_of(image, data)
     if values is not None:
-        return Decoded(values, metadata.stored_orientation(image, data), min(values.shape[:2]))
+        return Decoded.of_values(values, metadata.stored_orientation(image, data))
     shorter_side = min(image.size)
-    if min_side:
-        image.draft(None, (min_side, min_side))
+    reduced = image.draft(None, (min_side, min_side)) if min_side else None
     image.load()
-    return Decoded(image, metadata.orientation_of(image), shorter_side)
+    return Decoded(image, metadata.orientation_of(image), reduced[1] if reduced else (0, 0, *image.size), shorter_side)
 
 
 def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min_side: int) -> Decoded:
@@ -195,8 +218,7 @@ def _read_stripped(data: bytes, orientation: int, readable: tuple[str, ...], min
         if not data.startswith(metadata.TIFF):
             raise BadImage(f"{DAMAGED}: its header cannot be read") from error
     _validate_pixel_count(*metadata.size_of_tiff(data))
-    values = depth.colour_values(data)
-    return Decoded(values, orientation, min(values.shape[:2]))
+    return Decoded.of_values(depth.colour_values(data), orientation)
 
 
 @_raise_bad_image()

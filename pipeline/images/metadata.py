@@ -19,6 +19,20 @@ TRANSPOSES = {
 }
 """What makes an image upright, by its EXIF orientation."""
 
+EDGES = {
+    2: (2, 1, 0, 3),
+    3: (2, 3, 0, 1),
+    4: (0, 3, 2, 1),
+    5: (1, 0, 3, 2),
+    6: (3, 0, 1, 2),
+    7: (3, 2, 1, 0),
+    8: (1, 2, 3, 0),
+}
+"""Which edges of a stored image are left, top, right and bottom once it is upright, by its EXIF orientation.
+
+0 is the stored left edge, 1 the top, 2 the right and 3 the bottom edge.
+"""
+
 PNG, JPEG, TIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", (b"II*\0", b"MM\0*")
 """The first bytes of files of these formats."""
 

@@ -75,7 +75,7 @@ class Transform:
         """Longer side, in pixels, of the rectangle that a resized image covers."""
         return round(self.resize * max(self.size) / min(self.size))
 
-    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+    def resized_size(self, width: float, height: float) -> tuple[int, int]:
         """Return the (width, height) to which an image is resized before it is cropped."""
         crop_height, crop_width = self.size
         if self.fit == "whole":
@@ -86,7 +86,7 @@ class Transform:
             return box_width, int(box_width * height / width)
         return int(box_height * width / height), box_height
 
-    def geometry(self, width: int, height: int, anchor: tuple[float, float] = CENTRE) -> tuple[int, int, int, int]:
+    def geometry(self, width: float, height: float, anchor: tuple[float, float] = CENTRE) -> tuple[int, int, int, int]:
         """Return the (width, height) to which an image is resized, and the left and top edge of its crop.
 
         anchor: where the crop lies, as in `views.View`. Raises `BadImage` if the resized image has too many pixels.
@@ -94,7 +94,7 @@ class Transform:
         new_width, new_height = self.resized_size(width, height)
         if new_width * new_height > decoding.MAX_PIXELS:
             raise decoding.BadImage(
-                f"{width} × {height} pixels are too long and narrow: resized, they exceed {decoding.MAX_PIXELS:,}"
+                f"{width:g} × {height:g} pixels are too long and narrow: resized, they exceed {decoding.MAX_PIXELS:,}"
             )
         crop_height, crop_width = self.size
         left, top = round((new_width - crop_width) * anchor[0]), round((new_height - crop_height) * anchor[1])
@@ -186,13 +186,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def transform_image(image: Image.Image, transform: Transform, digest: str) -> np.ndarray:
+def transform_image(
+    image: Image.Image, transform: Transform, digest: str, box: decoding.Box | None = None
+) -> np.ndarray:
     """Return what the network sees of an image: (3, height, width) uint8, or (n_views, 3, height, width).
 
-    digest: the SHA-256 of the file's bytes, in hex, on which random views depend.
+    digest: the SHA-256 of the file's bytes, in hex, on which random views depend; box: as in `resize_and_crop`.
     """
     if transform.views == "one":
-        return resize_and_crop(image, transform)
+        return resize_and_crop(image, transform, box=box)
     chosen = views.views_of(transform.views, digest, image.size)
     return np.stack([_transform_view(image, transform, view) for view in chosen])
 
@@ -208,23 +210,28 @@ def _transform_view(image: Image.Image, transform: Transform, view: views.View) 
     return np.ascontiguousarray(pixels[:, :, ::-1]) if view.mirrored else pixels
 
 
-def resize_and_crop(image: Image.Image, transform: Transform, anchor: tuple[float, float] = CENTRE) -> np.ndarray:
+def resize_and_crop(
+    image: Image.Image, transform: Transform, anchor: tuple[float, float] = CENTRE, box: decoding.Box | None = None
+) -> np.ndarray:
     """Return the (3, height, width) uint8 crop of an image whose shorter side was resized to `transform.resize`.
 
-    anchor: where the crop lies, as in `views.View`. The result equals that of torchvision's Resize and CenterCrop on
-    the same Pillow image bit for bit. Raises ValueError for a transform whose decoder is not Pillow.
+    anchor: where the crop lies, as in `views.View`; box: what the image fills of its pixels, None for all. The result
+    equals that of torchvision's Resize and CenterCrop on the same Pillow image bit for bit. Raises ValueError for a
+    transform whose decoder is not Pillow.
     """
     if transform.decoder == decoding.TORCHCODEC:
         raise ValueError(f"The transform is for images decoded by {transform.decoder}, not by Pillow.")
-    width, height = image.size
+    box = box or (0, 0, *image.size)
+    width, height = box[2] - box[0], box[3] - box[1]
     new_width, new_height, left, top = transform.geometry(width, height, anchor)
     crop_height, crop_width = transform.size
+    filter_ = RESAMPLING[transform.interpolation]
     # Pillow, too, resizes along the rows first, so columns outside the crop need not be resized vertically.
     if new_width != width:
-        image = image.resize((new_width, height), RESAMPLING[transform.interpolation])
-    image = image.crop((left, 0, left + crop_width, height))
+        image = image.resize((new_width, image.height), filter_, (box[0], 0, box[2], image.height))
+    image = image.crop((left, 0, left + crop_width, image.height))
     if new_height != height:
-        image = image.resize((crop_width, new_height), RESAMPLING[transform.interpolation])
+        image = image.resize((crop_width, new_height), filter_, (0, box[1], crop_width, box[3]))
     image = image.crop((0, top, crop_width, top + crop_height))
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
@@ -236,5 +243,5 @@ def load_image(path: Path, transform: Transform) -> np.ndarray:
 
 def transform_bytes(data: bytes, transform: Transform) -> np.ndarray:
     """Return what the network sees of a file's bytes, decoded by Pillow; raise `BadImage` if that fails."""
-    image = decoding.decode(data, transform.min_side, transform.max_value)
-    return transform_image(image, transform, decoding.digest(data))
+    image, box = decoding.decode_with_box(data, transform.min_side, transform.max_value)
+    return transform_image(image, transform, decoding.digest(data), box)
