@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,9 @@ from pipeline.networks.frozen import FrozenNetwork, choose_device
 SIDE = 2048
 """Size of the square matrices whose product gives the peak rate of arithmetic."""
 
+GEMM_SECONDS = 0.3
+"""Where a product of smaller matrices takes so long, larger ones are not multiplied: some CPUs have no bf16."""
+
 FORWARD_IMAGES = 128
 """Number of images for which the forward pass is timed, in batches."""
 
@@ -52,10 +56,13 @@ def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
 
 
 def gemm(device: torch.device, kind: torch.dtype) -> float:
-    """Return the GFLOP/s of a matrix product."""
-    square = torch.ones(SIDE, SIDE, device=device, dtype=kind)
-    seconds = min(time_forward(lambda x: {"": x @ x}, square) for _ in range(3))
-    return 2 * SIDE**3 / seconds / 1e9
+    """Return the GFLOP/s of a matrix product, within about ten seconds on any device."""
+    side, seconds = 128, 0.0
+    while side < SIDE and seconds < GEMM_SECONDS:
+        side *= 2
+        square = torch.ones(side, side, device=device, dtype=kind)
+        seconds = min(time_forward(lambda x: {"": x @ x}, square) for _ in range(3 if side == SIDE else 1))
+    return 2 * side**3 / seconds / 1e9
 
 
 def gflop(network: FrozenNetwork) -> float:
@@ -199,6 +206,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report(name: str, value: float) -> float:
+    """Print a measurement as it is made, and return it."""
+    print(f"  {name:<28} {value:.4g}", file=sys.stderr, flush=True)
+    return value
+
+
 class Contest:
     """All measurements, on one device, with one set of photos in a temporary folder.
 
@@ -254,7 +267,10 @@ class Contest:
     def result(self) -> dict[str, Any]:
         """Return the medians over the rounds of the rates, and of their ratios within each round."""
         measures = self.measures()
-        rounds = [{name: rate() for name, rate in measures.items()} for _ in range(self.options.rounds)]
+        rounds = []
+        for number in range(self.options.rounds):
+            print(f"round {number + 1} of {self.options.rounds}", file=sys.stderr)
+            rounds.append({name: report(name, rate()) for name, rate in measures.items()})
         cost, precision = gflop(self.engine.network), self.engine.network.precision
         peak = "gemm_fp32_gflops" if precision == "fp32" else "gemm_bf16_gflops"
         ratios: dict[str, Callable[[dict[str, float]], float]] = {

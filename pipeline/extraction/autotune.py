@@ -23,6 +23,9 @@ from pipeline.images.transforms import SCALED_MARGIN
 MIN_SPEEDUP = 1.2
 """How many times as fast as fp32 a lower precision must be, and as fast as Pillow another decoder must be."""
 
+HOPELESS = 0.1
+"""A precision in which small matrices are multiplied less than so many times as fast as in fp32 is not tried further."""
+
 MIN_IMAGES_FOR_DECODER = 2000
 """The number of images in a run from which TorchCodec is tried."""
 
@@ -158,7 +161,14 @@ def time_run(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tup
 
 @cache  # it is a fact of the machine, and takes seconds where it is bad news
 def matmul_speedup(device: torch.device, dtype: torch.dtype) -> float:
-    """Return how many times as fast as in float32 a device multiplies matrices of a dtype."""
-    full = torch.ones(1024, 1024, device=device)
-    low = full.to(dtype)
-    return time_forward(lambda x: {"": x @ x}, full) / time_forward(lambda x: {"": x @ x}, low)
+    """Return how many times as fast as in float32 a device multiplies matrices of a dtype.
+
+    Where it is far slower in small matrices, as some CPUs are, large ones are not tried: they would take minutes.
+    """
+    for side in (256, 1024):
+        full = torch.ones(side, side, device=device)
+        low = full.to(dtype)
+        speedup = time_forward(lambda x: {"": x @ x}, full) / time_forward(lambda x: {"": x @ x}, low)
+        if speedup < HOPELESS:
+            break
+    return speedup
