@@ -24,7 +24,7 @@ MIN_SPEEDUP = 1.2
 """How many times as fast as fp32 a lower precision must be, and as fast as Pillow another decoder must be."""
 
 HOPELESS = 0.1
-"""A precision in which small matrices are multiplied less than so many times as fast as in fp32 is not tried further."""
+"""A precision that multiplies small matrices less than so many times as fast as fp32 is not tried further."""
 
 MIN_IMAGES_FOR_DECODER = 2000
 """The number of images in a run from which TorchCodec is tried."""
