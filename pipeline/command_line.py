@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Any, NoReturn, TextIO, TypeVar, get_args
 
 from pipeline import errors, hints, params
-from pipeline.config import COMMANDS, EXPERIMENT, GROUPS, MACHINE, SETTINGS, Command, choices_of, extra_of
+from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, Command, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
 
@@ -78,14 +78,9 @@ def run_command(
 def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
     """Log which experiment a command works on, and where each word came from, so that a forgotten flag is noticed."""
     fields = type(config).__pydantic_fields__
-    names = [name for name, field in fields.items() if extra_of(field)["group"] == EXPERIMENT]
-    if getattr(config, "classifier", None):  # it knows its own network; `evaluate` and `finetune` take codes as well
-        names = ["classifier"] if "codes" not in fields else [*names, "classifier"]
-    if getattr(config, "source_classes", False):  # of the network itself, whatever it is used for
-        names = ["backbone"]
     words = [
         _word(name, value, extra_of(fields[name])["shown"], origins.get(name))
-        for name in names
+        for name in config.address()
         if (value := getattr(config, name)) != ""
     ]
     if words and os.environ.get("RANK", "0") == "0" and getattr(config, "list", None) is None:  # RANK: of torchrun

@@ -173,6 +173,12 @@ class Command:
     verbose: bool = setting(False, "Print details as well.", in_file=False, group=MACHINE)
     debug: bool = setting(False, "Show the traceback of an error.", in_file=False, group=MACHINE)
 
+    def address(self) -> list[str]:
+        """Return the names of the settings that say which experiment the command works on."""
+        settings: Any = type(self)
+        fields = settings.__pydantic_fields__.items()
+        return [name for name, field in fields if extra_of(field)["group"] == EXPERIMENT]
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Prepare(Command):
@@ -353,6 +359,10 @@ class Evaluate(Address):
     )
     near_distance: float | None = setting(None, NEAR, shown="as the classifier was trained", gt=0, lt=1)
 
+    def address(self) -> list[str]:
+        """Return the four words, and the classifier where another file holds it."""
+        return [*super().address(), *(["classifier"] if self.classifier else [])]
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Predict(Address):
@@ -381,6 +391,10 @@ class Predict(Address):
         0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
     )
     threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
+
+    def address(self) -> list[str]:
+        """Return the backbone that is asked for its own classes, a classifier's file, or the four words."""
+        return ["backbone"] if self.source_classes else ["classifier"] if self.classifier else super().address()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -413,8 +427,25 @@ class Export(Address):
     """Settings of `export`."""
 
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
+    codes: Literal["parquet", "npy", "csv"] | None = setting(
+        None,
+        "Write the layer's codes in this format, for other tools, instead of network and classifier; of the four "
+        "words, --model does not count then.",
+        in_file=False,
+    )
     weights: str = setting("", WEIGHTS_NOW, in_file=False, group=FILES)
-    out: Path | None = setting(None, "The ONNX file.", shown="beside the classifier", in_file=False, group=FILES)
+    out: Path | None = setting(
+        None,
+        "The file.",
+        shown="beside the classifier; of codes, exports/DATASET/BACKBONE/LAYER.FORMAT",
+        in_file=False,
+        group=FILES,
+    )
+
+    def address(self) -> list[str]:
+        """Return the words that address codes, a classifier's file, or the four words."""
+        words = super().address()
+        return words[:-1] if self.codes else ["classifier"] if self.classifier else words
 
 
 def of_recipe(help: str, **bounds: Any) -> Any:
@@ -486,6 +517,10 @@ class Finetune(Address):
     )
     small_epochs: Integer | None = of_recipe("Number of first epochs of the network that see smaller images.", ge=0)
     small_side: Integer | None = of_recipe("Side of these smaller images, in pixels.", ge=0)
+
+    def address(self) -> list[str]:
+        """Return the four words, and the classifier where another file holds it."""
+        return [*super().address(), *(["classifier"] if self.classifier else [])]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

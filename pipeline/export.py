@@ -1,4 +1,4 @@
-"""Write a saved classifier and its network as one ONNX file: from images to margins and probabilities."""
+"""Write a saved classifier and its network as one ONNX file, or the codes of a dataset as a table for other tools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from pipeline import command_line, errors, files
 from pipeline.classifiers import persistence
 from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.classifiers.preprocessing import Centred, SignedRoot
+from pipeline.codes import reader, tables
+from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import join_codes
 from pipeline.config import Export
 from pipeline.images import views
@@ -241,8 +244,26 @@ def validate_packages() -> None:
 
 def run(settings: Export) -> None:
     """Export what the settings name."""
-    validate_packages()
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
+    if settings.codes:
+        print(export_codes(address, settings.codes, settings.out or address.table(settings.codes)))
+    else:
+        export_classifier(settings, address)
+
+
+def export_codes(address: Experiment, kind: str, path: Path) -> str:
+    """Write the codes of a dataset, all its splits, and say what was written where; kind: a name of `WRITERS`."""
+    if LAYER_SEPARATOR in address.layer:
+        raise errors.PipelineError(f"--layer {address.layer} names several layers. Export one of them.")
+    validate_dataset(address.codes, address.data)
+    with reader.open_stream(address.codes, {"backbone": address.backbone, "layer": address.layer}) as codes:
+        written = tables.WRITERS[kind](path, codes)
+        return f"{', '.join(map(str, written))}: {codes.n:,} × {codes.width}"
+
+
+def export_classifier(settings: Export, address: Experiment) -> None:
+    """Write the ONNX file of a classifier and its network, and say how near it comes to ours."""
+    validate_packages()
     source = settings.classifier or address.classifier
     classifier = persistence.load(source)
     from pipeline.networks.frozen import rebuild_network

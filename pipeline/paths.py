@@ -90,6 +90,10 @@ class Experiment:
         """The HDF5 file of the layer's codes."""
         return self.features / f"{self.layer}.h5"
 
+    def table(self, suffix: str) -> Path:
+        """Return where the layer's codes lie as a table for other tools."""
+        return Path("exports", self.name, self.backbone, f"{self.layer}.{suffix}")
+
     @property
     def classifier(self) -> Path:
         """The saved classifier; its description is the .json beside it."""

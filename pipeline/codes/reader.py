@@ -7,8 +7,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas
+    import torch
 
 import h5py
 import numpy as np
@@ -23,6 +30,7 @@ from pipeline.codes.spec import (
     join_specs,
     validate_spec,
 )
+from pipeline.data.manifest import names_of_label
 from pipeline.paths import LAYER_SEPARATOR
 
 FORMAT = "cnn-codes 5"
@@ -51,6 +59,41 @@ class Codes(Generic[Values]):
     digests: tuple[str, ...]
     classes: tuple[str, ...]
     spec: CodesSpec
+
+    def label_names(self) -> list[str]:
+        """Return the name of each image's class; with semicolons between several, "" where there is none."""
+        return [";".join(names_of_label(self.classes, label)) for label in self.labels]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a table: a row per image, by its path; the columns label and split, then a column per feature."""
+        if find_spec("pandas") is None:
+            raise errors.PipelineError("For a table, pandas must be installed: pip install pandas.")
+        import pandas
+
+        table = pandas.DataFrame(self.values[:], index=pandas.Index(self.paths, name="path"))
+        table.insert(0, "label", self.label_names())
+        table.insert(1, "split", list(self.splits))
+        return table
+
+    def to_torch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return values and labels as tensors that share the memory of the arrays."""
+        import torch
+
+        return torch.from_numpy(self.values[:]), torch.from_numpy(self.labels)
+
+
+@dataclass(frozen=True)
+class CodesStream:
+    """A file of codes, of which one block of rows at a time is in memory.
+
+    n: number of rows; width: numbers per row; blocks: the codes of some rows after those of others, to be read once.
+    """
+
+    n: int
+    width: int
+    classes: tuple[str, ...]
+    spec: CodesSpec
+    blocks: Iterator[Codes[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -132,6 +175,15 @@ class StoredRows:
         return values if len(values) == len(rows) else values[rows - first]
 
 
+def read_codes(path: str | os.PathLike[str], split: str | None = None) -> Codes[np.ndarray]:
+    """Read the codes in a file that `extract` wrote; of several layers from a path like fc6+fc7.h5.
+
+    split: "train", "val", "test" or "unlabelled", None for all images. Raises PipelineError if the file is missing or
+    damaged.
+    """
+    return read_layers(Path(path).expanduser(), {}, split)
+
+
 def read(path: Path, expected: Mapping[str, object], split: str | None = None) -> Codes[np.ndarray]:
     """Read the codes of one split, or of all.
 
@@ -173,6 +225,18 @@ def open_codes(
         return
     with h5py.File(path) as file:  # not by open_file, which would take errors of the caller for damage
         yield metadata.with_values(StoredRows(file, rows), classes, spec)
+
+
+@contextmanager
+def open_stream(path: Path, expected: Mapping[str, object]) -> Iterator[CodesStream]:
+    """Yield the codes of one layer block by block; expected, and what is raised, as for `read`."""
+    with open_file(path, expected) as file:
+        spec, classes = read_spec(file, path, expected), decode_texts(file["classes"][()])
+    with h5py.File(path) as file:  # not by open_file, which would take errors of the caller for damage
+        rows = (read_rows(file, first, last) for first, last in block_bounds(file))
+        blocks = (metadata.with_values(values, classes, spec) for values, metadata in rows)
+        n, width = file["values"].shape
+        yield CodesStream(n, width, classes, spec, blocks)
 
 
 def _rows_of_split(file: h5py.File, split: str | None) -> np.ndarray:
