@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,11 +25,18 @@ from pipeline.codes.spec import CodesSpec
 
 logger = logging.getLogger(__name__)
 
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net")
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher"),
+    *("state_dict", "model_state_dict", "model_state", "model", "net", "student"),
+)
 """Names under which training programs keep a state dict in a checkpoint; averaged weights are preferred."""
 
-PREFIXES = re.compile(r"((_orig_mod|module|model|backbone|encoder|net|network|student|teacher)\.)+")
-"""What wrappers put before the names of a network's tensors."""
+SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: tuple[Any, ...] = (
+    *(argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+)
+"""What checkpoints hold besides tensors and cannot run anything: settings of training programs, and numbers."""
 
 
 def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
@@ -41,42 +52,65 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
             f"{path} is damaged: its SHA-256 does not start with {sha256}. Delete it, then run again."
         )
     try:
-        state: object = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state: object = load_file(path) if path.suffix == ".safetensors" else _load(path)
     except Exception as error:  # a damaged or hostile file may fail in many ways, which all mean the same to the user
-        raise errors.PipelineError(
-            f"{path} is no file of weights that can be read safely ({errors.first_line(error)})."
-        ) from error
+        raise errors.PipelineError(_unsafe(path, error)) from error
     state = _unwrapped(state, path)
     if not isinstance(state, dict) or not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise errors.PipelineError(f"{path} holds no state dict. Save one with torch.save(model.state_dict(), …).")
     return {str(name): value for name, value in state.items()}
 
 
+def _load(path: Path) -> object:
+    """Return what torch.save wrote, without running anything."""
+    with torch.serialization.safe_globals(list(HARMLESS)):
+        return torch.load(path, "cpu", weights_only=True)
+
+
+def _unsafe(path: Path, error: Exception) -> str:
+    """Say why a file cannot be read safely: torch's own message tells how to read it unsafely."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"{path} cannot be read safely: it holds more than tensors, {found[1]} for one, which could run code. Save "
+            "the network's state dict alone, with torch.save(model.state_dict(), …)."
+        )
+    return f"{path} is no file of weights that can be read safely ({errors.first_line(error)})."
+
+
 def _unwrapped(content: object, path: Path) -> object:
     """Return the state dict within a checkpoint of a training program, and log which one was taken of several."""
     while isinstance(content, dict):
         inside = [name for name in WRAPPERS if isinstance(content.get(name), dict) and content[name]]
+        inside = inside or [name for name, value in content.items() if _is_state(value)]
         if not inside:
             break
         if len(inside) > 1:
-            logger.info("%s holds %s: %s is taken.", path, " and ".join(inside), inside[0])
+            logger.info("%s holds %s: %s is taken.", path, " and ".join(map(str, inside)), inside[0])
         content = content[inside[0]]
     return content
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, dict) and bool(value) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def without_prefix(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> tuple[dict[str, torch.Tensor], str]:
     """Return a state dict by the names that a network has, and the prefix that was removed for that ("" for none).
 
     Wrappers of networks put prefixes before the names, such as _orig_mod. (torch.compile), module. (DataParallel) or
-    model. (Lightning). The prefix taken is the one with which most tensors get a name that is expected.
+    model. (Lightning). The prefix taken is the one with which most tensors get a name that is expected; of several, as
+    of a network and its average over training, which is preferred, that is logged.
     """
-    found = {match.group() for name in state if (match := PREFIXES.match(name))}
-    prefixes = {prefix[:end] for prefix in found for end in range(len(prefix) + 1) if prefix[:end].endswith(".")} | {""}
-
-    def n_expected(prefix: str) -> int:
-        return sum(name.startswith(prefix) and name.removeprefix(prefix) in expected for name in state)
-
-    best = max(sorted(prefixes), key=n_expected)
+    counts = Counter({"": 0})
+    for name in state:
+        parts = name.split(".")
+        counts.update(
+            "".join(f"{part}." for part in parts[:n]) for n in range(len(parts)) if ".".join(parts[n:]) in expected
+        )
+    same = [prefix for prefix, count in counts.items() if count == max(counts.values())]
+    best = max(same, key=lambda prefix: ("ema" in prefix, prefix))
+    if len(same) > 1:
+        logger.info("Tensors of the network are there under %s: %r is taken.", ", ".join(map(repr, same)), best)
     return {name.removeprefix(best): value for name, value in state.items() if name.startswith(best)}, best
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import noise_images
@@ -27,14 +29,37 @@ def codes_of(path: Path, layer: str = "layer3") -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module._orig_mod.", "model.backbone."]
+    ("prefix", "wrapper"),
+    [
+        *(
+            (prefix, "")
+            for prefix in ("", "module._orig_mod.", "model.backbone.", "visual.trunk.", "module.encoder_q.")
+        ),
+        *(("module.", wrapper) for wrapper in ("state_dict", "model_state_dict", "model", "ema", "params")),
+    ],
 )
-@pytest.mark.parametrize("wrapper", ["", "state_dict", "model_state_dict", "model", "ema"])
 def test_prefixes_and_wrappers(tmp_path: Path, prefix: str, wrapper: str) -> None:
     content = {f"{prefix}{name}": value for name, value in state().items()}
     path = tmp_path / "net.ckpt"
-    torch.save({wrapper: content, "epoch": 3} if wrapper else content, path)
+    settings = {"epoch": 3, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.9)}
+    torch.save({wrapper: content, **settings} if wrapper else content, path)
     assert torch.equal(codes_of(path), expected_codes())
+
+
+def test_a_network_saved_whole_is_refused_with_what_to_save(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "net.pth")
+    with pytest.raises(errors.PipelineError, match=r"more than tensors, torch.nn.modules.linear.Linear .* state dict"):
+        codes_of(tmp_path / "net.pth")
+
+
+def test_of_a_network_and_its_average_the_average_is_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeros = {f"model.{name}": torch.zeros_like(value) for name, value in state().items()}
+    torch.save(zeros | {f"ema_model.{name}": value for name, value in state().items()}, tmp_path / "net.pth")
+    with caplog.at_level("INFO", logger="pipeline"):
+        assert torch.equal(codes_of(tmp_path / "net.pth"), expected_codes())
+    assert "under 'model.', 'ema_model.': 'ema_model.' is taken" in caplog.text
 
 
 def test_averaged_weights_are_preferred_and_that_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
