@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,34 +18,40 @@ if TYPE_CHECKING:
     from pipeline.networks.source_classes import SourceHead
 
 from pipeline import command_line, errors, params
-from pipeline.analysis import recommendation, source_view
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, trace_curve
+from pipeline.analysis.recommendation import DatasetFacts, TrainingImages, count_training_images, recommend
 from pipeline.analysis.source_distance import measure_source_distance, source_layer
+from pipeline.analysis.source_view import ClassView, commonest_source_classes
 from pipeline.classifiers import cv_table, search
 from pipeline.classifiers.search import TrainingData
-from pipeline.codes import reader
-from pipeline.codes.writer import claim_folder
 from pipeline.config import NEAR_DUPLICATES, Advise
 from pipeline.data import sources
-from pipeline.data.manifest import Manifest, require_single_label
+from pipeline.data.manifest import Manifest
 from pipeline.data.splits import draw_distinct, find_units, validate_trainable
-from pipeline.extraction import memory, runner
-from pipeline.images import parallel
-from pipeline.images.transforms import Framing
+from pipeline.extraction import memory
+from pipeline.extraction.sample import Kind, SampleCodes
+from pipeline.images.transforms import Framing, Transform
 from pipeline.paths import Experiment
 from pipeline.progress import track
-from pipeline.reporting.advice_files import table_of_measures, write_advice
+from pipeline.reporting.advice_files import table_of_measures, write_advice, write_no_advice
 
 logger = logging.getLogger(__name__)
 
 EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
-MAX_BAD = 0.1
-"""Share of bad images above which no advice is given."""
+
+RELUS = {"post": ("post",), "pre": ("pre",), "both": ("post", "pre")}
+"""Where codes are taken, by the value of --relu: the first are measured, the curve shows all."""
+
+OF_SOURCE = Kind()
+"""The codes that are compared with the source's, and the scores of the network's own classes: of one view."""
+
+MAX_NUMBERS = 1 << 28
+"""The most numbers that the codes of a layer may have, 1 GB: a layer with more is left out, unless it is asked for."""
 
 
-def choose_images(manifest: Manifest, most: int, seed: int, column: str = "") -> Manifest:
-    """Return at most about `most` training images: the same share of each class, but at least two images of each.
+def choose_images(manifest: Manifest, most: int, seed: int, column: str = "", least: int = 2) -> Manifest:
+    """Return at most about `most` training images: the same share of each class, but at least `least` images of each.
 
     Copies of an image that was drawn come last, and so do images of its group by a column of the manifest. Raise
     PipelineError if the dataset has no training images.
@@ -53,13 +60,79 @@ def choose_images(manifest: Manifest, most: int, seed: int, column: str = "") ->
     training = np.flatnonzero(np.array(manifest.splits) == "train")
     share = min(1.0, most / max(len(training), 1))
     chosen: list[int] = []
-    units = find_units(manifest.digests, *([manifest.groups(column)] if column else []))
+    units = units_of(manifest, column)
     for label in np.unique(manifest.labels[training]):
         rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
-        chosen += rows[: max(2, round(share * len(rows)))].tolist()
+        chosen += rows[: max(least, round(share * len(rows)))].tolist()
     if not chosen:
         raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
     return manifest.take(np.array(sorted(chosen), np.int64))
+
+
+def units_of(manifest: Manifest, column: str) -> np.ndarray:
+    """Return the units (n,) int64 of a dataset's images, as `find_units` numbers them; column: to group by, or ""."""
+    return find_units(manifest.digests, *([manifest.groups(column)] if column else []))
+
+
+def training_images(manifest: Manifest, folds: int, column: str, drop_small: bool) -> Manifest:
+    """Return the training images, without classes that have fewer units than folds if these are to be dropped."""
+    training = manifest.take(np.flatnonzero(np.array(manifest.splits) == "train"))
+    if not drop_small:
+        return training
+    units, kept = units_of(training, column), np.ones(len(training.labels), bool)
+    for number in np.unique(training.labels).tolist():
+        count = len(np.unique(units[training.labels == number]))
+        if count < folds:
+            logger.warning("Left out: class %r, with %d training images or groups.", manifest.classes[number], count)
+            kept &= training.labels != number
+    return training.take(np.flatnonzero(kept))
+
+
+def draw_sample(settings: Advise, manifest: Manifest) -> tuple[Manifest, TrainingImages]:
+    """Return the images to measure on, and how many training images there are in all."""
+    column = "" if settings.group_by == NEAR_DUPLICATES else settings.group_by
+    training = training_images(manifest, settings.folds, column, settings.drop_small_classes)
+    sample = choose_images(training, settings.images, settings.seed, column, max(2, settings.folds))
+    validate_curve(settings.curve, sample.labels)
+    return sample, count_training_images(training)
+
+
+def find_layers(
+    backbone: Backbone, asked: Sequence[str] | None, transform: Transform, pool: str, widest: int
+) -> list[str]:
+    """Return the layers to measure, from the input on: those asked for, or all named ones that suit the settings.
+
+    transform, pool, widest: as in `layer_nodes.unsuitable_layers`, whose layers and reasons are logged.
+    """
+    from pipeline.networks import layer_nodes
+
+    layers = list(layer_nodes.find_nodes(backbone, asked or layer_nodes.named_layers(backbone)))
+    reasons = {} if asked else layer_nodes.unsuitable_layers(backbone, layers, transform, pool, widest)
+    for layer, reason in reasons.items():
+        logger.warning("Left out: layer %s. %s", layer, reason)
+    return layer_nodes.sort_layers(backbone, [layer for layer in layers if layer not in reasons])
+
+
+def find_head(backbone: Backbone, weights: str, transform: Transform) -> SourceHead | None:
+    """Return the network's own head; None where it has none, or cannot run up to it at the images' size."""
+    from pipeline.networks import layer_nodes, source_classes
+
+    head = source_classes.find_head(backbone, weights)
+    if head and layer_nodes.unsuitable_layers(backbone, [head.node], transform, "avg", MAX_NUMBERS):
+        return None
+    return head
+
+
+def reason_against(manifest: Manifest, backbone: str, layers: Sequence[str]) -> str:
+    """Return why there is no advice on a dataset and a backbone of which these layers can be measured; "" if there is.
+
+    It is nothing that the user did wrong, so it ends no run of all stages.
+    """
+    if manifest.labels.ndim == 2:
+        return "The images have several labels each, and layers are measured on images of one label."
+    if not layers:
+        return f"No layer of {backbone} with a friendly name suits these settings. Name graph nodes with --layer."
+    return ""
 
 
 def validate_curve(counts: Sequence[int], labels: np.ndarray) -> None:
@@ -72,59 +145,12 @@ def validate_curve(counts: Sequence[int], labels: np.ndarray) -> None:
         )
 
 
-def write_codes(manifest: Manifest, network: FrozenNetwork, folder: Path) -> runner.Extraction:
-    """Write the codes of all layers of a network in one pass."""
-    runner.validate_disk_space(folder, 4 * len(manifest.paths), network.widths)
-    done = runner.Extraction(manifest, 0, parallel.default_threads(), max_bad=MAX_BAD)
-    with claim_folder(folder):
-        runner.extract(done, network, folder)
-    return done
-
-
-def read_layer(folder: Path, layer: str) -> reader.Codes[np.ndarray]:
-    """Read the codes of a layer."""
-    return reader.read(folder / f"{layer}.h5", {"layer": layer})
-
-
-def read_data(folder: Path, layer: str, units: np.ndarray) -> TrainingData:
-    """Read the codes of a layer to learn from; units: (n,) int64 of the images, as `find_units` numbers them."""
-    codes = read_layer(folder, layer)
-    return TrainingData(codes.values, codes.labels, units)
-
-
 def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
     """Return the grid of each model, as params.yaml or the program has it; refuse what is no grid of that model."""
     grids = {model: params.grid_of(model) for model in models}
     for model, grid in grids.items():
         search.validate_grid(model, grid)
     return grids
-
-
-def advise(
-    folder: Path,
-    layers: Sequence[str],
-    units: np.ndarray,
-    training: recommendation.TrainingImages,
-    method: Method,
-    head: str | None,
-    source: str | None,
-) -> tuple[list[LayerMeasures], recommendation.DatasetFacts, recommendation.Advice]:
-    """Measure all layers and recommend one.
-
-    folder: holds the codes of the layers; units: (n,) int64 of the images, as `find_units` numbers them; training: all
-    that the dataset has to train on; head: the node of the network's logits, if it has one; source: the layer of
-    `source_layer`, if there is one.
-    """
-    first = read_layer(folder, layers[0])
-    validate_trainable(first.labels, first.classes, method.folds, units)
-    bar = track(layers, "measuring", len(layers), "layer")
-    measured = [method.measure(layer, read_data(folder, layer, units)) for layer in bar]
-    logits = read_layer(folder, head).values if head else None
-    distance = measure_source_distance(read_layer(folder, source)) if source else None
-    facts = recommendation.describe_dataset(first.labels, units, training, logits, distance)
-    best = max(measured, key=lambda layer: layer.accuracy)
-    models = method.accuracies(read_data(folder, best.layer, units))
-    return measured, facts, recommendation.recommend(measured, facts, models, method.large)
 
 
 def layers_before_relu(backbone: Backbone, layers: Sequence[str]) -> list[str]:
@@ -142,67 +168,105 @@ def layers_before_relu(backbone: Backbone, layers: Sequence[str]) -> list[str]:
     return found
 
 
-def describe_source_view(folder: Path, head: SourceHead) -> list[source_view.ClassView]:
-    """Return what the pretrained network sees in each class, by the scores of its own head."""
-    scores = read_layer(folder, head.node)
-    return source_view.commonest_source_classes(scores.values, scores.labels, scores.classes, head.names)
+def kinds_of_codes(
+    backbone: Backbone, layers: Sequence[str], relu: str, views: str, curve: bool
+) -> dict[Kind, list[str]]:
+    """Return the layers of each kind of codes: first the kind that is measured, then one that the curve shows."""
+    wanted = RELUS[relu] if curve else RELUS[relu][:1]
+    return {
+        Kind(where, views): layers_before_relu(backbone, layers) if where == "pre" else list(layers) for where in wanted
+    }
+
+
+def measure_layers(
+    codes: SampleCodes, kind: Kind, layers: Sequence[str], units: np.ndarray, method: Method
+) -> list[LayerMeasures]:
+    """Measure the codes of layers; units: (n,) int64 of the images, as `find_units` numbers them."""
+    first = codes.read(kind, layers[0])
+    validate_trainable(first.labels, first.classes, method.folds, units)
+    bar = track(layers, "measuring", len(layers), "layer")
+    return [method.measure(layer, TrainingData.of_codes(codes.read(kind, layer), units)) for layer in bar]
+
+
+def describe_predictions(
+    codes: SampleCodes, facts: DatasetFacts, head: SourceHead | None
+) -> tuple[DatasetFacts, list[ClassView]]:
+    """Return facts with the network's own predictions added, and the classes it sees in each of the dataset's.
+
+    head: of the network, if it has one; without names of its classes the latter is empty.
+    """
+    if head is None:
+        return facts, []
+    scores = codes.read(OF_SOURCE, head.node)
+    facts = facts.with_predictions(scores.values, scores.labels)
+    if not head.names:
+        return facts, []
+    return facts, commonest_source_classes(scores.values, scores.labels, scores.classes, head.names)
 
 
 def trace_curves(
-    folder: Path,
+    codes: SampleCodes,
+    layers: Mapping[Kind, Sequence[str]],
     measured: Sequence[LayerMeasures],
     units: np.ndarray,
     counts: Sequence[int],
     method: Method,
 ) -> list[CurvePoint]:
-    """Return the few-shot curves of all layers, each with the setting that is best for the layer."""
+    """Return the few-shot curves of the layers of each kind, each with the setting that is best for the layer."""
     points: list[CurvePoint] = []
-    for layer in measured:
-        spec, data = read_layer(folder, layer.layer).spec, read_data(folder, layer.layer, units)
-        points += trace_curve(spec, data, layer.setting, method.plan(method.model), counts)
+    plan = method.plan(method.model)
+    for kind, names in layers.items():
+        for layer in (layer for layer in measured if layer.layer in names):
+            read = codes.read(kind, layer.layer)
+            points += trace_curve(read.spec, TrainingData.of_codes(read, units), layer.setting, plan, counts)
     return points
 
 
-def run(settings: Advise) -> None:
-    """Advise on what the settings name."""
-    memory.keep_freed()
-    from pipeline.networks import backbones, layer_nodes, source_classes
+def build_network(
+    settings: Advise, framing: Framing, head: SourceHead | None, kind: Kind, layers: Sequence[str]
+) -> FrozenNetwork:
+    """Return the network that gives the codes of a kind, as `extract` would build it; head: of the network."""
     from pipeline.networks.frozen import FrozenNetwork, choose_device
 
+    pools = {layer: "avg" if head and layer == head.node else settings.pool for layer in layers}
+    seen = replace(framing, views=kind.views)
+    network = FrozenNetwork(settings.backbone, layers, settings.weights, pools, seen, kind.relu)
+    network = network.to(choose_device(settings.device))
+    return network.at(settings.fixed_precision, settings.dtype, settings.fixed_decoder)
+
+
+def run(settings: Advise) -> None:
+    """Advise on what the settings name, or say why there is no advice."""
+    memory.keep_freed()
+    from pipeline.networks import backbones
+
     address, backbone = Experiment(settings.dataset, settings.backbone), backbones.get(settings.backbone)
-    layers = layer_nodes.sort_layers(
-        backbone, layer_nodes.find_nodes(backbone, settings.layer or layer_nodes.friendly_layers(backbone))
-    )
-    before_relu = layers_before_relu(backbone, layers) if settings.curve and settings.relu != "post" else []
     method = Method(read_grids(settings.models), settings.folds, settings.seed, settings.large)
-    manifest = sources.open_prepared(address.data, **params.split_settings())
-    require_single_label(manifest)
-    column = "" if settings.group_by == NEAR_DUPLICATES else settings.group_by
-    chosen, training = (
-        choose_images(manifest, settings.images, settings.seed, column),
-        recommendation.count_training_images(manifest),
-    )
-    device = choose_device(settings.device)
-    validate_curve(settings.curve, chosen.labels)
-    framing = Framing(max_value=chosen.max_value)
-    build = partial(FrozenNetwork, settings.backbone, origin=settings.weights, pool=settings.pool, framing=framing)
-    head = source_classes.find_head(backbone, settings.weights)
-    extras = scores, source = head.node if head else None, source_layer(settings.backbone)
-    folder = Path("features", address.name, ".advice", settings.backbone)
-    write_codes(chosen, build(dict.fromkeys([*layers, *filter(None, extras)])).to(device), folder)
-    images = CodesRows.of_splits(folder / f"{layers[-1]}.h5", "train")
+    manifest, out = sources.open_prepared(address.data, **params.split_settings()), settings.out or address.advice
+    framing = Framing.sized(**settings.framing(manifest.max_value))
+    transform = framing.of(backbones.transform_of(backbone, settings.weights, framing.test_size))
+    layers = find_layers(backbone, settings.layer, transform, settings.pool, MAX_NUMBERS // settings.images)
+    if reason := reason_against(manifest, settings.backbone, layers):
+        write_no_advice(out, reason)
+        print(f"No advice: {reason}\n\n{out}: advice.json")
+        return
+    sample, training = draw_sample(settings, manifest)
+    kinds = kinds_of_codes(backbone, layers, settings.relu, settings.views, bool(settings.curve))
+    head, source = find_head(backbone, settings.weights, transform), source_layer(settings.backbone, transform)
+    of_source = [name for name in (head and head.node, source) if name]
+    codes = SampleCodes(Path("features", address.name, ".advice", settings.backbone))
+    passes = {**kinds, OF_SOURCE: [*kinds.get(OF_SOURCE, []), *of_source]}
+    codes.write(sample, passes, partial(build_network, settings, framing, head))
+    kind, layers = next(iter(kinds.items()))
+    images = CodesRows.of_splits(codes.path(kind, layers[0]), "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
-    measured, facts, advice = advise(folder, layers, units, training, method, scores, source)
-    points: list[CurvePoint] = []
-    if settings.curve and settings.relu != "pre":
-        points += trace_curves(folder, measured, units, settings.curve, method)
-    if before_relu:
-        before = folder.with_name(f"{settings.backbone}-pre")
-        write_codes(chosen, build(before_relu, relu="pre").to(device), before)
-        of_names = [layer for layer in measured if layer.layer in before_relu]
-        points += trace_curves(before, of_names, units, settings.curve, method)
-    seen = describe_source_view(folder, head) if head and head.names else []
-    out = settings.out or address.advice
+    measured = measure_layers(codes, kind, layers, units, method)
+    best = max(measured, key=lambda layer: layer.accuracy).layer
+    models = method.accuracies(TrainingData.of_codes(codes.read(kind, best), units))
+    distance = measure_source_distance(codes.read(OF_SOURCE, source)) if source else None
+    facts, seen = describe_predictions(codes, DatasetFacts.of(units, training, distance), head)
+    advice = recommend(measured, facts, models, method.large)
+    points = trace_curves(codes, kinds, measured, units, settings.curve, method) if settings.curve else []
     write_advice(out, measured, facts, advice, points, seen)
     print(table_of_measures(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))

@@ -205,8 +205,7 @@ def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
     """Return the codes with a row per view of an image; units: (n,) int64 of the images."""
     if in_blocks(codes):
         return TrainingData(codes.values, codes.labels, units)
-    X, y, images = reader.flatten_views(codes)
-    return TrainingData(X, y, units if images is None else units[images], images)
+    return TrainingData.of_codes(codes, units)
 
 
 def count_constant_features(X: Rows) -> int:

@@ -224,21 +224,23 @@ class Prepare(Command):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Extract(Command):
-    """Settings of `extract`."""
+class OfCodes(Command):
+    """The settings that determine codes: which weights see what of an image, and what is kept of their outputs.
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Names = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
+    They stand in the section of `extract` for every command that builds the network anew.
+    """
+
     weights: Name = setting(
         "default",
         "Weights of the network: default, a name of torchvision's, a .pth or .safetensors file, random or random:SEED.",
+        key="extract.weights",
         group=NETWORK,
     )
     pool: Pool = setting(
         "auto",
         "How maps become vectors: avg, max, flatten, avgN or maxN for a grid of N×N cells; of a transformer's tokens: "
         "cls, mean or cls+mean; auto takes what suits the backbone (avg; avg4 for tinyvgg; cls, or mean without one).",
+        key="extract.pool",
         group=NETWORK,
     )
     size: Size | None = setting(
@@ -246,20 +248,28 @@ class Extract(Command):
         "Image size that the network sees, in pixels: 320, or 448x336 for height x width, or test for the size at "
         "which timm tests the weights.",
         shown="the network's own",
+        key="extract.size",
         group=NETWORK,
     )
     resize: Integer | None = setting(
-        None, "Shorter side before the crop, in pixels.", shown="in proportion to --size", ge=1, group=NETWORK
+        None,
+        "Shorter side before the crop, in pixels.",
+        shown="in proportion to --size",
+        ge=1,
+        key="extract.resize",
+        group=NETWORK,
     )
     crop: Literal["auto", "center", "none"] = setting(
         "auto",
         "Whether the network sees the centre of the image, or all of it, resized to --size (none); auto does what the "
         "weights were trained with.",
+        key="extract.crop",
         group=NETWORK,
     )
     views: Name = setting(
         "one",
         "Views of each image: one, flips, five, ten, cnnaug (16), random:K or random:K:SEED.",
+        key="extract.views",
         group=NETWORK,
     )
     range: float | None = setting(
@@ -267,22 +277,56 @@ class Extract(Command):
         "Value that is white in images of more than 8 bits, like 4095, or 1 for floating-point images.",
         shown="as prepared",
         gt=0,
+        key="extract.range",
         group=NETWORK,
     )
     relu: Literal["post", "pre"] = setting(
-        "post", "Whether codes are taken after (post) or before (pre) the layer's ReLU.", group=NETWORK
+        "post",
+        "Whether codes are taken after (post) or before (pre) the layer's ReLU.",
+        key="extract.relu",
+        group=NETWORK,
     )
     precision: Precision = setting(
         "auto",
         "Precision of the forward pass; auto takes bf16 (fp16 on old GPUs) where a trial shows it right and faster.",
+        key="extract.precision",
         group=MACHINE,
     )
     decoder: Literal["auto", "pillow", "pillow-scaled", "torchcodec"] = setting(
         "auto",
         "Decoder of JPEG files; pillow-scaled decodes large ones at a fraction of their size. auto takes it, or "
         "torchcodec on a GPU, where a trial shows it right and faster.",
+        key="extract.decoder",
         group=MACHINE,
     )
+    dtype: Literal["float32", "float16"] = setting(
+        "float32", "Type in which codes are stored.", key="extract.dtype", group=MACHINE
+    )
+
+    @property
+    def fixed_precision(self) -> str:
+        """The precision; "" where it is left open."""
+        return "" if self.precision == "auto" else self.precision
+
+    @property
+    def fixed_decoder(self) -> str:
+        """The decoder; "" where it is left open."""
+        return "" if self.decoder == "auto" else self.decoder
+
+    def framing(self, max_value: float) -> dict[str, Any]:
+        """Return the arguments of `Framing.sized`; max_value: the value that is white in the dataset's images."""
+        fit = {"auto": "", "center": "crop", "none": "whole"}[self.crop]
+        white = self.range or max_value
+        return {"size": self.size, "resize": self.resize, "fit": fit, "views": self.views, "max_value": white}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Extract(OfCodes):
+    """Settings of `extract`."""
+
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Names = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
     device: Name = setting("auto", DEVICE, group=MACHINE)
     batch_size: BatchSize = setting(
         0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
@@ -290,7 +334,6 @@ class Extract(Command):
     compile: Literal["auto", "yes", "no"] = setting(
         "auto", "Whether to compile the network; auto does where the run is long enough to repay it.", group=MACHINE
     )
-    dtype: Literal["float32", "float16"] = setting("float32", "Type in which codes are stored.", group=MACHINE)
     compress: bool = setting(False, "Compress the finished files with LZF.", group=MACHINE)
     max_bad: float = setting(
         0.1, "Share of images that may be unreadable; with more the run fails.", ge=0, le=1, group=MACHINE
@@ -524,7 +567,7 @@ class Finetune(Address):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Advise(Command):
+class Advise(OfCodes):
     """Settings of `advise`."""
 
     dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
@@ -545,11 +588,17 @@ class Advise(Command):
         group=EXPERIMENT,
     )
     curve: Counts = setting((), "Also measure accuracy from N images per class, layer by layer.", shown="no curve")
-    relu: Literal["post", "pre", "both"] = setting(
-        "post", "Whether the codes of the curve are taken after (post) or before (pre) the ReLU, or both."
+    relu: Literal["post", "pre", "both"] = setting(  # type: ignore[assignment]
+        "post",
+        "Whether codes are taken after (post) or before (pre) the layer's ReLU; with both, the curve shows either.",
+        key="extract.relu",
+        group=NETWORK,
     )
-    weights: Name = setting("default", "Weights of the network, as for extract.", key="extract.weights", group=NETWORK)
-    pool: Pool = setting("auto", "How maps become vectors, as for extract.", key="extract.pool", group=NETWORK)
+    drop_small_classes: bool = setting(
+        False,
+        "Leave out classes with fewer training images (or groups) than folds, as for classify.",
+        key="classify.drop_small_classes",
+    )
     device: Name = setting("auto", DEVICE, group=MACHINE)
     out: Path | None = setting(
         None, "Folder for the advice.", shown="reports/DATASET/BACKBONE/advice", in_file=False, group=FILES

@@ -86,18 +86,6 @@ def show(name: str) -> str:
     return listing(name)
 
 
-def framing_of(options: Extract, max_value: float) -> transforms.Framing:
-    """Return what the options say of sizes, views and white; max_value: what the dataset says of white."""
-    fit = {"auto": "", "center": "crop", "none": "whole"}[options.crop]
-    return transforms.Framing.sized(
-        options.size,
-        resize=options.resize,
-        fit=fit,
-        views=str(options.views),
-        max_value=options.range or max_value,
-    )
-
-
 def run(settings: Extract) -> None:
     """Extract what the settings name."""
     memory.keep_freed()
@@ -110,7 +98,7 @@ def run(settings: Extract) -> None:
     from pipeline.networks.frozen import FrozenNetwork, choose_device
 
     device = choose_device(settings.device)
-    framing = framing_of(settings, manifest.max_value)
+    framing = transforms.Framing.sized(**settings.framing(manifest.max_value))
     network = FrozenNetwork(settings.backbone, settings.layer, settings.weights, settings.pool, framing, settings.relu)
     network = network.to(device).at(dtype=settings.dtype)
     runner.validate_disk_space(folder, len(manifest.paths) * network.dtype.itemsize, network.widths)

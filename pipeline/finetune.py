@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.finetuning.model import TunableNetwork
     from pipeline.finetuning.progress import EpochRow
     from pipeline.finetuning.trainer import RuntimeConfig, Trainer
+    from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import command_line, errors, files, params
 from pipeline.analysis.grouping import CodesRows, name_near_duplicates
@@ -31,6 +32,7 @@ from pipeline.data.manifest import Manifest, read_depths, require_single_label
 from pipeline.errors import counted
 from pipeline.finetuning import recipes
 from pipeline.images import decoding, parallel
+from pipeline.images.transforms import Framing
 from pipeline.paths import FINETUNED, Experiment
 
 EXAMPLE = "python -m pipeline.finetune --layer fc7 --model softmax --unfreeze conv7 --recipe modern --augment none"
@@ -223,6 +225,20 @@ def add_near_duplicates(manifest: Manifest, codes: Path, settings: Finetune) -> 
     return replace(manifest, metadata={**manifest.metadata, NEAR_DUPLICATES: groups})
 
 
+def network_of_codes(settings: Finetune, max_value: float) -> FrozenNetwork:
+    """Return the network whose codes a random head reads: that of `extract`, but for what the settings say.
+
+    max_value: the value that is white in the dataset's images.
+    """
+    from pipeline.networks.frozen import FrozenNetwork
+
+    usual, _ = params.load(Extract)
+    origin, pool = settings.weights or usual.weights, settings.pool or usual.pool
+    framing = Framing.sized(**usual.framing(max_value))
+    network = FrozenNetwork(settings.backbone, [settings.layer], origin, pool, framing, usual.relu)
+    return network.at(usual.fixed_precision, usual.dtype)
+
+
 def use_deterministic_algorithms() -> None:
     """Let torch raise an exception for operations whose results may differ from run to run."""
     import torch
@@ -252,11 +268,8 @@ def run(settings: Finetune) -> None:
         path = settings.classifier or address.classifier
         start = initialization.from_classifier(path, codes, data, recipe.dropout, settings.weights)
     else:
-        usual, _ = params.load(Extract)
-        origin, pool = settings.weights or usual.weights, settings.pool or usual.pool
-        start = initialization.from_random_head(
-            settings.backbone, settings.layer, origin, pool, manifest, recipe.dropout, settings.seed
-        )
+        network = network_of_codes(settings, manifest.max_value)
+        start = initialization.from_random_head(network, len(manifest.classes), recipe.dropout, settings.seed)
     if settings.deterministic:
         use_deterministic_algorithms()
     plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed)

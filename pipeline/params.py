@@ -164,7 +164,7 @@ def _look_up(params: Mapping[str, Any], place: str) -> Any:
     """Return the value at `section.name` or `name`; None where there is none."""
     value: Any = params
     for part in place.split("."):
-        value = (value or {}).get(part) if isinstance(value, Mapping) else None
+        value = {_plain(name): inner for name, inner in value.items()}.get(part) if isinstance(value, Mapping) else None
     return value
 
 

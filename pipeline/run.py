@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline import command_line, params
 from pipeline.classifiers.scoring import Metrics
 from pipeline.config import COMMANDS, Run
-from pipeline.errors import Fix
+from pipeline.errors import Fix, PipelineError
 from pipeline.paths import Experiment
 
 EXAMPLE = "python -m pipeline.run ~/photos"
@@ -48,7 +48,10 @@ def classify_folder(source: str | Path, backbones: Sequence[str] = BACKBONES) ->
     """
     name = params.dataset_name(str(source))
     do("prepare", dataset=str(source))
-    chosen, accuracy = max((advise(name, backbone) for backbone in backbones), key=lambda choice: choice[1])
+    choices = [choice for backbone in backbones if (choice := advise(name, backbone))]
+    if not choices:
+        raise PipelineError(f"No backbone can be chosen for {name}: the advice above says why.")
+    chosen, accuracy = max(choices, key=lambda choice: choice[1])
     address = {"dataset": name, "backbone": chosen.backbone, "layer": chosen.layer, "model": chosen.model}
     do("extract", **{word: value for word, value in address.items() if word != "model"})
     do("classify", **address)
@@ -58,11 +61,16 @@ def classify_folder(source: str | Path, backbones: Sequence[str] = BACKBONES) ->
     return FolderResult(chosen, accuracy, metrics, Path("reports", "index.html"))
 
 
-def advise(name: str, backbone: str) -> tuple[Experiment, float]:
-    """Have the layers of a backbone measured; return the recommended experiment and its cross-validated accuracy."""
+def advise(name: str, backbone: str) -> tuple[Experiment, float] | None:
+    """Have the layers of a backbone measured; return the recommended experiment and its cross-validated accuracy.
+
+    None where there is no advice.
+    """
     do("advise", dataset=name, backbone=backbone)
     path = Experiment(name, backbone).advice / "advice.json"
     content = json.loads(path.read_text(encoding="utf-8"))
+    if "no_advice" in content:
+        return None
     layer, model = content["advice"]["layer"], content["advice"]["model"]
     accuracy = next(measured["accuracy"] for measured in content["layers"] if measured["layer"] == layer)
     return Experiment(name, backbone, layer, model), accuracy

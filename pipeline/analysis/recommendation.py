@@ -80,6 +80,26 @@ class DatasetFacts:
     mean_prediction_entropy: float | None = None
     source_distance: float | None = None
 
+    @classmethod
+    def of(cls, units: np.ndarray, training: TrainingImages, source_distance: float | None) -> DatasetFacts:
+        """Return the facts of a dataset of which images were measured on; units: (n,) of `find_units`."""
+        return cls(len(units), len(np.unique(units)), training, source_distance=source_distance)
+
+    def with_predictions(self, logits: np.ndarray, y: np.ndarray) -> DatasetFacts:
+        """Return the facts with measures of the network's predictions.
+
+        logits: (n, n_source_classes) of its own head; y: (n,) labels.
+        """
+        probabilities = softmax(logits.astype(np.float64), axis=1)
+        highest = np.log(probabilities.shape[1])
+        return replace(
+            self,
+            leep=transferability.leep(probabilities, y),
+            nce=transferability.nce(probabilities, y),
+            prediction_entropy=float(entropy(probabilities, axis=1).mean() / highest),
+            mean_prediction_entropy=float(entropy(probabilities.mean(0)) / highest),
+        )
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -95,31 +115,6 @@ class Advice:
     sufficient: bool
     sentences: tuple[str, ...]
     measures: tuple[str, ...]
-
-
-def describe_dataset(
-    y: np.ndarray,
-    units: np.ndarray,
-    training: TrainingImages,
-    logits: np.ndarray | None,
-    source_distance: float | None,
-) -> DatasetFacts:
-    """Return the facts of a dataset, of which the n images of `units` are measured on.
-
-    y: (n,) labels; units: (n,) of `find_units`; logits: (n, n_source_classes) of the network's own head, if it has one.
-    """
-    facts = DatasetFacts(len(y), len(np.unique(units)), training, source_distance=source_distance)
-    if logits is None:
-        return facts
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    highest = np.log(probabilities.shape[1])
-    return replace(
-        facts,
-        leep=transferability.leep(probabilities, y),
-        nce=transferability.nce(probabilities, y),
-        prediction_entropy=float(entropy(probabilities, axis=1).mean() / highest),
-        mean_prediction_entropy=float(entropy(probabilities.mean(0)) / highest),
-    )
 
 
 def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapping[str, float], large: int) -> Advice:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.analysis import transferability
 from pipeline.codes import reader
+from pipeline.images.transforms import Transform
 
 FAR_FROM_SOURCE = 1.0
 """Distance to the source from which images count as different from it."""
 
 
-def source_layer(backbone: str) -> str | None:
-    """Return the layer whose codes of the backbone's source have a known mean and covariance; None if there is none."""
+def source_layer(backbone: str, transform: Transform) -> str | None:
+    """Return the layer whose codes of the backbone's source have a known mean and covariance; None if there is none.
+
+    transform: of the images that are to be compared with the source's; their views do not count.
+    """
     from pipeline.networks import tinyvgg
 
-    if backbone != "tinyvgg":
+    if backbone != "tinyvgg" or not _as_for_source(replace(transform, views=tinyvgg.TRANSFORM.views)):
         return None
     with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         return str(source["layer"])
+
+
+def _as_for_source(transform: Transform) -> bool:
+    """Return whether images are seen as those of the source were: decoder and bit depth may differ."""
+    from pipeline.networks import tinyvgg
+
+    native = tinyvgg.TRANSFORM
+    return replace(transform, decoder=native.decoder, max_value=native.max_value) == native
 
 
 def measure_source_distance(codes: reader.Codes) -> float | None:
@@ -26,8 +40,7 @@ def measure_source_distance(codes: reader.Codes) -> float | None:
     from pipeline.networks import tinyvgg
 
     spec, averaged = codes.spec, ("avg", "avg4", "flatten")  # all of them keep the mean of a map of 4×4
-    framing = spec.transform.crop, spec.transform.fit
-    if spec.weights != "default" or spec.pool not in averaged or framing != (tinyvgg.SIZE, "crop"):
+    if spec.weights != "default" or spec.pool not in averaged or not _as_for_source(spec.transform):
         return None
     with np.load(tinyvgg.SOURCE_STATISTICS) as source:
         mean, cov = source["mean"], source["cov"]

@@ -25,6 +25,7 @@ from pipeline.classifiers import cv_table, scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
 from pipeline.classifiers.nearest_mean import NearestClassMean
 from pipeline.classifiers.preprocessing import Centred, SignedRoot, signed_root_rows
+from pipeline.codes import reader
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
 from pipeline.progress import track
@@ -67,6 +68,12 @@ class TrainingData:
     y: np.ndarray
     units: np.ndarray
     images: np.ndarray | None = None
+
+    @classmethod
+    def of_codes(cls, codes: reader.Codes[np.ndarray], units: np.ndarray) -> TrainingData:
+        """Return codes in memory with a row per view of an image; units: (n,) int64 of the images."""
+        X, y, images = reader.flatten_views(codes)
+        return cls(X, y, units if images is None else units[images], images)
 
     def subset(self, rows: np.ndarray) -> TrainingData:
         """Return some of the rows, (m,) int64, in memory."""

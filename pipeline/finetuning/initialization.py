@@ -12,12 +12,13 @@ from pipeline import errors
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
-from pipeline.codes.spec import CodesSpec
+from pipeline.codes.spec import CodesSpec, spec_differences
 from pipeline.config import NEAR_DUPLICATES
 from pipeline.data.manifest import Manifest
 from pipeline.data.splits import assign_splits, find_units
 from pipeline.finetuning.head import Head
-from pipeline.images.transforms import Framing
+from pipeline.finetuning.model import TUNED_ON, usual_spec
+from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 
@@ -135,9 +136,14 @@ def retrain_on(
     return replace(classifier, pipeline=clone(classifier.pipeline).fit(training.values[rows], training.labels[rows]))
 
 
-def from_random_head(
-    backbone: str, layer: str, origin: str, pool: str, manifest: Manifest, dropout: float, seed: int
-) -> InitialState:
-    """Start from a random head on the codes of a layer, for the classes of a dataset."""
-    network = FrozenNetwork(backbone, [layer], origin, pool, Framing(max_value=manifest.max_value))
-    return InitialState(network.specs[layer], Head.random(network.widths[layer], len(manifest.classes), dropout, seed))
+def from_random_head(network: FrozenNetwork, n_classes: int, dropout: float, seed: int) -> InitialState:
+    """Start from a random head on the codes of a network's only layer; refuse codes that fine-tuning cannot give."""
+    (layer,) = network.specs
+    spec = network.specs[layer]
+    native = backbones.transform_of(backbones.get(spec.backbone), spec.weights)
+    usual = usual_spec(spec, replace(native, max_value=spec.transform.max_value))
+    if differences := spec_differences(spec, usual.to_dict()):
+        raise errors.PipelineError(
+            f"{TUNED_ON}, but `extract` in params.yaml asks for others: {'; '.join(differences)}. Take them out there."
+        )
+    return InitialState(spec, Head.random(network.widths[layer], n_classes, dropout, seed))

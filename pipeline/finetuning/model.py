@@ -146,15 +146,23 @@ class TunableNetwork(nn.Module):
         return self.loaded_state | {name: value for name, value in state.items() if name in self.loaded_state}
 
 
+TUNED_ON = "Fine-tuning uses the transform of the weights, one view, and the output of the ReLU"
+"""What fine-tuning knows no other way of."""
+
+
 def validate_transform(spec: CodesSpec, transform: Transform) -> None:
     """Refuse codes of images that were transformed in another way than the weights expect, or from before the ReLU."""
-    usual = replace(spec, transform=replace(transform, decoder=spec.transform.decoder), relu="post")
+    usual = usual_spec(spec, transform)
     if differences := spec_differences(spec, usual.to_dict()):
         raise errors.PipelineError(
-            f"Fine-tuning uses the transform of the weights, one view, and the output of the ReLU, but in the codes "
-            f"{'; '.join(differences)}. Extract and classify without these options first.",
+            f"{TUNED_ON}, but in the codes {'; '.join(differences)}. Extract and classify without these options first.",
             fix=[errors.Fix("extract", extract_settings(usual.to_dict())), errors.Fix("classify")],
         )
+
+
+def usual_spec(spec: CodesSpec, transform: Transform) -> CodesSpec:
+    """Return the spec of codes that fine-tuning can start from, of the same network; transform: of its weights."""
+    return replace(spec, transform=replace(transform, decoder=spec.transform.decoder), relu="post")
 
 
 def layers_until(backbone: backbones.Backbone, layer: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from functools import lru_cache
 
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from pipeline import errors
+from pipeline.images import views
+from pipeline.images.transforms import Transform
 from pipeline.networks import pooling, timm_models
 from pipeline.networks.backbones import Backbone, build_on_meta, head_module, n_scores, native_transform
 from pipeline.networks.fully_convolutional import FullyConvolutional
@@ -104,21 +106,69 @@ def node_shapes(
     size: (height, width) of the image, by default the network's own. Raises PipelineError if the network cannot run at
     that size.
     """
-    return dict(_shapes_at(backbone, tuple(dict.fromkeys(nodes)), size or native_transform(backbone).size))
+    size, native = size or native_transform(backbone).size, native_transform(backbone).size
+    wanted = tuple(dict.fromkeys(nodes))
+    shapes = _shapes_at(backbone, wanted, size)
+    if shapes is None and size == native:
+        raise _untraceable(backbone.name)
+    if shapes is None:
+        raise errors.PipelineError(_explain_size(backbone.name, _graph_at(backbone, wanted, size), size, native))
+    return dict(shapes)
 
 
 @lru_cache(maxsize=8)
-def _shapes_at(backbone: Backbone, nodes: tuple[str, ...], size: tuple[int, int]) -> Mapping[str, tuple[int, ...]]:
-    native = native_transform(backbone).size
-    with torch.device("meta"):
-        model = at_size(backbone, build_on_meta(backbone).eval(), size)
-        graph = trace(model, nodes)
-        outputs = _outputs(graph, size)
-        if outputs is None and size == native:
-            raise _untraceable(backbone.name)
-        if outputs is None:
-            raise errors.PipelineError(_explain_size(backbone.name, graph, size, native))
+def _shapes_at(
+    backbone: Backbone, nodes: tuple[str, ...], size: tuple[int, int]
+) -> Mapping[str, tuple[int, ...]] | None:
+    """Return the shapes as `node_shapes` does; None where the network cannot run at that size."""
+    outputs = _outputs(_graph_at(backbone, nodes, size), size)
+    if outputs is None:
+        return None
     return {node: tuple(output.shape[1:]) for node, output in outputs.items() if isinstance(output, torch.Tensor)}
+
+
+def _graph_at(backbone: Backbone, nodes: Iterable[str], size: tuple[int, int]) -> nn.Module:
+    """Return a network without weights, as it runs at a size, that gives the outputs of some nodes."""
+    with torch.device("meta"):
+        return trace(at_size(backbone, build_on_meta(backbone).eval(), size), nodes)
+
+
+def unsuitable_layers(
+    backbone: Backbone, layers: Sequence[str], transform: Transform, pool: str, widest: int
+) -> dict[str, str]:
+    """Return the layers whose codes cannot be taken, or are too long, each with the reason.
+
+    transform: of the images; pool: as `pooling.pool_for` takes it; widest: the most numbers per image.
+    """
+    nodes, (height, width) = find_nodes(backbone, layers), transform.size
+    shapes = _shapes_where_it_runs(backbone, list(nodes.values()), transform.size)
+    layouts = node_layouts(backbone, shapes) if shapes else {}
+    n_views, reasons = views.count(transform.views), {}
+    for layer, node in nodes.items():
+        if node not in shapes:
+            reasons[layer] = f"{backbone.name} cannot run that far at {height}x{width} pixels."
+            continue
+        try:
+            pooled = pooling.pool_for(layouts.get(node), pool, layer=layer, default=backbone.pool)
+        except errors.PipelineError as error:
+            reasons[layer] = error.message
+            continue
+        numbers = n_views * pooling.pooled_width(shapes[node], pooled, layouts[node])
+        if numbers > widest:
+            reasons[layer] = f"Its codes have {numbers:,} numbers per image. Take --pool avg for shorter ones."
+    return reasons
+
+
+def _shapes_where_it_runs(
+    backbone: Backbone, nodes: Sequence[str], size: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
+    """Return `node_shapes` without the nodes up to which the network cannot run at a size."""
+    shapes = _shapes_at(backbone, tuple(nodes), size) if nodes else {}
+    if shapes is not None or len(nodes) == 1:
+        return dict(shapes or {})
+    middle = len(nodes) // 2
+    parts = [_shapes_where_it_runs(backbone, part, size) for part in (nodes[:middle], nodes[middle:])]
+    return parts[0] | parts[1]
 
 
 def node_layouts(backbone: Backbone, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, pooling.Layout]:
@@ -142,7 +192,7 @@ def prefix_tokens(model: nn.Module) -> pooling.Prefix | None:
 def _outputs(graph: nn.Module, size: tuple[int, int]) -> dict[str, object] | None:
     """Return a network's outputs for one image of a size on the meta device; None where it cannot run."""
     try:
-        with redirect_stderr(io.StringIO()):  # where torch.fx prints a traceback of its own
+        with redirect_stderr(io.StringIO()), torch.device("meta"):  # torch.fx prints tracebacks of its own
             outputs: dict[str, object] = graph(torch.empty(1, 3, *size, device="meta"))
     except (RuntimeError, AssertionError, ValueError):  # a window larger than the map; transformers assert their size
         return None

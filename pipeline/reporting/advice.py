@@ -50,6 +50,8 @@ def read_advice(folder: Path, experiments: Iterable[Scores]) -> list[AdviceSumma
 def _summarise(dataset: str, backbone: str, path: Path) -> AdviceSummary:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        if reason := content.get("no_advice"):
+            return _absent(dataset, backbone, f"No advice: {reason}")
         advice, layers = content["advice"], content["layers"]
         low = next(row["low"] for row in layers if row["layer"] == advice["layer"])
         return {
@@ -68,6 +70,21 @@ def _summarise(dataset: str, backbone: str, path: Path) -> AdviceSummary:
             f"{path} is damaged or was written by an earlier release ({error!r}). Write it again: "
             f"python -m pipeline.advise --dataset {dataset} --backbone {backbone}."
         ) from error
+
+
+def _absent(dataset: str, backbone: str, sentence: str) -> AdviceSummary:
+    """Return the summary where no advice could be given; sentence: why."""
+    return {
+        "dataset": dataset,
+        "backbone": backbone,
+        "layer": "",
+        "as_good": [],
+        "fine_tune": False,
+        "sentences": [sentence],
+        "measures": [],
+        "charts": [],
+        "source_classes": [],
+    }
 
 
 def measures_chart(layers: Sequence[LayerMeasures]) -> Chart:

@@ -15,6 +15,9 @@ from pipeline.analysis.recommendation import Advice, DatasetFacts
 from pipeline.analysis.source_view import ClassView
 from pipeline.reporting import figures
 
+TABLES = LAYERS, CURVE, SOURCE_CLASSES = "layers.csv", "curve.csv", "source_classes.csv"
+FIGURE = "layers.png"
+
 
 def write_advice(
     folder: Path,
@@ -26,14 +29,14 @@ def write_advice(
 ) -> None:
     """Write layers.csv, layers.png, curve.csv, source_classes.csv and, last, advice.json."""
     rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
-    files.write_csv(folder / "layers.csv", list(rows[0]), [list(row.values()) for row in rows])
-    draw_measures(folder / "layers.png", measured)
+    files.write_csv(folder / LAYERS, list(rows[0]), [list(row.values()) for row in rows])
+    draw_measures(folder / FIGURE, measured)
     traced = [asdict(point) for point in points]
     if traced:
-        files.write_csv(folder / "curve.csv", list(traced[0]), [list(row.values()) for row in traced])
+        files.write_csv(folder / CURVE, list(traced[0]), [list(row.values()) for row in traced])
     shares = [(view["label"], view["n"], *share) for view in seen for share in view["seen"]]
     if shares:
-        files.write_csv(folder / "source_classes.csv", ["class", "n", "source_class", "share"], shares)
+        files.write_csv(folder / SOURCE_CLASSES, ["class", "n", "source_class", "share"], shares)
     content = {
         "advice": asdict(advice),
         "dataset": asdict(facts),
@@ -42,6 +45,13 @@ def write_advice(
         "source_classes": seen,
     }
     files.write_json(folder / "advice.json", content)
+
+
+def write_no_advice(folder: Path, reason: str) -> None:
+    """Write advice.json with the reason why there is no advice, and remove what earlier advice left."""
+    for name in (*TABLES, FIGURE):
+        (folder / name).unlink(missing_ok=True)
+    files.write_json(folder / "advice.json", {"no_advice": reason})
 
 
 def draw_measures(path: Path, measured: Sequence[LayerMeasures]) -> None:

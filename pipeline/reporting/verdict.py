@@ -89,7 +89,7 @@ def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSum
         return _step(
             f"Measure every layer of {best['backbone']} on the training images", network | {"layer": ""}, "advise"
         )
-    if not layers & set(advice["as_good"]):
+    if advice["as_good"] and not layers & set(advice["as_good"]):
         reason = f"Try layer {advice['layer']}, which did best when every layer was measured"
         return _step(reason, network | {"layer": advice["layer"]}, *TRY_LAYER)
     if advice["fine_tune"] and not any(row["model"] == FINETUNED for row in experiments):

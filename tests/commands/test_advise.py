@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
+from conftest import Outcome, write_photos
 from helpers import count_forwards, mistake
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
@@ -130,7 +130,7 @@ def test_the_report_shows_it(run: Run, measured: Outcome) -> None:
 
 def test_test_images_are_not_measured(measured: Outcome) -> None:
     manifest = read_manifest(Path("data/some"))
-    codes = reader.read(Path("features/some/.advice/tinyvgg/fc7.h5"), {})
+    codes = reader.read(Path("features/some/.advice/tinyvgg/post-one/fc7.h5"), {})
     training = {manifest.paths[row] for row, split in enumerate(manifest.splits) if split == "train"}
     assert set(codes.paths) == training and set(codes.splits) == {"train"}
 
@@ -170,15 +170,12 @@ def test_the_distance_to_the_source_is_near_0_for_the_source_itself_alone() -> N
 
 def test_entropies_are_shares_of_the_highest() -> None:
     y, units = np.array([0, 0, 1, 1]), np.array([0, 1, 2, 2])
-    certain = 100.0 * np.eye(4)[[0, 0, 1, 1]]
-    facts = recommendation.describe_dataset(y, units, TRAINING, certain, None)
-    assert facts.prediction_entropy == pytest.approx(0, abs=1e-9)
+    known = recommendation.DatasetFacts.of(units, TRAINING, 0.3)
+    assert known == recommendation.DatasetFacts(4, 3, TRAINING, source_distance=0.3)
+    facts = known.with_predictions(100.0 * np.eye(4)[[0, 0, 1, 1]], y)
+    assert facts.prediction_entropy == pytest.approx(0, abs=1e-9) and facts.source_distance == 0.3
     assert facts.mean_prediction_entropy == pytest.approx(0.5)
-    assert recommendation.describe_dataset(
-        y, units, TRAINING, np.zeros((4, 4)), None
-    ).prediction_entropy == pytest.approx(1)
-    facts = recommendation.describe_dataset(y, units, TRAINING, None, 0.3)
-    assert facts == recommendation.DatasetFacts(4, 3, TRAINING, source_distance=0.3)
+    assert known.with_predictions(np.zeros((4, 4)), y).prediction_entropy == pytest.approx(1)
 
 
 # What it recommends
@@ -311,3 +308,54 @@ def test_codes_before_a_relu_that_is_not_there_are_refused_at_the_start(
     assert not forwards
     outcome = run("advise", "--folds", 2, "--layer", "pool3", "fc7", *flags, "both")
     assert outcome.code == 0 and "Codes before the ReLU: of fc7; none of pool3" in outcome.err
+
+
+# Where there is no advice, or of some layers only
+
+
+def test_no_advice_ends_no_run_and_the_page_says_why(run: Run, photos: Path) -> None:
+    rows = [f"{path},{'red;all' if 'red' in str(path) else 'all'}" for path in sorted(photos.glob("*/*"))]
+    Path("many.csv").write_text("\n".join(["path,labels", *rows]), encoding="utf-8")
+    assert run("prepare", "--dataset", "photos").code == 0 and run("prepare", "--dataset", "many.csv").code == 0
+    address = ("--dataset", "photos", "--layer", "fc7")
+    assert run("advise", *address, "--folds", 2).code == 0
+    Path("data/photos/manifest.csv").write_text(Path("data/many/manifest.csv").read_text(encoding="utf-8"))
+    outcome = run("advise", *address)
+    assert outcome.code == 0 and "No advice: The images have several labels each" in outcome.out
+    folder = Path("reports/photos/tinyvgg/advice")
+    assert [path.name for path in folder.iterdir()] == ["advice.json"], "nothing is left of the advice of before"
+    assert run("prepare", "--dataset", "photos", "--overwrite").code == 0
+    assert run("extract", *address).code == 0
+    assert run("classify", *address, "--folds", 2, "--grid", "{l2: {C: [10]}}").code == 0
+    assert run("evaluate", *address).code == 0 and run("report").code == 0
+    assert "<li>No advice: The images have several labels each" in Path("reports/index.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_layers_that_do_not_suit_the_settings_are_left_out_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    backbone, native = backbones.TINYVGG, backbones.native_transform(backbones.TINYVGG)
+    small = replace(native, crop=30, resize=30)
+    assert advise.find_layers(backbone, None, small, "avg", 10_000)[-1] == "pool4"
+    assert "Left out: layer fc7. tinyvgg cannot run that far at 30x30 pixels." in caplog.text
+    assert advise.find_layers(backbone, None, native, "flatten", 10_000)[0] == "pool3"
+    assert "Left out: layer conv1. Its codes have 131,072 numbers per image." in caplog.text
+    assert advise.find_layers(backbone, ["conv1"], native, "flatten", 10_000) == ["conv1"], "it was asked for"
+    none = advise.find_layers(backbone, None, replace(native, crop=1, resize=1), "cls", 10_000)
+    manifest = Manifest(Path(), ("a",), np.zeros(1, np.int64), ("train",), ("a",), ("a",))
+    assert none == [] and advise.reason_against(manifest, "tinyvgg", none).startswith("No layer of tinyvgg")
+
+
+def test_small_classes_are_left_out_where_classify_leaves_them_out(run: Run, project: Path) -> None:
+    run("prepare", "--dataset", write_photos(project / "photos", {"red": 12, "green": 12, "blue": 1}))
+    flags = ("--dataset", "photos", "--layer", "fc7")
+    mistake(run("advise", *flags), "'blue' has 1 training image, fewer than the 5 folds")
+    Path("params.yaml").write_text("classify: {drop_small_classes: true}", encoding="utf-8")
+    outcome = run("advise", *flags)
+    assert outcome.code == 0 and "Left out: class 'blue', with 1 training images or groups." in outcome.err
+    assert advised("reports/photos/tinyvgg/advice/advice.json")["dataset"]["training"]["n_classes"] == 2
+
+
+def test_a_sample_has_enough_images_of_each_class_for_the_folds(run: Run, photos: Path) -> None:
+    run("prepare", "--dataset", photos)
+    assert run("advise", "--dataset", "photos", "--layer", "fc7", "--images", 1).code == 0
