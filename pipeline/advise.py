@@ -28,7 +28,7 @@ from pipeline.classifiers.search import TrainingData
 from pipeline.config import NEAR_DUPLICATES, Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest
-from pipeline.data.splits import draw_distinct, find_units, validate_trainable
+from pipeline.data.splits import draw_distinct, find_units, nothing_to_learn_from, validate_trainable
 from pipeline.extraction import memory
 from pipeline.extraction.sample import Kind, SampleCodes
 from pipeline.images.transforms import Framing, Transform
@@ -65,7 +65,7 @@ def choose_images(manifest: Manifest, most: int, seed: int, column: str = "", le
         rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
         chosen += rows[: max(least, round(share * len(rows)))].tolist()
     if not chosen:
-        raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
+        raise nothing_to_learn_from("The dataset has")
     return manifest.take(np.array(sorted(chosen), np.int64))
 
 

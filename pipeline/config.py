@@ -159,7 +159,10 @@ NEAR = (
 class Project:
     """The keys at the top level of params.yaml, which address an experiment."""
 
-    source: Name = setting("digits", "What `prepare` reads: a name, a folder of images, or a CSV file.")
+    source: str = setting(
+        "digits",
+        "What `prepare` reads: a name, a folder of images, or a CSV file; empty where prepare.unlabelled is all.",
+    )
     dataset: Name = setting("digits", "Name of the prepared dataset: data/NAME, features/NAME and so on.")
     backbone: Name = setting("tinyvgg", BACKBONE)
     models: Names = setting(("svm", "softmax"), "The classifiers that `dvc repro` trains.")
@@ -645,11 +648,12 @@ class Select(Command):
 class Report(Command):
     """Settings of `report`."""
 
-    dataset: Name | None = setting(
-        None, "Show the experiments of this dataset only.", shown="all", in_file=False, group=EXPERIMENT
-    )
+    dataset: Name | None = setting(None, "Show this dataset only.", shown="all", in_file=False, group=EXPERIMENT)
     backbone: Name | None = setting(
-        None, "Show the experiments of this backbone only.", shown="all", in_file=False, group=EXPERIMENT
+        None, "Show what was made with this backbone only.", shown="all", in_file=False, group=EXPERIMENT
+    )
+    layer: Name | None = setting(
+        None, "Show what was made with this layer only.", shown="all", in_file=False, group=EXPERIMENT
     )
     reports: Path = setting(Path("reports"), "Folder of the scores.", in_file=False, group=FILES)
     out: Path | None = setting(

@@ -34,18 +34,20 @@ LONGEST_NAME = 24
 
 
 def evaluate(
-    classifier: persistence.SavedClassifier, test: reader.Codes, units: np.ndarray, related: np.ndarray
+    classifier: persistence.SavedClassifier, test: reader.Codes, units: np.ndarray, related: Related
 ) -> tuple[scoring.Scores, np.ndarray]:
     """Return the scores on the test codes, and the (n, classes) margins from which they were computed.
 
-    units: (n,) int64 of the images, as in `scoring.interval`; related: (n,) bool, which of them have relatives among
-    the training images; the metrics tell the score without these too, if any are left.
+    units: (n,) int64 of the images, as in `scoring.interval`; related: which of them have relatives among the training
+    images; the metrics tell the score of those that have none too, if there are any.
     """
     margins = persistence.margins(classifier, test.values)
     score = scoring.score if test.labels.ndim == 1 else scoring.score_multi_label
-    scores, rest = score(test.labels, margins, test.classes, units), ~related
-    scores.metrics["related"] = int(related.sum())
-    if related.any() and (test.labels[rest].any() if test.labels.ndim == 2 else rest.any()):
+    scores, rest = score(test.labels, margins, test.classes, units), related.none
+    scores.metrics["related"] = int(related.any.sum())
+    if related.unknown.any():
+        scores.metrics["compared"] = int((~related.unknown).sum())
+    if related.any.any() and (test.labels[rest].any() if test.labels.ndim == 2 else rest.any()):
         scores.metrics["unrelated"] = score(test.labels[rest], margins[rest], test.classes, units[rest]).metrics
     return scores, margins
 
@@ -188,6 +190,8 @@ def conclusion(metrics: scoring.Metrics, related: Related, grouping: Grouping) -
     """Return the score as text, and the score without the images that are related to training images."""
     score = scoring.sentence(metrics)
     if not metrics["related"]:
+        if "compared" in metrics:
+            score += f"\nA sample of {metrics['compared']} test images has no near-duplicates among training images."
         return score
     rest = scoring.sentence(metrics["unrelated"]) if "unrelated" in metrics else "there is no score"
     return f"{score}\n{related.sentence(grouping.by)}. Without them: {rest}"
@@ -207,7 +211,7 @@ def run(settings: Evaluate) -> None:
     images = CodesRows.of_splits(file, "test")
     units = find_image_units(images, address.data, grouping)
     related = find_related(images, address.data, grouping, search=not is_fine_tuned(facts))
-    scores, margins = evaluate(classifier, test, units, related.any)
+    scores, margins = evaluate(classifier, test, units, related)
     scores.metrics["validation"] = persistence.validation_of(facts)
     folder = settings.out or address.report
     write(folder, scores, margins, test, units)

@@ -85,6 +85,8 @@ def _passed_on(command: str, name: str, field: Any, known: Mapping[str, Any]) ->
         return None
     if value == NEAR_DUPLICATES and command == "prepare":
         return None  # there are no codes yet
+    if command == "report" and name == "layer":
+        return None  # a page compares layers
     if isinstance(value, tuple):
         return value if _takes_many(field) else None
     return None if value == FINETUNED and command == "finetune" else value
@@ -94,5 +96,7 @@ def _usual_out(command: str, settings: Any) -> Path | None:
     """Return where a command writes by itself."""
     if command == "prepare":
         return Path("data", params.dataset_name(settings.dataset or settings.unlabelled))
+    if command not in ("extract", "classify"):
+        return None
     address = Experiment(**{word: getattr(settings, word) for word in ADDRESS_WORDS if hasattr(settings, word)})
-    return {"extract": address.features, "classify": address.classifier}.get(command)
+    return address.features if command == "extract" else address.classifier

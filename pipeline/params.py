@@ -270,7 +270,8 @@ def split_settings() -> dict[str, Any]:
 def dataset_name(source: str) -> str:
     """Return what `prepare` calls a dataset: as params.yaml calls that of its own source, else by the source's name."""
     project = effective()
-    if source == str(project["source"]):
+    own = project["source"] or (project.get("prepare") or {}).get("unlabelled")
+    if source and source == str(own):
         return str(project["dataset"])
     if "\0" in source:
         raise PipelineError(f"The dataset {source!r} contains a zero byte. Correct its name.")

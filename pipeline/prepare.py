@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -252,16 +253,26 @@ def summary(prepared: Prepared, folder: Path) -> str:
         f"{folder.name}: {counted(len(prepared.images), 'image')}, {counted(len(classes), 'class')} ({splits})",
         *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
         *prepared.listing.notes,
-        f"Next: {next_command(folder, prepared.large)}",
+        *next_steps(prepared, folder),
     ]
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def next_command(folder: Path, large: bool) -> errors.Fix:
-    """Return the command that extracts the codes of a prepared dataset; large: as in `Prepared`."""
+def next_steps(prepared: Prepared, folder: Path) -> list[str]:
+    """Say which commands go on with a prepared dataset: first the one that extracts its codes.
+
+    What codes are good for is said where there are no labels.
+    """
     dataset = folder.name if folder.parent == Path("data") else str(folder)
-    network = FOR_PHOTOS if large else {}
-    return hints.complete(errors.Fix("extract", {"dataset": dataset, **network}), {})
+    network = FOR_PHOTOS if prepared.large else {}
+    extract, similar = (
+        hints.complete(errors.Fix(name, {"dataset": dataset, **network}), {}) for name in ("extract", "similar")
+    )
+    steps = [f"Next: {extract}"]
+    if all(image.split == UNLABELLED for image in prepared.images):
+        report = errors.Fix("report", {"dataset": dataset})
+        steps += [f"Then: {report}", f"  or: {similar} {shlex.quote(str(prepared.images[0].path))}"]
+    return steps
 
 
 def table(prepared: Prepared, folder: Path) -> list[tuple[int, str]]:

@@ -185,7 +185,9 @@ def test_the_first_line_says_what_is_worked_on_and_who_said_so(trained: Run) -> 
         == f"classifier: {CLASSIFIER} (--classifier)"
     )
     assert "dataset:" not in trained("classify", *ADDRESS, "--quiet").err
-    assert trained("report", "--table").err.startswith("dataset: all (default); backbone: all (default)\n")
+    assert trained("report", "--table").err.startswith(
+        "dataset: all (default); backbone: all (default); layer: all (default)\n"
+    )
     assert "dataset:" not in trained("extract", "--list").err
 
 

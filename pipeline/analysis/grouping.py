@@ -113,12 +113,14 @@ class Related:
     """Which test images have relatives among the training images, by what relates them, (n,) bool each.
 
     near: near-duplicates that are no copies, all False where they were not searched for; grouped: images of a group of
-    training images; limit: the distance up to which images are near-duplicates.
+    training images; unknown: of which near-duplicates were not looked for, since there are too many images to compare
+    all; limit: the distance up to which images are near-duplicates.
     """
 
     copies: np.ndarray
     near: np.ndarray
     grouped: np.ndarray
+    unknown: np.ndarray
     limit: float
 
     @property
@@ -126,6 +128,11 @@ class Related:
         """Which test images have any relative."""
         related: np.ndarray = self.copies | self.near | self.grouped
         return related
+
+    @property
+    def none(self) -> np.ndarray:
+        """Which test images are known to have no relative."""
+        return ~(self.any | self.unknown)
 
     def sentence(self, by: str) -> str:
         """Say how many test images are related to training images, and how; by: as in `Grouping`."""
@@ -135,7 +142,8 @@ class Related:
             (self.grouped, f"of a group of training images, by {by}"),
         ]
         counted = ", ".join(f"{found.sum()} {kind}" for found, kind in kinds if found.any())
-        return f"{self.any.sum()} of {len(self.any)} test images are related to training images: {counted}"
+        sample = f" (a sample of {(~self.unknown).sum()} was compared)" if self.unknown.any() else ""
+        return f"{self.any.sum()} of {len(self.any)} test images{sample} are related to training images: {counted}"
 
 
 def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: bool = True) -> Related:
@@ -148,12 +156,13 @@ def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: boo
     if grouping.by not in ("", NEAR_DUPLICATES):
         (of_test,), (of_train,) = (find_groups(images, data, grouping) for images in (test, train))
         grouped = _occur(of_test, of_train)
-    near, limit = np.zeros(len(test.rows), bool), 0.0
+    near, unknown, limit = np.zeros(len(test.rows), bool), np.zeros(len(test.rows), bool), 0.0
     if search and len(train.rows):
         limit = test.near_limit(grouping.near_distance)
         found = near_duplicates.find_near_duplicates(test.path, test.rows[~copies], train.rows, limit)
         near = np.isin(test.rows, found.pairs[:, 0])
-    return Related(copies, near, grouped, limit)
+        unknown = ~(np.isin(test.rows, found.checked) | copies)
+    return Related(copies, near, grouped, unknown, limit)
 
 
 def _occur(values: Sequence[Hashable], others: Sequence[Hashable]) -> np.ndarray:

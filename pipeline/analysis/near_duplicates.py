@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.analysis.neighbors import nearest_vectors, sketch, unit, unit_blocks
+from pipeline.analysis.neighbors import affordable, nearest_vectors, places_among, sketch, unit, unit_blocks
 from pipeline.errors import PipelineError
 
 PAIRS = 200
@@ -31,16 +31,21 @@ LARGEST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Pairs of near-duplicates: (k, 2) int64 rows, the closest pair first, and their distances (k,) float32."""
+    """Pairs of near-duplicates: (k, 2) int64 rows, the closest pair first, and their distances (k,) float32.
+
+    checked: (m,) increasing rows, those of which a near-duplicate was looked for.
+    """
 
     pairs: np.ndarray
     distances: np.ndarray
+    checked: np.ndarray
 
 
 def distance_limit(path: Path, rows: np.ndarray, share: float) -> float:
     """Return the distance up to which images are near-duplicates: a share of the median distance between two images.
 
-    path: a file of codes, or fc6+fc7.h5 for those of several layers; rows: increasing rows of the training images.
+    path: a file of codes, or fc6+fc7.h5 for those of several layers; rows: increasing rows of the images that are drawn
+    from: those for training, where there are any.
     """
     if len(rows) < 2:
         return 0.0
@@ -51,23 +56,28 @@ def distance_limit(path: Path, rows: np.ndarray, share: float) -> float:
 
 
 def find_near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, limit: float) -> NearDuplicates:
-    """Return each row of `ones` with the nearest row of `others`, if that is at most `limit` away.
+    """Return each row of `ones` with the nearest of the `others`, if that is at most `limit` away.
 
-    Projected codes give the candidates, the codes themselves decide. ones, others: increasing rows, none in both.
+    Projected codes give the candidates, the codes themselves decide. Where there are too many pairs to compare, every
+    k-th of `ones` is checked.
+
+    ones, others: increasing rows; a row in both is not compared with itself.
     """
-    if not (len(ones) and len(others)):
-        return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    _, squares = nearest_vectors(sketch(path, ones), sketch(path, others))
-    candidates = ones[_may_be_near(squares, limit)]
+    checked = affordable(ones, len(others))
+    if not (len(checked) and len(others)):
+        return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0, np.float32), checked)
+    _, squares = nearest_vectors(sketch(path, checked), sketch(path, others), places_among(checked, others))
+    candidates = checked[_may_be_near(squares, limit)]
     best, nearest = np.full(len(candidates), np.inf, np.float32), np.zeros(len(candidates), np.int64)
     for rows, block, distances in _tiles(path, candidates, others):
+        distances[rows[:, None] == block] = np.inf
         places, closest = np.searchsorted(candidates, rows), distances.argmin(1)
         found = distances[np.arange(len(rows)), closest]
         better = found < best[places]
         best[places[better]], nearest[places[better]] = found[better], block[closest[better]]
     order = np.argsort(best, kind="stable")
     order = order[best[order] <= limit]
-    return NearDuplicates(np.stack([candidates[order], nearest[order]], 1), best[order])
+    return NearDuplicates(np.stack([candidates[order], nearest[order]], 1), best[order], checked)
 
 
 def group_near_duplicates(path: Path, rows: np.ndarray, limit: float) -> np.ndarray:

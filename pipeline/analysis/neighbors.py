@@ -23,6 +23,9 @@ MAX_COMPARISONS = 2 * 10**10
 MAX_FEATURES = 1024
 """Width to which codes are projected before a classifier is trained on them."""
 
+SAME = 1e-6
+"""Codes of length 1 that differ by less in each number are the same."""
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Regularisations of the leave-one-out classifier, as shares of the codes' variance."""
 
@@ -101,11 +104,20 @@ def find_outliers(path: Path, rows: np.ndarray, among: np.ndarray, most: int) ->
 
     rows, among: increasing rows.
     """
-    checked = rows[:: max(1, -(-10 * len(rows) * len(among) // MAX_COMPARISONS))]
-    places = np.searchsorted(among, checked)
-    itself = np.where(among[np.minimum(places, len(among) - 1)] == checked, places, -1)
-    _, squares = nearest_vectors(sketch(path, checked), sketch(path, among), itself)
+    checked = affordable(rows, 10 * len(among))
+    _, squares = nearest_vectors(sketch(path, checked), sketch(path, among), places_among(checked, among))
     return checked[np.argsort(-squares, kind="stable")[:most]], len(checked)
+
+
+def affordable(rows: np.ndarray, comparisons: int) -> np.ndarray:
+    """Return the rows, or every k-th, so that at most `MAX_COMPARISONS` are made; comparisons: for each row."""
+    return rows[:: max(1, -(-len(rows) * comparisons // MAX_COMPARISONS))]
+
+
+def places_among(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Return the place (n,) int64 of each row among increasing rows, which are not empty; -1 where it is not there."""
+    places = np.searchsorted(among, rows)
+    return np.where(among[np.minimum(places, len(among) - 1)] == rows, places, -1)
 
 
 def nearest_vectors(
@@ -198,19 +210,34 @@ def _leave_one_out(
     return scores.argmax(1), scores.max(1) - scores[numbers, labels]
 
 
-def project_2d(path: Path, rows: np.ndarray) -> np.ndarray:
-    """Return positions (n, 2) float32 in [0, 1] of a few thousand rows at most, where similar codes are close.
+def reduce(path: Path, rows: np.ndarray) -> np.ndarray:
+    """Return the codes of a few thousand rows at most, of length 1, reduced by PCA to (n, at most 50) float32.
 
-    The projection is PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton, JMLR 9, 2008).
+    Codes that are all the same become zeros.
     """
     from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     values = unit(path, rows)
+    if np.ptp(values, axis=0).max() < SAME:
+        return np.zeros((len(rows), 1), np.float32)
     with threadpool_limits(1):  # threads that share a core make it ten times slower, and change the order of sums
-        reduced = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
-        perplexity = min(30.0, (len(rows) - 1) / 3)
-        positions = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(reduced)
+        reduced: np.ndarray = PCA(min(50, *values.shape), random_state=0).fit_transform(values)
+    return reduced
+
+
+def project_2d(vectors: np.ndarray) -> np.ndarray:
+    """Return positions (n, 2) float32 in [0, 1], where similar vectors are close, of those that `reduce` gives.
+
+    The projection is t-SNE (van der Maaten and Hinton, JMLR 9, 2008).
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    if not vectors.any():
+        return np.full((len(vectors), 2), 0.5, np.float32)
+    with threadpool_limits(1):
+        perplexity = min(30.0, (len(vectors) - 1) / 3)
+        positions = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
     lowest = positions.min(0)
     return (positions - lowest) / np.maximum(positions.max(0) - lowest, 1e-9)

@@ -52,7 +52,8 @@ class Metrics(TypedDict, total=False):
     images whose class is among the five of the highest margins, where there are more than five classes;
     balanced_accuracy: mean accuracy of the classes; images: their number; n: number of independent units among them, as
     in `Interval`; classes: number of classes; related: number of test images that have relatives among the training
-    images (copies, near-duplicates, images of the same group); unrelated: the metrics without these; validation:
+    images (copies, near-duplicates, images of the same group); compared: number of those that near-duplicates were
+    looked for, where they are not all; unrelated: the metrics of those that have no relatives; validation:
     the accuracy by which the classifier was chosen, None where there is none. Multi-label images have map and map_voc07
     instead of accuracies, the mean average precisions of `average_precisions`, and the 95% interval map_low…map_high of
     the former.
@@ -71,6 +72,7 @@ class Metrics(TypedDict, total=False):
     images: int
     classes: int
     related: int
+    compared: int
     unrelated: Metrics
     validation: Validation | None
 

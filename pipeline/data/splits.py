@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from pipeline.data.manifest import UNLABELLED, ListedImage
-from pipeline.errors import PipelineError, counted
+from pipeline.errors import Fix, PipelineError, counted
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """For each fold the int64 numbers of the rows to fit, and of the rows held out."""
@@ -142,12 +142,21 @@ def draw_distinct(rows: np.ndarray, groups: np.ndarray, rng: np.random.Generator
     return shuffled[np.argsort(repeats, kind="stable")]
 
 
+def nothing_to_learn_from(what: str) -> PipelineError:
+    """Return the error for what has no labels to train on; what: "The codes have"."""
+    return PipelineError(
+        f"{what} no training images with a label. Prepare a dataset that has some; of images without labels the report "
+        "shows clusters, duplicates and outliers.",
+        fix=[Fix("report", {"backbone": ""})],
+    )
+
+
 def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups: np.ndarray | None = None) -> None:
     """Refuse training labels that cannot be cross-validated; the arguments are those of `make_folds`."""
     if folds < 2:
         raise PipelineError(f"--folds {folds} is too few for cross-validation. Take 2 or more.")
     if not len(y):
-        raise PipelineError("The codes have no training images with a label. Prepare a dataset that has some.")
+        raise nothing_to_learn_from("The codes have")
     counts = np.bincount(y, minlength=len(classes)) if y.ndim == 1 else y.sum(0)
     present = np.flatnonzero(counts)
     if y.ndim == 2:

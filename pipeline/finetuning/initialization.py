@@ -15,7 +15,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import CodesSpec, spec_differences
 from pipeline.config import NEAR_DUPLICATES
 from pipeline.data.manifest import Manifest
-from pipeline.data.splits import assign_splits, find_units
+from pipeline.data.splits import assign_splits, find_units, nothing_to_learn_from
 from pipeline.finetuning.head import Head
 from pipeline.finetuning.model import TUNED_ON, usual_spec
 from pipeline.networks import backbones
@@ -92,7 +92,7 @@ def _way_to_part(group_by: str) -> str:
 def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> None:
     """Raise PipelineError if there are no training or no validation images, in all or in one of the classes."""
     if not len(train):
-        raise errors.PipelineError("The dataset has no training images with a label. Prepare one that has some.")
+        raise nothing_to_learn_from("The dataset has")
     if not len(val):
         raise errors.PipelineError(
             "There is no validation data to choose the best weights by. Take --val 0.15, or prepare a val split."

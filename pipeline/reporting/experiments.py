@@ -16,8 +16,11 @@ from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
-from pipeline.paths import Experiment
+from pipeline.paths import MANIFEST, Experiment
 from pipeline.reporting.page_data import ConfidenceKind, Scores
+
+METRICS = "*/**/*-*/metrics.json"
+"""The files of scores under a folder of reports."""
 
 
 @dataclass(frozen=True)
@@ -45,41 +48,95 @@ class ExperimentResult:
         return f"{self.address.dataset}/{self.address.backbone}/{self.address.layer}-{self.address.model}"
 
 
-def find_experiments(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[Scores]:
+def find_experiments(
+    folder: Path,
+    dataset: str | None = None,
+    backbone: str | None = None,
+    layer: str | None = None,
+    *,
+    may_be_none: bool = False,
+) -> list[Scores]:
     """Return the scores of every experiment under a folder of reports, by dataset, the highest top-1 first.
 
     Experiments on multi-label images have no top-1 and are left out: see `find_multi_label`. PipelineError is raised if
-    there are no experiments of either kind.
+    there are no experiments of either kind, unless there may be none.
     """
-    rows = _read_metrics(folder, dataset, backbone)
-    if not rows:
-        place = folder / (dataset or "") / (backbone or "")
-        message = f"There are no scores under {place}.{errors.beside(place)} Evaluate a classifier, or run dvc repro."
-        raise errors.PipelineError(message, fix=[errors.Fix("evaluate")])
+    rows = _read_metrics(folder, dataset, backbone, layer)
+    if not rows and not may_be_none:
+        raise _nothing_to_show(folder / (dataset or "") / (backbone or ""), Experiment(dataset or "", ""))
     return sorted((row for row in rows if "top1" in row), key=lambda row: (row["dataset"], -row["top1"]))
 
 
-def find_multi_label(folder: Path, dataset: str | None = None, backbone: str | None = None) -> list[Scores]:
+def _nothing_to_show(place: Path, address: Experiment) -> errors.PipelineError:
+    """Return the error for a folder without scores; the address has the dataset that is asked for, if one is."""
+    if address.dataset and (address.data / MANIFEST).exists() and not address.features.exists():
+        message = f"There are no scores under {place}, and no codes of {address.name}. Extract them."
+        return errors.PipelineError(message, fix=[errors.Fix("extract")])
+    message = f"There are no scores under {place}.{errors.beside(place)} Evaluate a classifier, or run dvc repro."
+    return errors.PipelineError(message, fix=[errors.Fix("evaluate")])
+
+
+def find_multi_label(
+    folder: Path, dataset: str | None = None, backbone: str | None = None, layer: str | None = None
+) -> list[Scores]:
     """Return the scores of the experiments on multi-label images, by dataset."""
-    rows = _read_metrics(folder, dataset, backbone)
+    rows = _read_metrics(folder, dataset, backbone, layer)
     return sorted((row for row in rows if "top1" not in row), key=itemgetter("dataset"))
 
 
-def _read_metrics(folder: Path, dataset: str | None, backbone: str | None) -> list[Scores]:
+def _read_metrics(folder: Path, dataset: str | None, backbone: str | None, layer: str | None) -> list[Scores]:
     rows: list[Scores] = []
-    wanted = {"dataset": Experiment(dataset, "").name if dataset else None, "backbone": backbone}
-    for path in sorted(folder.glob("*/**/*-*/metrics.json")):
+    for path in sorted(folder.glob(METRICS)):
         name, *backbone_parts, last, _ = path.relative_to(folder).parts
-        layer, model = last.rsplit("-", 1)
-        address = {"dataset": name, "backbone": "/".join(backbone_parts), "layer": layer, "model": model}
-        if not all(value is None or address[word] == value for word, value in wanted.items()):
+        of_layer, model = last.rsplit("-", 1)
+        address = Experiment(name, "/".join(backbone_parts), of_layer, model)
+        if not _is_wanted(address, dataset, backbone, layer):
             continue
         metrics = json.loads(path.read_text(encoding="utf-8"))
         if "images" not in metrics:
-            fix = [errors.Fix("evaluate", {**address, "out": path.parent})]
+            fix = [errors.Fix("evaluate", {**vars(address), "out": path.parent})]
             raise errors.PipelineError(f"{path} was written by an earlier release. Evaluate again.", fix=fix)
-        rows.append(cast(Scores, {"validation": None} | address | metrics))
+        rows.append(cast(Scores, {"validation": None} | vars(address) | metrics))
     return rows
+
+
+def _is_wanted(address: Experiment, dataset: str | None, backbone: str | None, layer: str | None) -> bool:
+    """Return whether an address has these words; None for any."""
+    wanted = {"dataset": Experiment(dataset, "").name if dataset else None, "backbone": backbone, "layer": layer}
+    return all(value is None or getattr(address, word) == value for word, value in wanted.items())
+
+
+def find_unscored(
+    folder: Path, dataset: str | None = None, backbone: str | None = None, layer: str | None = None
+) -> dict[str, list[Path]]:
+    """Return {dataset: files of codes} of the datasets that have codes, and no scores under a folder of reports.
+
+    The file that was written last comes first.
+    """
+    scored = {path.relative_to(folder).parts[0] for path in folder.glob(METRICS)}
+    found: dict[str, list[Path]] = {}
+    for path in sorted(Path("features").glob("*/**/*.h5"), key=lambda file: -file.stat().st_mtime_ns):
+        address = Experiment.of_file(path)
+        hidden = any(part.startswith(".") for part in path.parts)
+        if address and not hidden and address.dataset not in scored and _is_wanted(address, dataset, backbone, layer):
+            found.setdefault(address.dataset, []).append(path)
+    return found
+
+
+def read_unscored(name: str, path: Path) -> reader.CodesIndex:
+    """Return all that a file of codes holds except the codes; name: of the dataset whose images they are.
+
+    PipelineError is raised if they are not those of the images that the dataset has now, or if these have several
+    labels each: of such images only scores are shown.
+    """
+    index = reader.read_index(path, {})
+    validate_dataset(path, Experiment(name, "").data)
+    if index.labels.ndim == 2 and index.classes:
+        raise errors.PipelineError(
+            f"There are no scores of {name}, whose images have several labels each. Evaluate a classifier.",
+            fix=[errors.Fix("evaluate", {"dataset": name})],
+        )
+    return index
 
 
 def address_of(scores: Scores) -> Experiment:
@@ -106,13 +163,14 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
         kind, confidence = _confidence(persistence.load(address.classifier), found, test, outcomes)
         index, rows = found, test
     except OtherClassifierError as error:
-        metadata, note = None, _in_one_line(hints.completed(error, vars(address)))
+        metadata, note = None, in_one_line(hints.completed(error, vars(address)))
     except errors.PipelineError as error:
-        note = _in_one_line(hints.completed(error, vars(address)))
+        note = in_one_line(hints.completed(error, vars(address)))
     return ExperimentResult(address, scores, outcomes, metadata, index, rows, confidence, kind, note)
 
 
-def _in_one_line(error: errors.PipelineError) -> str:
+def in_one_line(error: errors.PipelineError) -> str:
+    """Return the message of an error and its fix as one line."""
     return str(error).replace("\n ", "")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.analysis import near_duplicates, neighbors
 from pipeline.codes.reader import CodesIndex
 from pipeline.config import NEAR_DISTANCE
-from pipeline.data.manifest import UNLABELLED
+from pipeline.data.manifest import NO_LABEL, SPLITS
 from pipeline.reporting.page_data import Card, CodeMap, ImageList, MapPoint, Neighbour
 from pipeline.reporting.thumbnails import Album, Priority
 
@@ -44,18 +44,24 @@ class Gallery:
     def add(self, row: int, priority: Priority = Priority.LIST) -> int:
         """Put an image into the album and return its number there."""
         index = self.index
-        return self.album.add(self.root, index.paths[row], int(index.labels[row]), index.splits[row], priority)
+        label = int(index.labels[row]) if index.labels.ndim == 1 else NO_LABEL
+        return self.album.add(self.root, index.paths[row], label, index.splits[row], priority)
 
     def rows(self, *splits: str) -> np.ndarray:
         """Return the rows (n,) int64 of the images of these splits."""
         return np.flatnonzero(np.isin(self.index.splits, splits))
 
-    def nearest(self, rows: np.ndarray) -> list[list[Neighbour]]:
-        """Return the nearest training images of each row, the nearest first."""
+    @property
+    def reference(self) -> np.ndarray:
+        """The rows of the images that others are compared with: those for training, or all where there are none."""
         train = self.rows("train")
-        if not len(rows) or not len(train):
+        return train if len(train) else np.arange(len(self.index.paths))
+
+    def nearest(self, rows: np.ndarray, among: np.ndarray) -> list[list[Neighbour]]:
+        """Return the nearest images of each row, the nearest first; among: the increasing rows to choose from."""
+        if not len(rows) or not len(among):
             return [[] for _ in rows]
-        distances, nearest_rows = neighbors.nearest(self.index.path, rows, train, NEAREST)
+        distances, nearest_rows = neighbors.nearest(self.index.path, rows, among, NEAREST)
         return [
             [
                 Neighbour(self.add(row, Priority.NEIGHBOUR), round(float(distance), 5))
@@ -82,38 +88,53 @@ def _list_copies(gallery: Gallery, values: Sequence[Value]) -> ImageList:
     return {"cards": cards, "found": len(groups), "checked": total, "total": total}
 
 
-def list_near_duplicates(gallery: Gallery) -> tuple[ImageList, float]:
-    """Return pairs of images of different splits whose codes are nearly the same, the nearest first.
-
-    The second value is the largest distance at which images count as nearly the same.
-    """
+def near_duplicates_across_splits(gallery: Gallery) -> ImageList:
+    """Return pairs of images of different splits whose codes are nearly the same, the nearest first."""
     index = gallery.index
     copies = {row for group in same_bytes(index, index.splits) for row in group}
     limit = near_duplicates.distance_limit(index.path, gallery.rows("train"), NEAR_DISTANCE)
-    searches, checked = [], 0
+    searches, total = [], 0
     for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
         rows = np.array([row for row in gallery.rows(split) if row not in copies], dtype=np.int64)
         others = gallery.rows(*other_splits)
         if len(rows) and len(others):
-            checked += len(rows)
+            total += len(rows)
             searches.append(near_duplicates.find_near_duplicates(index.path, rows, others, limit))
-    pairs = [pair for search in searches for pair in zip(search.pairs.tolist(), search.distances, strict=True)]
-    pairs.sort(key=lambda pair: pair[1])
+    return list_pairs(gallery, searches, total, limit)
+
+
+def list_pairs(
+    gallery: Gallery, searches: Sequence[near_duplicates.NearDuplicates], total: int, limit: float
+) -> ImageList:
+    """Return the pairs that searches for near-duplicates of `total` images found, the nearest first, each once."""
+    pairs = sorted(
+        (distance, *rows)
+        for search in searches
+        for rows, distance in zip(search.pairs.tolist(), search.distances.tolist(), strict=True)
+    )
+    different = list({frozenset(rows): (distance, rows) for distance, *rows in pairs}.values())
     cards: list[Card] = [
-        {"images": [gallery.add(row) for row in rows], "distance": round(float(distance), 6)}
-        for rows, distance in pairs[:SHOWN]
+        {"images": [gallery.add(row, priority_at(place)) for row in rows], "distance": round(distance, 6)}
+        for place, (distance, rows) in enumerate(different[:LISTED])
     ]
-    return {"cards": cards, "found": len(pairs), "checked": checked, "total": checked}, round(limit, 6)
+    checked = sum(len(search.checked) for search in searches)
+    return {
+        "cards": cards,
+        "found": len(different),
+        "checked": checked,
+        "total": total,
+        "limit": round(limit, 6),
+    }
 
 
-def same_bytes(index: CodesIndex, values: Sequence[Value]) -> list[list[int]]:
-    """Return groups of rows whose files have the same bytes and whose `values` (n,) differ.
+def same_bytes(index: CodesIndex, values: Sequence[Value], splits: Sequence[str] = SPLITS) -> list[list[int]]:
+    """Return groups of rows of some splits whose files have the same bytes and whose `values` (n,) differ.
 
-    Each group begins with one row of each value; images without labels are in none.
+    Each group begins with one row of each value.
     """
     rows: dict[str, list[int]] = {}
     for row, (digest, split) in enumerate(zip(index.digests, index.splits, strict=True)):
-        if split != UNLABELLED:
+        if split in splits:
             rows.setdefault(digest, []).append(row)
     groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
     return [_one_of_each_first(group, values) for group in groups]
@@ -153,19 +174,20 @@ def priority_at(place: int) -> Priority:
 
 
 def add_nearest(cards: Sequence[Card], gallery: Gallery, rows: np.ndarray) -> None:
-    """Add the nearest training images to the first cards, which show the images of these rows (m,)."""
-    for card, nearest in zip(cards, gallery.nearest(rows), strict=False):
+    """Add the nearest images of the reference to the first cards, which show the images of these rows (m,)."""
+    for card, nearest in zip(cards, gallery.nearest(rows, gallery.reference), strict=False):
         card["nearest"] = nearest
 
 
 def outliers(gallery: Gallery) -> ImageList:
-    """Return the images whose nearest training image is farthest away."""
-    index, train = gallery.index, gallery.rows("train")
+    """Return the images whose nearest image of the reference is farthest away."""
+    index, among = gallery.index, gallery.reference
     total = len(index.labels)
-    if len(train) < 2:
+    if len(among) < 2:
         return {"cards": [], "found": 0, "checked": 0, "total": total}
-    rows, checked = neighbors.find_outliers(index.path, np.arange(total), train, 2 * SHOWN)
-    by_distance = sorted(zip(rows.tolist(), gallery.nearest(rows), strict=True), key=lambda item: -item[1][0].distance)
+    rows, checked = neighbors.find_outliers(index.path, np.arange(total), among, 2 * SHOWN)
+    nearest = zip(rows.tolist(), gallery.nearest(rows, among), strict=True)
+    by_distance = sorted(nearest, key=lambda item: -item[1][0].distance)
     cards: list[Card] = [{"images": [gallery.add(row)], "nearest": nearest} for row, nearest in by_distance[:SHOWN]]
     return {"cards": cards, "found": len(cards), "checked": checked, "total": total}
 
@@ -186,15 +208,20 @@ def rare_types(paths: Sequence[str]) -> list[int]:
     return sorted(rare, key=lambda place: counts[types[place]])
 
 
+def draw_sample(rows: np.ndarray) -> np.ndarray:
+    """Return at most `MAP_IMAGES` of increasing rows, drawn at random, the same in each run."""
+    if len(rows) <= MAP_IMAGES:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, MAP_IMAGES, replace=False))
+
+
 def code_map(gallery: Gallery) -> CodeMap | None:
     """Return the codes of a sample of all images in two dimensions; None if there are too few images."""
     index = gallery.index
-    rows = np.arange(len(index.labels))
+    rows = draw_sample(np.arange(len(index.labels)))
     if len(rows) < 5 or index.width < 2:
         return None
-    if len(rows) > MAP_IMAGES:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MAP_IMAGES, replace=False))
-    places = np.rint(1000 * neighbors.project_2d(index.path, rows)).astype(int).tolist()
+    places = np.rint(1000 * neighbors.project_2d(neighbors.reduce(index.path, rows))).astype(int).tolist()
     return {
         "points": [
             MapPoint(x, y, gallery.add(row, Priority.MAP)) for (x, y), row in zip(places, rows.tolist(), strict=True)

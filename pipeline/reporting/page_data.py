@@ -37,7 +37,7 @@ class ImageEntry(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A training image near another image, and the distance between their codes, 1 - cosine, in [0, 2]."""
+    """An image near another image, and the distance between their codes, 1 - cosine, in [0, 2]."""
 
     image: int
     distance: float
@@ -46,12 +46,14 @@ class Neighbour(NamedTuple):
 class Card(TypedDict):
     """One image, or several that belong together, as an entry of a list.
 
-    predicted: class predicted for the image, with this confidence; missed, wrong: of a multi-label image, its classes
-    that are not predicted, and the predicted ones that it does not have; distance: between the two images of a pair;
-    nearest: the nearest training images.
+    cluster: number of the cluster whose images these are; predicted: class predicted for the image, with this
+    confidence; missed, wrong: of a multi-label image, its classes that are not predicted, and the predicted ones that
+    it does not have; distance: between the two images of a pair; nearest: the nearest images, which are training
+    images where there are any, but in a list of images without labels.
     """
 
     images: list[int]
+    cluster: NotRequired[int]
     predicted: NotRequired[int]
     missed: NotRequired[list[int]]
     wrong: NotRequired[list[int]]
@@ -63,13 +65,17 @@ class Card(TypedDict):
 class ImageList(TypedDict):
     """A list that the page shows as cards and gives as a CSV file.
 
-    cards: the first of `found`, which were found among `checked` of `total` images.
+    cards: the first of `found`, which were found among `checked` of `total` images; limit: the largest distance of the
+    pairs of a list of near-duplicates; silhouette, tried: of clusters, as in `clusters.Clusters`.
     """
 
     cards: list[Card]
     found: int
     checked: int
     total: int
+    limit: NotRequired[float]
+    silhouette: NotRequired[float]
+    tried: NotRequired[int]
 
 
 class ConfusionCell(NamedTuple):
@@ -101,13 +107,11 @@ class CodeMap(TypedDict):
 class ImageStudy(TypedDict):
     """What one layer's codes say about a dataset's images.
 
-    layer: backbone and layer; split_sizes: {split: number of images}; distance_limit: the largest distance at which
-    two images count as nearly the same.
+    layer: backbone and layer; split_sizes: {split, or "unlabelled": number of images}.
     """
 
     layer: str
     split_sizes: dict[str, int]
-    distance_limit: float
     code_map: CodeMap | None
 
 
@@ -142,7 +146,8 @@ class DatasetSummary(TypedDict):
     """A dataset.
 
     folder: the folder that its images share, if they lie outside the dataset's own; bad_files: "path: reason" of each
-    file that was skipped; study: None where no experiment's codes can be read; lists: {name: images worth a look}.
+    file that was skipped; study: None where no experiment's codes can be read; lists: {name: images worth a look};
+    verdict: of a dataset with experiments; next_step: of one without.
     """
 
     classes: tuple[str, ...]
@@ -150,7 +155,8 @@ class DatasetSummary(TypedDict):
     bad_files: list[str]
     study: ImageStudy | None
     lists: dict[str, ImageList]
-    verdict: Verdict
+    verdict: NotRequired[Verdict]
+    next_step: NotRequired[NextStep]
 
 
 class Comparison(TypedDict):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.errors import counted
 from pipeline.reporting.page_data import Summary
 
 FOLDER = Path(__file__).parent / "page"
@@ -32,6 +33,8 @@ SECTIONS = (
     Section("mistakes", "Mistakes"),
     Section("multi_label", "Several labels"),
     Section("map", "Map"),
+    Section("clusters", "Clusters"),
+    Section("neighbours", "Nearest"),
     Section("labels", "Labels"),
     Section("duplicates", "Duplicates"),
     Section("outliers", "Outliers"),
@@ -47,7 +50,7 @@ SCRIPTS = ("dom", "images", "tables", "confusion", "map", "page")
 
 TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
-    *("bad_files", "verdict", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
+    *("bad_files", "verdict", "next_step", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
 )
 """Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""
 
@@ -66,7 +69,7 @@ def render(summary: Summary) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "points": points, "p_value": p_value}
+    environment.filters |= {"percent": percent, "points": points, "p_value": p_value, "counted": counted}
     sections = [
         (section, Markup(content))  # noqa: S704 - rendered by ourselves, its names escaped
         for section in SECTIONS

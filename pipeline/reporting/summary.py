@@ -8,12 +8,13 @@ from importlib.metadata import version
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 
-from pipeline import files, params, yaml_text
+from pipeline import params, yaml_text
 from pipeline.analysis import predictions
 from pipeline.classifiers.persistence import ClassifierFacts, ClassifierMetadata
+from pipeline.codes.reader import CodesIndex
 from pipeline.codes.spec import extract_settings
-from pipeline.data.manifest import SPLITS
 from pipeline.paths import Experiment
 from pipeline.reporting import image_lists, prediction_lists
 from pipeline.reporting.advice import read_advice
@@ -40,14 +41,13 @@ from pipeline.reporting.page_data import (
     ExperimentDetails,
     ExperimentSummary,
     ImageEntry,
-    ImageList,
-    ImageStudy,
     MultiLabelDataset,
     Scores,
     Summary,
 )
+from pipeline.reporting.study import describe_dataset, study_dataset
 from pipeline.reporting.thumbnails import Album
-from pipeline.reporting.verdict import TestedImages, compare_with_first, give_verdict
+from pipeline.reporting.verdict import TestedImages, choose_first_step, compare_with_first, give_verdict
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
 """Packages whose versions the page tells."""
@@ -56,11 +56,17 @@ NOT_LISTED = ("cv", "folds")
 """Long lists of a classifier's metadata, which are not shown among its facts."""
 
 
-def summarise(folder: Path, experiments: Sequence[Scores], budget: int, multi_label: Sequence[Scores] = ()) -> Summary:
+def summarise(
+    folder: Path,
+    experiments: Sequence[Scores],
+    budget: int,
+    multi_label: Sequence[Scores] = (),
+    unscored: Mapping[str, CodesIndex] = MappingProxyType({}),
+) -> Summary:
     """Return all that the page shows.
 
     folder: of the reports; experiments, multi_label: as `find_experiments` and `find_multi_label` return them; budget:
-    of the thumbnails, in bytes.
+    of the thumbnails, in bytes; unscored: as `find_unscored` returns them.
     """
     album, advice = Album(), read_advice(folder, experiments)
     of_several_labels = summarise_multi_label(folder, multi_label, album)
@@ -70,6 +76,9 @@ def summarise(folder: Path, experiments: Sequence[Scores], budget: int, multi_la
         of_backbone = {item["backbone"]: item for item in advice if item["dataset"] == dataset}
         datasets[dataset], of_dataset = _summarise_dataset(folder, rank(group), of_backbone, album)
         summaries += of_dataset
+    for name, index in unscored.items():
+        datasets[name] = study_dataset(Experiment(name, "").data, index, album)
+        datasets[name]["next_step"] = choose_first_step(name, index)
     return {
         "datasets": datasets,
         "experiments": summaries,
@@ -91,12 +100,12 @@ def _summarise_dataset(
 ) -> tuple[DatasetSummary, list[ExperimentSummary]]:
     """Summarise the experiments on one dataset, which come ranked, and the images of the dataset."""
     data, index = address_of(experiments[0]).data, first_codes(experiments)
-    study, lists = _study_images(image_lists.Gallery(data, index, album)) if index else (None, {})
+    dataset = study_dataset(data, index, album) if index else describe_dataset(data)
     results: list[tuple[ExperimentDetails, TestedImages]] = []
     for scores in experiments:
         result = load_experiment(folder, scores)
         outcomes = result.predictions
-        details = _summarise_experiment(result, album, study["code_map"] if study else None)
+        details = _summarise_experiment(result, album, dataset["study"]["code_map"] if dataset["study"] else None)
         results.append((details, (hash(outcomes.paths), outcomes.correct, outcomes.units)))
     tested = [images for _, images in results]
     summaries: list[ExperimentSummary] = [
@@ -105,14 +114,9 @@ def _summarise_dataset(
             results, compare_with_first(tested), interval_bars([details for details, _ in results]), strict=True
         )
     ]
-    dataset: DatasetSummary = {
-        "classes": outcomes.classes,
-        "folder": image_lists.common_folder(index.paths if index else outcomes.paths),
-        "bad_files": list(dict.fromkeys([*read_bad_files(data / "bad.csv"), *(index.bad if index else ())])),
-        "study": study,
-        "lists": lists,
-        "verdict": give_verdict(summaries, tested, advice),
-    }
+    dataset["classes"] = outcomes.classes
+    dataset["folder"] = dataset["folder"] or image_lists.common_folder(outcomes.paths)
+    dataset["verdict"] = give_verdict(summaries, tested, advice)
     return dataset, summaries
 
 
@@ -124,25 +128,6 @@ def _image_entries(
     return [
         ImageEntry(image.path.removeprefix(folders[image.root]), image.label, image.split) for image in album.images
     ]
-
-
-def _study_images(gallery: image_lists.Gallery) -> tuple[ImageStudy, dict[str, ImageList]]:
-    near_duplicates, limit = image_lists.list_near_duplicates(gallery)
-    lists = {
-        "copies": image_lists.copies_across_splits(gallery),
-        "near_duplicates": near_duplicates,
-        "conflicting_duplicates": image_lists.conflicting_duplicates(gallery),
-        "suspected_label_errors": image_lists.suspected_label_errors(gallery),
-        "rare_types": image_lists.files_of_rare_types(gallery),
-        "outliers": image_lists.outliers(gallery),
-    }
-    study: ImageStudy = {
-        "layer": f"{gallery.index.spec.backbone}, {gallery.index.spec.layer}",
-        "split_sizes": {split: len(gallery.rows(split)) for split in SPLITS},
-        "distance_limit": limit,
-        "code_map": image_lists.code_map(gallery),
-    }
-    return study, lists
 
 
 def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: CodeMap | None) -> ExperimentDetails:
@@ -174,11 +159,6 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
 def _rounded(scores: predictions.ClassScores) -> predictions.ClassScores:
     precision, recall, f1, support = scores
     return predictions.ClassScores(round(precision, 4), round(recall, 4), round(f1, 4), support)
-
-
-def read_bad_files(path: Path) -> list[str]:
-    """Return "path: reason" of each file that `prepare` skipped, as it is listed in bad.csv."""
-    return [f"{row['path']}: {row['reason']}" for row in files.read_csv(path)] if path.exists() else []
 
 
 def metadata_texts(metadata: ClassifierMetadata) -> list[tuple[str, str]]:

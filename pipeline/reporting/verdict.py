@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 
 from pipeline import hints
 from pipeline.analysis import predictions
+from pipeline.codes.reader import CodesIndex
+from pipeline.codes.spec import extract_settings
 from pipeline.data.splits import find_units
 from pipeline.errors import Fix
-from pipeline.paths import FINETUNED
+from pipeline.paths import FINETUNED, Experiment
 from pipeline.reporting.experiments import address_of
 from pipeline.reporting.page_data import AdviceSummary, Comparison, ExperimentSummary, NextStep, Verdict
 
@@ -97,6 +100,17 @@ def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSum
     reason = "Let the best classifier name the classes of new images, here those in the folder new-images"
     predict = Fix("predict", {"classifier": address_of(best).classifier})
     return {"reason": reason, "commands": [f"{predict} new-images > classes.csv"]}
+
+
+def choose_first_step(name: str, index: CodesIndex) -> NextStep:
+    """Return what is worth doing next with a dataset of which there are codes and no scores."""
+    known = {"dataset": name, **extract_settings(index.spec.to_dict())}
+    if {"train", "test"} <= set(index.splits):
+        return _step("Train a classifier and score it on the test images", known, *TRY_LAYER[1:])
+    file = Experiment(name, "").data / index.paths[0]
+    similar = hints.complete(Fix("similar"), known)
+    reason = "Find the images that are most similar to one of these, or to a new one"
+    return {"reason": reason, "commands": [f"{similar} {shlex.quote(str(file))}"]}
 
 
 def _step(reason: str, known: Mapping[str, Any], *commands: str) -> NextStep:

@@ -133,7 +133,9 @@ def write_related(patients: Sequence[str] | None = None) -> None:
     write_dataset(values, labels, splits, images.tolist(), patients or [f"p{row}" for row in range(60)])
 
 
-def test_test_images_that_resemble_training_images_are_counted_and_left_out_of_a_second_score(run: Run) -> None:
+def test_test_images_that_resemble_training_images_are_counted_and_left_out_of_a_second_score(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_related()
     assert run("classify", *GRID).code == 0
     outcome = run("evaluate")
@@ -153,6 +155,11 @@ def test_test_images_that_resemble_training_images_are_counted_and_left_out_of_a
     none = run("evaluate", "--near-distance", 1e-6)
     assert "4 of 20 test images are related to training images: 4 copies." in none.out
     assert run("report").code == 0
+    monkeypatch.setattr("pipeline.analysis.neighbors.MAX_COMPARISONS", 16 * 40 // 2)
+    sampled = run("evaluate")
+    assert "6 of 20 test images (a sample of 12 was compared) are related" in sampled.out
+    metrics = json.loads(METRICS.read_text())
+    assert (metrics["compared"], metrics["related"], metrics["unrelated"]["images"]) == (12, 6, 6)
 
 
 def test_groups_of_training_images_are_found_in_the_test_split(run: Run) -> None:

@@ -50,9 +50,9 @@ def test_a_copy_in_the_other_split_with_another_label_is_found(run: Callable[...
     gallery = make_gallery()
     for copies in (image_lists.copies_across_splits(gallery), image_lists.conflicting_duplicates(gallery)):
         assert copies["found"] == 1 and names_of(gallery, copies["cards"][0]) == {"10.png", "copy.png"}
-    found, limit = image_lists.list_near_duplicates(gallery)
+    found = image_lists.near_duplicates_across_splits(gallery)
     pair = next(card for card in found["cards"] if names_of(gallery, card) == {"gradient.png", "resaved.jpg"})
-    assert pair["distance"] <= limit and found["checked"] == found["total"] == 25
+    assert pair["distance"] <= found["limit"] and found["checked"] == found["total"] == 25
 
 
 def test_a_wrong_label_is_suspected_and_an_outlier_is_found(project: Path) -> None:

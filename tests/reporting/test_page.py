@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Outcome, make_spec, write_scored_project
+from conftest import Listing, Outcome, make_spec, put_codes, write_scored_project
 from helpers import (
+    CODES,
     NASTY_NAMES,
     PAGE,
     read_page_data,
@@ -305,6 +306,25 @@ def write_several_labels(run: Run) -> None:
     evaluate.write(folder, scores, margins, test, np.arange(40))
 
 
+def write_pile(run: Run) -> None:
+    """Images without labels: four groups, two copies, an outlier, and names that look like code."""
+    values = 2 * np.eye(16)[np.arange(60) % 4] + 0.3 * np.random.default_rng(0).random((60, 16))
+    values[59] = np.eye(16)[15]
+    names = [f"{number}/{NASTY_NAMES[number % len(NASTY_NAMES)]}" for number in range(60)]
+    digests = [f"{number % 59:064x}" for number in range(60)]
+    put_codes(CODES, values, Listing(names, [-1] * 60, ["unlabelled"] * 60, digests, []))
+
+
+def write_some_labels(run: Run) -> None:
+    """A dataset with labelled and unlabelled images, and one without any label."""
+    labels, splits = [0, 1] * 20 + [-1] * 20, ["train"] * 30 + ["test"] * 10 + ["unlabelled"] * 20
+    values = 2 * np.eye(16)[np.arange(60) % 4] + 0.3 * np.random.default_rng(0).random((60, 16))
+    write_listed_codes([f"{n}.png" for n in range(60)], labels, splits, ["a", "b"], values)
+    train_and_evaluate(run, "svm", grid="{l2: {C: [1]}}")
+    others = Listing([f"{n}.png" for n in range(60)], [-1] * 60, ["unlabelled"] * 60, ["0" * 64] * 60, [])
+    put_codes(Path("features/pile/tinyvgg/fc7.h5"), values, others)
+
+
 KINDS = {
     "several labels": write_several_labels,
     "many experiments": write_many,
@@ -334,6 +354,40 @@ def test_any_page_fits_the_screen(run: Run, project: Path, visit: Visit, kind: s
         assert page.locator("img[src='x']").count() == 0
     if kind == "nasty names":
         assert NASTY_NAMES[0] in page.locator("#per-class td").all_text_contents()
+
+
+def test_a_page_of_images_without_labels(run: Run, project: Path, visit: Visit) -> None:
+    write_pile(run)
+    assert "digits: 60 images, no scores" in run("report").out
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        page = visit(project, width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
+    assert page.locator(".headline").inner_text().startswith("60 images without labels, and no scores")
+    assert "1 group of images with the same bytes" in page.locator(".verdict").inner_text()
+    names = page.locator("nav a").all_inner_texts()
+    assert names == ["In short", "Map", "Clusters", "Nearest", "Duplicates", "Outliers", "Provenance"]
+    assert page.locator("#clusters .card").count() == 5 == page.locator("#map .chips button").count()
+    assert page.locator("#neighbours .card").first.locator(".near figure").count() == 5
+    rows = download(page, page.get_by_role("button", name="clusters as CSV"))
+    assert len(rows) == 60 and {row["group"] for row in rows} == set("12345") and rows[0]["split"] == "unlabelled"
+    rows = download(page, page.get_by_role("button", name="neighbours as CSV"))
+    assert len(rows) == 60 and all(row["nearest image 1"] != row["path"] for row in rows)
+    assert page.locator("#outliers .card .path").first.inner_text().startswith("59/")
+
+
+def test_a_picked_dataset_has_only_its_own_sections(run: Run, project: Path, visit: Visit) -> None:
+    write_some_labels(run)
+    assert run("report").code == 0
+    page = visit(project)
+    assert "10 test images correct" in page.locator(".headline").first.inner_text()
+    assert "40 images" not in page.locator("header").inner_text() and page.locator("#mistakes").is_visible()
+    assert page.locator("#map-note").inner_text().startswith("All 60 images, coloured by class")
+    page.locator("#picker").select_option(label="pile")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.locator("#mistakes").is_visible() and not page.locator("#labels").is_visible()
+    assert not page.locator("nav a", has_text="Labels").is_visible() and page.locator("#clusters").is_visible()
+    assert page.locator("#map-note").inner_text().startswith("All 60 images, coloured by cluster")
+    assert "same bytes" in page.locator("#duplicates [data-dataset=pile] h3").first.inner_text()
 
 
 def test_a_canvas_of_forty_classes_opens_cells_too(run: Run, project: Path, visit: Visit) -> None:

@@ -45,4 +45,4 @@ def test_the_summary_agrees_with_the_files(scored: Callable[..., Outcome]) -> No
     calibration, study = by_model["softmax"]["calibration"], summary["datasets"]["digits"]["study"]
     assert calibration and 0 <= calibration["ece"] <= 1 and by_model["svm"]["calibration"] is None
     assert study and study["code_map"] and len(study["code_map"]["points"]) == 48 == len(summary["thumbnails"])
-    assert study["split_sizes"] == {"train": 24, "val": 0, "test": 24}
+    assert study["split_sizes"] == {"train": 24, "val": 0, "test": 24, "unlabelled": 0}

@@ -1,8 +1,12 @@
 "use strict";
-/* The page's data, the experiment that is shown, and how elements are made. */
+/* The page's data, what is shown of it (an experiment, or the images of a dataset without any), and how elements are made. */
 const data = JSON.parse(document.getElementById("data").textContent);
 let experiment;
 for (const datasets of [data.datasets, data.multi_label]) for (const [name, dataset] of Object.entries(datasets)) dataset.name = name;
+
+const scored = new Set(data.experiments.map((row) => row.dataset));
+const imagesOnly = (name) => ({ dataset: name, name, lists: {}, mistakes_on_map: {} });
+const views = [...data.experiments, ...Object.keys(data.datasets).filter((name) => !scored.has(name)).map(imagesOnly)];
 
 const $ = (id) => document.getElementById(id);
 const dataset = () => data.datasets[experiment.dataset];

@@ -1,5 +1,5 @@
 /* Images: thumbnails, the dialog that enlarges them, cards, and lists of cards. */
-const SHOWN_CARDS = 8;
+const SHOWN_CARDS = 8, CLUSTER_IMAGES = 12, LISTED_NEAREST = 5;
 const CONFIDENCE = { probability: "probability", margin: "margin over the second class", score: "score of the predicted class" };
 
 /* Thumbnails are decoded when they come into view. */
@@ -50,18 +50,22 @@ $("large").addEventListener("keydown", (event) => {
 
 function neighbours(nearest, label) {
   if (!nearest?.length) return null;
-  return el("div", { class: "near" }, el("span", {}, "nearest training images, distance"), nearest.map(([image, distance]) =>
-    el("figure", { title: `${pathOf(image)}\n${className(labelOf(image))}, distance ${distance}` }, thumbnail(image),
-      el("figcaption", { class: labelOf(image) === label ? null : "other" }, name(className(labelOf(image))), el("br"), distance.toPrecision(2)))));
+  const kind = nearest.every(([image]) => splitOf(image) === "train") ? "nearest training images" : "nearest images";
+  return el("div", { class: "near" }, el("span", {}, `${kind}, distance`), nearest.map(([image, distance]) => {
+    const other = labelOf(image);
+    return el("figure", { title: `${described(image)}, distance ${distance}` }, thumbnail(image),
+      el("figcaption", { class: label < 0 || other === label ? null : "other" }, other < 0 ? null : [name(className(other)), el("br")], distance.toPrecision(2)));
+  }));
 }
 /* kind: what the card's confidence is; classes: of the dataset. */
 function card(item, kind, classes) {
+  if (item.cluster) return clusterCard(item);
   if (item.images.length > 1) return groupCard(item);
   const [image] = item.images, label = labelOf(image);
   return el("div", { class: "card", "data-predicted": item.predicted }, thumbnail(image), el("div", { class: "words" },
     item.missed ? labelMistakes(item, classes) : [
       item.predicted === undefined ? null : el("div", {}, el("b", { class: item.predicted === label ? null : "other" }, name(className(item.predicted))), " predicted"),
-      el("div", {}, el("b", {}, name(className(label))), splitOf(image) === "test" ? " is the label" : ` is the label, ${splitOf(image)}`)],
+      label < 0 ? (dataset().classes.length ? el("div", {}, "no label") : null) : el("div", {}, el("b", {}, name(className(label))), splitOf(image) === "test" ? " is the label" : ` is the label, ${splitOf(image)}`)],
     item.confidence === undefined ? null : el("div", { class: "soft" }, `${kind} ${item.confidence}`),
     name(pathOf(image), "path")), neighbours(item.nearest, label));
 }
@@ -70,10 +74,14 @@ function labelMistakes({ missed, wrong }, classes) {
   return [line(wrong, wrong.length > 1 ? " are wrong" : " is wrong"), line(missed, missed.length > 1 ? " are missed" : " is missed")];
 }
 function groupCard(item) {
-  const differ = new Set(item.images.map(labelOf)).size > 1;
+  const differ = new Set(item.images.map(labelOf).filter((label) => label >= 0)).size > 1;
   return el("div", { class: "card" }, el("div", { class: "pair" }, item.images.map((image) => el("figure", {}, thumbnail(image), el("figcaption", {},
-    splitOf(image), ", ", el("b", { class: differ ? "other" : null }, name(className(labelOf(image)))), el("br"), name(pathOf(image), "path"))))),
+    splitOf(image), labelOf(image) < 0 ? null : [", ", el("b", { class: differ ? "other" : null }, name(className(labelOf(image))))], el("br"), name(pathOf(image), "path"))))),
     el("div", { class: "pair" }, item.distance === undefined ? "same SHA-256" : `distance ${item.distance}`, differ ? el("b", { class: "other" }, "labels differ") : null));
+}
+function clusterCard({ cluster, images }) {
+  return el("div", { class: "card cluster" }, el("h3", {}, `Cluster ${cluster}: ${plural(images.length, "image")}`),
+    el("div", { class: "thumbs" }, images.slice(0, CLUSTER_IMAGES).map((image) => el("figure", { title: pathOf(image) }, thumbnail(image)))));
 }
 
 /* A list shows its first cards, then all on a click; its CSV file holds all. kind: of confidence; of: the dataset. */

@@ -1,7 +1,16 @@
 /* The map of the codes: a canvas. Pointing shows an image, dragging (or Shift and arrow keys) chooses images to list. */
 const MAX_CHIPS = 24, MAX_CHOSEN = 60, MARGIN = 14, STEP = 40;
 const PALETTE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#9a7fd1", "#8c8c8c", "#b8a800", "#7a4a21"];
-const colour = (label) => (label < 0 ? "#8c8c8c" : dataset().classes.length <= PALETTE.length ? PALETTE[label] : `hsl(${(label * 137.5) % 360} 62% 52%)`);
+const colour = (group, of) => (group < 0 ? "#8c8c8c" : of <= PALETTE.length ? PALETTE[group] : `hsl(${(group * 137.5) % 360} 62% 52%)`);
+
+/* What colours the map: the classes or, of a dataset without any, the clusters. */
+function groupsOfMap() {
+  const { classes, lists } = dataset();
+  if (classes.length) return { kind: "class", names: classes, of: labelOf };
+  const clusters = lists.clusters?.cards ?? [], clusterOf = new Map(clusters.flatMap(({ images }, place) => images.map((image) => [image, place])));
+  return { kind: "cluster", names: clusters.map(({ cluster }) => `cluster ${cluster}`), of: (image) => clusterOf.get(image) ?? -1 };
+}
+const groupName = ({ kind, names, of }, image) => names[of(image)] ?? (kind === "class" ? "no label" : "no cluster");
 
 let redraw = () => {};
 addEventListener("resize", () => redraw());
@@ -10,52 +19,53 @@ function map() {
   if (!$("map-body")) return;
   const codeMap = dataset().study?.code_map;
   if (!codeMap) { redraw = () => {}; fill($("map-note")); fill($("map-body"), el("p", {}, "There are no codes for these scores, or too few images for a map.")); return; }
-  $("map-note").textContent = `${codeMap.points.length < codeMap.total ? `A sample of ${count(codeMap.points.length)} of the ${count(codeMap.total)} images` : `All ${count(codeMap.total)} images`}, ` +
-    `coloured by class: codes of ${codeMap.backbone}, ${codeMap.layer}, reduced to 50 dimensions by PCA, then to two by t-SNE. Large dots are test images, small dots are other images; a ring marks a mistake of ${experiment.name}. Distances between groups far apart mean little.`;
+  const groups = groupsOfMap(), tested = dataset().classes.length > 0;
+  $("map-note").textContent = `${codeMap.points.length < codeMap.total ? `A sample of ${count(codeMap.points.length)} of the ${count(codeMap.total)} images` : `All ${count(codeMap.total)} images`}` +
+    `${groups.names.length ? `, coloured by ${groups.kind}` : ""}: codes of ${codeMap.backbone}, ${codeMap.layer}, reduced to 50 dimensions by PCA, then to two by t-SNE. ` +
+    `${tested ? `Large dots are test images, small dots are other images${experiment.per_class ? `; a ring marks a mistake of ${experiment.name}` : ""}. ` : ""}Distances between groups far apart mean little.`;
   const canvas = el("canvas", { tabindex: 0, role: "img", "aria-label": "map of the codes; arrow keys move a pointer, with Shift they choose the images in a rectangle, Enter enlarges the image" });
   const plot = el("div", { class: "plot" }, canvas), chosen = el("div", { id: "chosen" });
   const state = { highlighted: null, outline: [], chosen: new Set(), pointer: null, corner: null };
-  const view = mapView(codeMap, canvas, plot, state);
-  const chips = classChips((label) => { state.highlighted = label; view.draw(); });
+  const view = mapView(codeMap, groups, canvas, plot, state);
+  const chips = groupChips(groups, (group) => { state.highlighted = group; view.draw(); });
   const choose = (outline) => {
     state.outline = outline;
     state.chosen = new Set(outline.length > 2 ? codeMap.points.filter(([x, y]) => inside(x, y, outline)).map((point) => point[2]) : []);
-    listChosen(chosen, [...state.chosen], () => choose([]));
+    listChosen(chosen, groups, [...state.chosen], () => choose([]));
     view.draw();
   };
-  listen(canvas, view, state, choose);
+  listen(canvas, view, state, groups, choose);
   const finger = button("choose by finger", { "aria-pressed": "false", onclick: (event) => {
     const on = event.currentTarget.getAttribute("aria-pressed") === "false";
     event.currentTarget.setAttribute("aria-pressed", String(on));
     canvas.style.touchAction = on ? "none" : "";
   } });
   fill($("map-body"), chips, el("div", { class: "columns map" }, el("div", {}, plot, el("p", { class: "tools finger" }, finger)), chosen));
-  listChosen(chosen, []);
+  listChosen(chosen, groups, []);
   view.draw();
   redraw = view.draw;
 }
 
-function classChips(highlight) {
-  const classes = dataset().classes;
-  if (classes.length > MAX_CHIPS) {
-    const select = el("select", { "aria-label": "highlight a class" }, el("option", { value: "" }, "highlight a class"), classes.map((text, label) => el("option", { value: label }, text)));
+function groupChips({ kind, names }, highlight) {
+  if (names.length > MAX_CHIPS) {
+    const select = el("select", { "aria-label": `highlight a ${kind}` }, el("option", { value: "" }, `highlight a ${kind}`), names.map((text, group) => el("option", { value: group }, text)));
     select.addEventListener("change", () => highlight(select.value === "" ? null : Number(select.value)));
     return el("div", { class: "chips" }, select);
   }
-  const chips = classes.map((text, label) => {
+  const chips = names.map((text, group) => {
     const dot = el("i");
-    dot.style.background = colour(label);
-    return el("button", { type: "button", "data-class": label, "aria-pressed": "false", title: text, onclick: (event) => {
+    dot.style.background = colour(group, names.length);
+    return el("button", { type: "button", "data-class": group, "aria-pressed": "false", title: text, onclick: (event) => {
       const on = event.currentTarget.getAttribute("aria-pressed") === "false";
       for (const chip of chips) chip.setAttribute("aria-pressed", String(on && chip === event.currentTarget));
-      highlight(on ? label : null);
+      highlight(on ? group : null);
     } }, dot, name(text));
   });
   return el("div", { class: "chips" }, chips);
 }
 
 /* Places on the map are in 0…1000, places on the canvas in CSS pixels. */
-function mapView(codeMap, canvas, plot, state) {
+function mapView(codeMap, groups, canvas, plot, state) {
   let side = 0;
   const onCanvas = ([x, y]) => [MARGIN + x / 1000 * (side - 2 * MARGIN), MARGIN + y / 1000 * (side - 2 * MARGIN)];
   const onMap = (x, y) => [x, y].map((place) => (place - MARGIN) / (side - 2 * MARGIN) * 1000);
@@ -66,10 +76,10 @@ function mapView(codeMap, canvas, plot, state) {
     brush.scale(scale, scale);
     const circle = (x, y, radius) => { brush.beginPath(); brush.arc(x, y, radius, 0, 7); };
     for (const point of codeMap.points) {
-      const [x, y] = onCanvas(point), label = labelOf(point[2]), test = splitOf(point[2]) === "test";
-      const faint = (state.highlighted !== null && state.highlighted !== label) || (state.chosen.size && !state.chosen.has(point[2]));
+      const [x, y] = onCanvas(point), group = groups.of(point[2]), test = splitOf(point[2]) === "test";
+      const faint = (state.highlighted !== null && state.highlighted !== group) || (state.chosen.size && !state.chosen.has(point[2]));
       brush.globalAlpha = faint ? 0.12 : test ? 0.95 : 0.6;
-      brush.fillStyle = colour(label);
+      brush.fillStyle = colour(group, groups.names.length);
       circle(x, y, test ? 4 : 2.6); brush.fill();
       if (experiment.mistakes_on_map[point[2]] !== undefined) { brush.strokeStyle = ink; brush.lineWidth = 1.4; circle(x, y, 6); brush.stroke(); }
     }
@@ -102,22 +112,22 @@ function inside(x, y, outline) {
   }, false);
 }
 
-function mapTip(image, x, y) {
+function mapTip(groups, image, x, y) {
   if (image === null) return hideTip();
   const predicted = experiment.mistakes_on_map[image];
-  tip(x, y, thumbnail(image, true), el("div", {}, el("b", {}, name(className(labelOf(image)))), ", ", splitOf(image), predicted === undefined ? null : [", predicted ", el("b", { class: "other" }, name(className(predicted)))]), name(pathOf(image)));
+  tip(x, y, thumbnail(image, true), el("div", {}, el("b", {}, name(groupName(groups, image))), ", ", splitOf(image), predicted === undefined ? null : [", predicted ", el("b", { class: "other" }, name(className(predicted)))]), name(pathOf(image)));
 }
 
-function listen(canvas, view, state, choose) {
+function listen(canvas, view, state, groups, choose) {
   let drawn = null;
   canvas.addEventListener("pointerdown", (event) => {
-    if (event.button || (event.pointerType === "touch" && canvas.style.touchAction !== "none")) return mapTip(view.nearest(event.offsetX, event.offsetY, 14), event.clientX, event.clientY);
+    if (event.button || (event.pointerType === "touch" && canvas.style.touchAction !== "none")) return mapTip(groups, view.nearest(event.offsetX, event.offsetY, 14), event.clientX, event.clientY);
     canvas.setPointerCapture(event.pointerId);
     state.pointer = state.corner = null;
     drawn = [view.onMap(event.offsetX, event.offsetY)];
   });
   canvas.addEventListener("pointermove", (event) => {
-    if (!drawn) return mapTip(view.nearest(event.offsetX, event.offsetY, 14), event.clientX, event.clientY);
+    if (!drawn) return mapTip(groups, view.nearest(event.offsetX, event.offsetY, 14), event.clientX, event.clientY);
     hideTip();
     drawn.push(view.onMap(event.offsetX, event.offsetY));
     state.outline = drawn;
@@ -128,7 +138,7 @@ function listen(canvas, view, state, choose) {
     const outline = drawn, image = view.nearest(event.offsetX, event.offsetY, 14);
     drawn = null;
     if (outline.length > 3) choose(outline);
-    else { choose([]); mapTip(image, event.clientX, event.clientY); }
+    else { choose([]); mapTip(groups, image, event.clientX, event.clientY); }
   });
   canvas.addEventListener("pointercancel", () => { drawn = null; choose([]); });
   canvas.addEventListener("pointerleave", hideTip);
@@ -142,7 +152,7 @@ function listen(canvas, view, state, choose) {
     state.corner = event.shiftKey ? state.corner ?? from : null;
     if (state.corner) { const [[x1, y1], [x2, y2]] = [state.corner, to]; choose([[x1, y1], [x2, y1], [x2, y2], [x1, y2]]); } else view.draw();
     const [x, y] = view.onCanvas(to), box = canvas.getBoundingClientRect();
-    mapTip(view.nearest(x, y, 14), box.left + x, box.top + y);
+    mapTip(groups, view.nearest(x, y, 14), box.left + x, box.top + y);
   });
   canvas.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { state.pointer = state.corner = null; hideTip(); choose([]); }
@@ -150,17 +160,17 @@ function listen(canvas, view, state, choose) {
 }
 
 /* The chosen images: how many of each class, their thumbnails, and a CSV file of all. */
-function listChosen(node, images, clear) {
+function listChosen(node, groups, images, clear) {
   if (!images.length) { fill(node, el("p", { class: "small" }, "Drag around a group of points: its images are listed here. A click on a point shows its image.")); return; }
-  const classes = new Map();
-  for (const image of images) classes.set(labelOf(image), (classes.get(labelOf(image)) ?? 0) + 1);
+  const counts = new Map();
+  for (const image of images) counts.set(groupName(groups, image), (counts.get(groupName(groups, image)) ?? 0) + 1);
   const wrong = images.filter((image) => experiment.mistakes_on_map[image] !== undefined);
-  const parts = [...classes].sort((one, other) => other[1] - one[1]).slice(0, 12).map(([label, n]) => el("li", {}, name(className(label)), `: ${count(n)}`));
+  const parts = [...counts].sort((one, other) => other[1] - one[1]).slice(0, 12).map(([text, n]) => el("li", {}, name(text), `: ${count(n)}`));
   const cards = images.map((image) => ({ images: [image], predicted: experiment.mistakes_on_map[image] }));
   const ordered = [...wrong, ...images.filter((image) => !wrong.includes(image))];
-  fill(node, el("h3", { role: "status" }, `${plural(images.length, "image")} chosen, ${plural(wrong.length, "mistake")}`),
-    el("ul", { class: "parts" }, parts, classes.size > 12 ? el("li", {}, `and ${classes.size - 12} more classes`) : null),
+  fill(node, el("h3", { role: "status" }, `${plural(images.length, "image")} chosen${experiment.per_class ? `, ${plural(wrong.length, "mistake")}` : ""}`),
+    el("ul", { class: "parts" }, parts, counts.size > 12 ? el("li", {}, `and ${counts.size - 12} more`) : null),
     el("p", { class: "tools" }, button("CSV", { "aria-label": "chosen images as CSV", onclick: () => downloadList("chosen", cards, "", dataset()) }), button("clear", { onclick: clear })),
-    el("div", { class: "thumbs" }, ordered.slice(0, MAX_CHOSEN).map((image) => el("figure", { class: experiment.mistakes_on_map[image] === undefined ? null : "wrong" }, thumbnail(image), el("figcaption", {}, name(className(labelOf(image))))))),
+    el("div", { class: "thumbs" }, ordered.slice(0, MAX_CHOSEN).map((image) => el("figure", { class: experiment.mistakes_on_map[image] === undefined ? null : "wrong" }, thumbnail(image), el("figcaption", {}, name(groupName(groups, image)))))),
     images.length > MAX_CHOSEN ? el("p", { class: "small" }, `The first ${MAX_CHOSEN} are shown, mistakes first; the CSV file lists all.`) : null);
 }

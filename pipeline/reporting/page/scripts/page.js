@@ -3,10 +3,16 @@ function fillLists(nodes, lists, kind, of) {
   for (const node of nodes) fillList(node, lists[node.dataset.list], kind, of);
 }
 function pick(place) {
-  const other = !experiment || experiment.dataset !== data.experiments[place].dataset;
-  experiment = data.experiments[place];
+  const other = !experiment || experiment.dataset !== views[place].dataset;
+  experiment = views[place];
   $("picker").value = place;
   for (const row of document.querySelectorAll(".experiments tbody tr")) row.classList.toggle("picked", row.querySelector("[data-pick]").dataset.pick === String(place));
+  if ($("mistakes")) $("mistakes").hidden = !experiment.per_class;
+  if (experiment.per_class) showMistakes();
+  map();
+  if (other) showDataset();
+}
+function showMistakes() {
   const { mistakes } = experiment.lists, kind = experiment.confidence_kind;
   fill($("scores"), el("b", {}, name(experiment.name)), `: ${plural(mistakes.found, "mistake")} among ${count(experiment.images)} test images`,
     mistakes.found ? `, the highest ${CONFIDENCE[kind]} first${mistakes.cards.length < mistakes.found ? `; the first ${count(mistakes.cards.length)} are listed` : ""}.` : ".",
@@ -14,14 +20,15 @@ function pick(place) {
   fillLists(document.querySelectorAll("#mistakes [data-list]"), experiment.lists, kind, dataset());
   confusion();
   perClass();
-  map();
-  if (other) showDataset();
 }
+/* Of a section with a block for each dataset, the block of the picked one; without one the section is hidden. */
 function showDataset() {
   for (const block of document.querySelectorAll("[data-dataset]")) {
     block.hidden = block.dataset.dataset !== experiment.dataset;
     if (!block.hidden) fillLists(block.querySelectorAll("[data-list]"), dataset().lists, "margin", dataset());
   }
+  for (const section of document.querySelectorAll("section:has([data-dataset])")) section.hidden = !section.querySelector("[data-dataset]:not([hidden])");
+  for (const link of document.querySelectorAll("nav a")) link.hidden = document.querySelector(link.hash).hidden;
 }
 document.addEventListener("click", (event) => {
   const at = (selector) => event.target.closest(selector);
@@ -39,7 +46,7 @@ async function copy(copier) {
   try { await navigator.clipboard.writeText(code.textContent); copier.textContent = "copied"; } catch { copier.textContent = "selected: press Ctrl+C"; }
 }
 $("picker").addEventListener("change", (event) => pick(Number(event.target.value)));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); confusion(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); if (experiment?.per_class) confusion(); });
 addEventListener("beforeprint", () => {
   redraw();
   for (const details of document.querySelectorAll("section:not(#provenance) details")) details.open = true;
@@ -53,4 +60,4 @@ for (const block of document.querySelectorAll("[data-multi-label]")) {
   const of = data.multi_label[block.dataset.multiLabel];
   fillLists(block.querySelectorAll("[data-list]"), of.lists, "", of);
 }
-if (data.experiments.length) pick(0);
+if (views.length) pick(0);

@@ -34,11 +34,13 @@ function download(file, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 function downloadList(listed, cards, kind, { name, folder, classes }) {
-  const columns = ["group", "path", "label", "split", "predicted", "wrong labels", "missed labels", kind, "distance", "nearest training image", "distance to it"];
+  const groups = cards.some((item) => item.images.length > 1), ranks = [...Array(LISTED_NEAREST).keys()];
+  const columns = ["group", "path", "label", "split", "predicted", "wrong labels", "missed labels", kind, "distance",
+    ...ranks.flatMap((rank) => [`nearest image ${rank + 1}`, `distance to it ${rank + 1}`])];
   const named = (labels) => labels?.map((label) => classes[label]).join(";");
-  const rows = cards.flatMap((item, place) => item.images.map((image) => [item.images.length > 1 ? place + 1 : undefined, folder + pathOf(image), classes[labelOf(image)], splitOf(image),
+  const rows = cards.flatMap((item, place) => item.images.map((image) => [groups ? place + 1 : undefined, folder + pathOf(image), classes[labelOf(image)], splitOf(image),
     classes[item.predicted], named(item.wrong), named(item.missed), item.confidence, item.distance,
-    item.nearest?.length ? folder + pathOf(item.nearest[0][0]) : undefined, item.nearest?.[0]?.[1]]));
+    ...ranks.flatMap((rank) => { const [near, distance] = item.nearest?.[rank] ?? []; return [near === undefined ? near : folder + pathOf(near), distance]; })]));
   download(`${name.replace(/[^\p{L}\p{N}._-]+/gu, "_")}-${listed}.csv`, csvText(columns, rows));
 }
 function downloadExperiments() {
