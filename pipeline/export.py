@@ -41,6 +41,9 @@ CHECKED = 16
 TOLERANCE = 1e-3
 """Largest difference of an output that is accepted, relative to the largest output or to 1."""
 
+SHOWN_CLASSES = 20
+"""Number of classes that the model's description names; its metadata name all."""
+
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """Packages that only this command needs."""
 
@@ -163,6 +166,7 @@ def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
             "another backbone, for instance efficientnet_lite0."
         ) from error
     program.model.metadata_props.update(metadata(classifier))
+    program.model.doc_string = describe(classifier)
     return bytes(program.model_proto.SerializeToString())
 
 
@@ -193,8 +197,37 @@ def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.
 
 
 def metadata(classifier: SavedClassifier) -> dict[str, str]:
-    """Return the metadata of the file, as JSON by name: the classes, and the spec of the codes."""
-    return {"classes": json.dumps(classifier.classes), "spec": json.dumps(classifier.spec.to_dict())}
+    """Return the metadata of the file, as JSON by name: the classes, how images are made ready, the spec of the codes.
+
+    resize and crop are what torchvision's Resize and CenterCrop take; resize is null where the two do not tell it all.
+    """
+    transform = classifier.spec.transform
+    plain = transform.views == "one" and (transform.fit == "whole" or not transform.crop_width)
+    resize = (transform.size if transform.fit == "whole" else transform.resize) if plain else None
+    content = {
+        "classes": classifier.classes,
+        "resize": resize,
+        "interpolation": transform.interpolation,
+        "crop": transform.size,
+        "spec": classifier.spec.to_dict(),
+    }
+    return {name: json.dumps(value) for name, value in content.items()}
+
+
+def describe(classifier: SavedClassifier) -> str:
+    """Return what viewers of ONNX files show of the model: what goes in, and what comes out."""
+    transform, names = classifier.spec.transform, classifier.classes
+    height, width = transform.size
+    shown = ", ".join(names[:SHOWN_CLASSES]) + (f", … ({len(names)} in all)" if len(names) > SHOWN_CLASSES else "")
+    if transform.fit == "whole":
+        made = f"each resized to {height}x{width}"
+    else:
+        made = f"each resized to a shorter side of {transform.resize}, of which the central {height}x{width} are taken"
+    return (
+        f"From upright RGB images of 0 to 255, {made} ({transform.interpolation}, antialiased, as Pillow and "
+        f"torchvision do; views: {transform.views}), to margins, the highest of which is the predicted class's, and "
+        f"probabilities where the classifier has them. The values are scaled within the model. Classes: {shown}."
+    )
 
 
 def noise(network: FrozenNetwork, count: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.analysis.neighbors import affordable, nearest_vectors, places_among, sketch, unit, unit_blocks
+from pipeline.analysis.neighbors import SKETCH, every, nearest_vectors, places_among, sketch, unit, unit_blocks
 from pipeline.errors import PipelineError
 
 PAIRS = 200
@@ -63,11 +63,13 @@ def find_near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, limit
 
     ones, others: increasing rows; a row in both is not compared with itself.
     """
-    checked = affordable(ones, len(others))
+    checked = ones[:: every(len(ones), len(others))]
     if not (len(checked) and len(others)):
         return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0, np.float32), checked)
     _, squares = nearest_vectors(sketch(path, checked), sketch(path, others), places_among(checked, others))
     candidates = checked[_may_be_near(squares, limit)]
+    checked = checked[:: _affordable_step(len(candidates), len(others), path)]
+    candidates = np.intersect1d(candidates, checked)
     best, nearest = np.full(len(candidates), np.inf, np.float32), np.zeros(len(candidates), np.int64)
     for rows, block, distances in _tiles(path, candidates, others):
         distances[rows[:, None] == block] = np.inf
@@ -78,6 +80,12 @@ def find_near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, limit
     order = np.argsort(best, kind="stable")
     order = order[best[order] <= limit]
     return NearDuplicates(np.stack([candidates[order], nearest[order]], 1), best[order], checked)
+
+
+def _affordable_step(candidates: int, others: int, path: Path) -> int:
+    """Return the k of the every k-th candidate that can be compared with the others by the codes themselves."""
+    width = next(unit_blocks(path, np.arange(1)))[1].shape[1]
+    return every(candidates, others * max(1, width // SKETCH))
 
 
 def group_near_duplicates(path: Path, rows: np.ndarray, limit: float) -> np.ndarray:

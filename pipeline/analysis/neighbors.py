@@ -104,14 +104,14 @@ def find_outliers(path: Path, rows: np.ndarray, among: np.ndarray, most: int) ->
 
     rows, among: increasing rows.
     """
-    checked = affordable(rows, 10 * len(among))
+    checked = rows[:: every(len(rows), 10 * len(among))]
     _, squares = nearest_vectors(sketch(path, checked), sketch(path, among), places_among(checked, among))
     return checked[np.argsort(-squares, kind="stable")[:most]], len(checked)
 
 
-def affordable(rows: np.ndarray, comparisons: int) -> np.ndarray:
-    """Return the rows, or every k-th, so that at most `MAX_COMPARISONS` are made; comparisons: for each row."""
-    return rows[:: max(1, -(-len(rows) * comparisons // MAX_COMPARISONS))]
+def every(rows: int, comparisons: int) -> int:
+    """Return k, where with every k-th row at most `MAX_COMPARISONS` are made; comparisons: for each row."""
+    return max(1, -(-rows * comparisons // MAX_COMPARISONS))
 
 
 def places_among(rows: np.ndarray, among: np.ndarray) -> np.ndarray:

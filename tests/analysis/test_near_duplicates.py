@@ -100,3 +100,11 @@ def test_what_was_found_is_said_with_names() -> None:
     assert "(at most 0.1 apart): 6 of 7 test images fall into 2 groups, the largest of 4: 'a.jpg', 'b.jpg'" in text
     assert "'d.jpg', …" in text
     assert describe(np.arange(7), paths, "images", "0.1").startswith("No two of 7 images are near-duplicates")
+
+
+@pytest.mark.usefixtures("project")
+def test_where_all_may_be_near_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(families(1, 60))
+    monkeypatch.setattr("pipeline.analysis.neighbors.MAX_COMPARISONS", 30 * 30)
+    found = near_duplicates.find_near_duplicates(CODES, np.arange(30), np.arange(30, 60), 0.01)
+    assert found.checked.tolist() == sorted(found.pairs[:, 0]) == list(range(0, 30, 4))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, make_spec, write_photos
+from conftest import ROOT, Outcome, make_spec, write_photos
+from helpers import smooth_image
 from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
@@ -140,17 +145,43 @@ def test_a_calibrated_svm_gives_probabilities(run: Run, photos: Path) -> None:
     compare(path.with_suffix(".onnx"), classifier, images_in(photos, rebuild_network(classifier.spec).transform))
 
 
-def test_the_file_says_what_it_is(run: Run, photos: Path) -> None:
+def test_the_file_says_what_it_is_and_the_lines_of_the_documentation_use_it(
+    run: Run, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run("prepare", "--dataset", photos).code == 0
     path = trained(run, "fc7", "svm", "{l2: {C: [1]}}")
     assert run("export", "--dataset", "photos", "--layer", "fc7", "--model", "svm").code == 0
     session = onnxruntime.InferenceSession(path.with_suffix(".onnx"), providers=["CPUExecutionProvider"])
     facts = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     description = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    assert facts == {"classes": ["blue", "green", "red"], "spec": description["spec"]}
+    assert facts == {
+        **{"classes": ["blue", "green", "red"], "spec": description["spec"]},
+        **{"resize": 64, "crop": [64, 64], "interpolation": "bilinear"},
+    }
+    assert "blue, green, red" in session.get_modelmeta().description
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape[1:]) == ("images", "tensor(uint8)", [3, 64, 64])
     assert isinstance(given.shape[0], str)
+    image = smooth_image(301, 207)
+    image.getexif()[0x0112] = 6  # turned on its side
+    image.save("new.jpg", exif=image.getexif())
+    path.with_suffix(".onnx").rename("photos.onnx")
+    (predicted,) = csv.DictReader(io.StringIO(run("predict", "--classifier", path, "new.jpg").out))
+    text = (ROOT / "docs" / "new-images.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", text, re.DOTALL)
+    exec(compile(lines, "new-images.md", "exec"), {})  # noqa: S102 - ours
+    name, margin = capsys.readouterr().out.split()
+    assert name == predicted["class"] and float(margin) == pytest.approx(float(predicted["margin"]), abs=1e-5)
+
+
+def test_resizing_that_torchvision_does_not_know_is_not_claimed() -> None:
+    def said(**framing: object) -> object:
+        spec = make_spec()
+        spec = replace(spec, transform=replace(spec.transform, **framing))
+        return json.loads(export.metadata(persistence.SavedClassifier(Pipeline([]), spec, ("a", "b")))["resize"])
+
+    assert said(resize=72) == 72 and said(fit="whole", crop_width=80) == [64, 80]
+    assert said(crop_width=80) is None and said(views="flips") is None
 
 
 def test_a_head_that_scales_nothing_as_fine_tuning_leaves_it(run: Run, photos: Path) -> None:
