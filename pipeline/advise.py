@@ -71,7 +71,7 @@ def choose_images(manifest: Manifest, most: int, seed: int, column: str = "", le
 
 def units_of(manifest: Manifest, column: str) -> np.ndarray:
     """Return the units (n,) int64 of a dataset's images, as `find_units` numbers them; column: to group by, or ""."""
-    return find_units(manifest.digests, *([manifest.groups(column)] if column else []))
+    return find_units(manifest.contents, *([manifest.groups(column)] if column else []))
 
 
 def training_images(manifest: Manifest, folds: int, column: str, drop_small: bool) -> Manifest:

@@ -14,7 +14,7 @@ from pipeline import command_line, errors, files, hints, params
 from pipeline.config import NEAR_DUPLICATES, Prepare
 from pipeline.data import downloads, folders, sources
 from pipeline.data.listing import Listing, Skipped, join_listings
-from pipeline.data.manifest import PARTS, SPLITS, UNLABELLED, ListedImage, write_manifest
+from pipeline.data.manifest import PARTS, PIXELS, SPLITS, UNLABELLED, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
 from pipeline.data.tables import list_csv, list_unlabelled_csv
@@ -44,7 +44,7 @@ class Prepared:
     """A dataset that is ready to be written.
 
     images: those that can be used, with their splits; bad: files that give no image, each with the reason; leaks: the
-    images whose bytes occur in several splits; listing: what the source offered; depths: of the images that can be
+    images whose content occurs in several splits; listing: what the source offered; depths: of the images that can be
     read; max_value: the value that is white in images of more than 8 bits; large: whether most images have more than
     `LARGE` pixels on their shorter side.
     """
@@ -125,14 +125,29 @@ def prepare(
     checked = parallel.ordered_map(check, paths, threads, ahead=16 * threads)
     results = list(track(checked, "checking", len(paths)))
     checked_images = list(zip(listing.images, results, strict=True))
-    good = [replace(image, digest=result[0]) for image, result in checked_images if isinstance(result, tuple)]
     facts = [result[1] for result in results if isinstance(result, tuple)]
+    good = [replace(image, digest=result[0]) for image, result in checked_images if isinstance(result, tuple)]
+    good = mark_resaved(good, [one.content for one in facts])
     depths = depth.Depths.of([one.values for one in facts])
     white, notes = choose_white(depths.deep, max_value)
     bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
     notes = [*listing.notes, *split_notes(good), *notes, *several_notes(good, facts)]
     return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), depths, white, are_large(facts))
+
+
+def mark_resaved(images: Sequence[ListedImage], contents: Sequence[str]) -> list[ListedImage]:
+    """Return the images with their `Facts.content` in a column, if files of different bytes have the same one.
+
+    Such files were saved anew, in another format or with other metadata.
+    """
+    digests: dict[str, set[str]] = {}
+    for image, content in zip(images, contents, strict=True):
+        digests.setdefault(content, set()).add(image.digest)
+    if all(len(of_content) == 1 for of_content in digests.values()):
+        return list(images)
+    marked = zip(images, contents, strict=True)
+    return [replace(image, metadata={**image.metadata, PIXELS: content}) for image, content in marked]
 
 
 def choose_white(values: depth.Range | None, max_value: float | None) -> tuple[float, list[str]]:
@@ -289,7 +304,10 @@ def table(prepared: Prepared, folder: Path) -> list[tuple[int, str]]:
     rows += _copies(prepared.images)
     if prepared.leaks:
         rows.append(
-            (len({image.digest for image in prepared.leaks}), f"images in several splits, see {folder / 'leakage.csv'}")
+            (
+                len({image.content for image in prepared.leaks}),
+                f"images in several splits, see {folder / 'leakage.csv'}",
+            )
         )
     return rows
 
@@ -323,15 +341,18 @@ def _without_details(reason: str) -> str:
 
 
 def _copies(images: Sequence[ListedImage]) -> list[tuple[int, str]]:
-    """Return how many images are copies of others, and how many of these have another label."""
+    """Return how many images are copies of others, and how many of these were saved anew, or have another label."""
     first: dict[str, ListedImage] = {}
-    copies = [image for image in images if first.setdefault(image.digest, image) is not image]
-    conflicts = [image for image in copies if image.label and first[image.digest].label not in ("", image.label)]
+    copies = [image for image in images if first.setdefault(image.content, image) is not image]
+    resaved = [image for image in copies if image.digest != first[image.content].digest]
+    conflicts = [image for image in copies if image.label and first[image.content].label not in ("", image.label)]
     rows = []
     if copies:
         rows.append((len(copies), f"of these are copies of others: {_shown([str(image.path) for image in copies])}"))
+    if resaved:
+        rows.append((len(resaved), "of the copies were saved anew: the same pixels in other bytes"))
     if conflicts:
-        other = first[conflicts[0].digest]
+        other = first[conflicts[0].content]
         pair = f"{str(conflicts[0].path)!r} ({conflicts[0].label}) is {str(other.path)!r} ({other.label})"
         rows.append((len(conflicts), f"of the copies have another label: {pair}"))
     return rows

@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.analysis import near_duplicates
 from pipeline.codes import reader
 from pipeline.config import NEAR_DISTANCE, NEAR_DUPLICATES
-from pipeline.data.manifest import read_manifest
+from pipeline.data.manifest import PIXELS, read_manifest
 from pipeline.data.splits import find_units
+from pipeline.paths import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,15 @@ class CodesRows:
 
 def find_image_units(images: CodesRows, data: Path, grouping: Grouping) -> np.ndarray:
     """Return the unit (n,) int64 of each image, as `find_units` numbers them; data: the prepared dataset's folder."""
-    return find_units(images.digests, *find_groups(images, data, grouping))
+    return find_units(find_contents(images, data), *find_groups(images, data, grouping))
+
+
+def find_contents(images: CodesRows, data: Path) -> Sequence[str]:
+    """Return what tells each image from those that are no copies of it: see `ListedImage.content`."""
+    if not (data / MANIFEST).exists():
+        return images.digests
+    manifest = read_manifest(data)
+    return manifest.groups_of(PIXELS, images.paths) if PIXELS in manifest.metadata else images.digests
 
 
 def find_groups(images: CodesRows, data: Path, grouping: Grouping) -> list[Sequence[Hashable]]:
@@ -152,7 +161,8 @@ def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: boo
     data: the prepared dataset's folder.
     """
     train = test.of_other_splits("train")
-    copies, grouped = _occur(test.digests, train.digests), np.zeros(len(test.rows), bool)
+    copies = _occur(find_contents(test, data), find_contents(train, data))
+    grouped = np.zeros(len(test.rows), bool)
     if grouping.by not in ("", NEAR_DUPLICATES):
         (of_test,), (of_train,) = (find_groups(images, data, grouping) for images in (test, train))
         grouped = _occur(of_test, of_train)

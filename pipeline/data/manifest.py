@@ -24,6 +24,9 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"
 """What stands for the split of an image without a label: it gets codes, but takes no part in training or in scores."""
 
+PIXELS = "same_pixels"
+"""The column with the digests of the images' pixels, where files of different bytes have the same pixels."""
+
 PARTS = (*SPLITS, UNLABELLED)
 """What a manifest's column split may hold, in the order of its rows."""
 
@@ -46,6 +49,11 @@ class ListedImage:
     multi_label: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     digest: str = ""
+
+    @property
+    def content(self) -> str:
+        """What copies share: the digest of the pixels, where some images were saved anew, and else that of the file."""
+        return self.metadata.get(PIXELS, self.digest)
 
     @property
     def classes(self) -> list[str]:
@@ -76,6 +84,11 @@ class Manifest:
     def digest(self) -> str:
         """The SHA-256, in hex, of everything that codes of this dataset depend on: see `dataset_digest`."""
         return dataset_digest(self.paths, self.labels, self.splits, self.classes, self.digests)
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """The n `ListedImage.content` of the images: copies have the same one."""
+        return self.metadata.get(PIXELS, self.digests)
 
     def file(self, row: int) -> Path:
         """Return the file of one image."""

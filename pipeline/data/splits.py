@@ -27,7 +27,8 @@ def find_units(digests: Sequence[Hashable], *groups: Sequence[Hashable]) -> np.n
     Rows are in the same unit if they have the same digest or the same value in one of the `groups`, and also if other
     rows connect them: an image that occurs in two groups joins both. Units are numbered by their first row.
 
-    digests: n SHA-256 of the images' bytes; groups: for each grouping n values, such as those of a metadata column.
+    digests: n digests of the images' files, or of their contents; groups: for each grouping n values, such as those of
+    a metadata column.
     """
     units, n = _number(digests), len(digests)
     for values in groups:
@@ -58,12 +59,12 @@ def assign_splits(
 ) -> list[ListedImage]:
     """Draw a split for each image without one, class by class: `shares` for test and val, the rest for train.
 
-    Copies of the same bytes get the same split, and so do images with the same value in the metadata column `group_by`.
+    Copies get the same split, and so do images with the same value in the metadata column `group_by`.
     Each class keeps at least one unit for training, and gives at least one to each split with a share, if it can.
     """
     rng = np.random.default_rng(seed)
     undecided = [image for image in images if image.split is None]
-    units = _units_by_digest(undecided, group_by)
+    units = _units_by_content(undecided, group_by)
     labels = np.array([image.label for image in undecided])
     chosen: dict[int, str] = {}
     for label in np.unique(labels):
@@ -78,24 +79,24 @@ def assign_splits(
     return [image if image.split else replace(image, split=next(drawn)) for image in images]
 
 
-def _units_by_digest(images: Sequence[ListedImage], group_by: str) -> np.ndarray:
-    """Return the units (n,) int64, numbered by digest, so that draws do not depend on the order of the images."""
-    order = np.argsort([image.digest for image in images], kind="stable")
+def _units_by_content(images: Sequence[ListedImage], group_by: str) -> np.ndarray:
+    """Return the units (n,) int64, numbered by content, so that draws do not depend on the order of the images."""
+    order = np.argsort([image.content for image in images], kind="stable")
     ordered = [images[place] for place in order]
     groups = [[image.metadata[group_by] for image in ordered]] if group_by else []
     units = np.empty(len(images), np.int64)
-    units[order] = find_units([image.digest for image in ordered], *groups)
+    units[order] = find_units([image.content for image in ordered], *groups)
     return units
 
 
 def find_leaks(images: Sequence[ListedImage]) -> list[ListedImage]:
-    """Return the labelled images whose bytes occur in several splits, copies next to each other."""
+    """Return the labelled images whose content occurs in several splits, copies next to each other."""
     labelled = [image for image in images if image.split != UNLABELLED]
     splits: dict[str, set[str | None]] = {}
     for image in labelled:
-        splits.setdefault(image.digest, set()).add(image.split)
-    leaks = [image for image in labelled if len(splits[image.digest]) > 1]
-    return sorted(leaks, key=lambda image: (image.digest, image.split or "", image.label, str(image.path)))
+        splits.setdefault(image.content, set()).add(image.split)
+    leaks = [image for image in labelled if len(splits[image.content]) > 1]
+    return sorted(leaks, key=lambda image: (image.content, image.split or "", image.label, str(image.path)))
 
 
 def make_folds(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Folds:

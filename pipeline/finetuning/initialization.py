@@ -39,7 +39,7 @@ class TrainValSplit:
     def val_units(self) -> np.ndarray:
         """Return the units (n_val,) int64 of the validation images, as in `scoring.interval`."""
         val = self.manifest.take(self.val)
-        return find_units(val.digests, *([val.metadata[self.group_by]] if self.group_by else []))
+        return find_units(val.contents, *([val.metadata[self.group_by]] if self.group_by else []))
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class InitialState:
 def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str = "") -> TrainValSplit:
     """Return training and validation images: the val split, or else a share of each class of the training split.
 
-    Copies of the same bytes stay on the same side, and so do images with the same value in the metadata column
+    Copies stay on the same side, and so do images with the same value in the metadata column
     `group_by`.
     """
     splits = np.array(manifest.splits)

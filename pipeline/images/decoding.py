@@ -97,12 +97,14 @@ class Facts:
     """What a sound file is.
 
     shorter_side: in pixels; values: the range of an image of more than 8 bits, None for other images; several: whether
-    the file holds more images than the first, as an animation or as pages.
+    the file holds more images than the first, as an animation or as pages; content: the digest of its upright pixels,
+    for JPEG files as they are stored, whatever the metadata beside them.
     """
 
     shorter_side: int
     values: depth.Range | None
     several: bool
+    content: str
 
 
 @_raise_bad_image()
@@ -141,11 +143,18 @@ def is_reducible(path: Path, min_side: int) -> bool:
 @_raise_bad_image()
 def examine(data: bytes) -> Facts:
     """Decode a file's bytes, and return what they hold; raise `BadImage` with the reason if that fails."""
-    pixels, _, _, shorter_side = _read(data, SMALLEST)
-    if isinstance(pixels, np.ndarray):
-        return Facts(shorter_side, depth.range_of(pixels), _holds_several(data))
-    _to_rgb(pixels, depth.WHITE)
-    return Facts(shorter_side, None, _holds_several(data))
+    pixels, orientation, _, shorter_side = _read(data, SMALLEST)
+    values = depth.range_of(pixels) if isinstance(pixels, np.ndarray) else None
+    upright = pixels if isinstance(pixels, np.ndarray) else _transpose(_to_rgb(pixels, depth.WHITE), orientation)
+    return Facts(shorter_side, values, _holds_several(data), _digest_content(data, np.asarray(upright)))
+
+
+def _digest_content(data: bytes, upright: np.ndarray) -> str:
+    """Return the digest of what a file shows: see `Facts`; upright: its pixels, which may be reduced for JPEG files."""
+    if data.startswith(metadata.JPEG):
+        stored, orientation = metadata.strip(data) or (data, 1)
+        return digest(stored + bytes([orientation]))
+    return digest(repr(upright.shape).encode() + upright.tobytes())
 
 
 def _holds_several(data: bytes) -> bool:

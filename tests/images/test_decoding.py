@@ -76,6 +76,17 @@ def test_cmyk_jpeg_gives_its_colours_and_not_their_negative() -> None:
     assert np.abs(pixels(data).astype(int) - QUARTERS).max() <= 3
 
 
+def test_copies_with_other_metadata_or_in_another_format_have_the_same_content() -> None:
+    image, exif = Image.fromarray(QUARTERS), Image.Exif()
+    exif[271] = "maker"
+    jpeg = decoding.examine(encode(image, "JPEG")).content
+    assert decoding.examine(encode(image, "JPEG", exif=exif, comment=b"said")).content == jpeg
+    exif[274] = 6
+    assert decoding.examine(encode(image, "JPEG", exif=exif)).content != jpeg
+    contents = {decoding.examine(encode(image, kind)).content for kind in ("PNG", "BMP", "TIFF", "PPM")}
+    assert len(contents) == 1 and decoding.examine(encode(image.rotate(90))).content not in contents
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
     stored = {
