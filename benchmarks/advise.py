@@ -78,7 +78,7 @@ def time_extraction(dataset: str, network: FrozenNetwork) -> float:
 
 def compare_costs(dataset: str, backbone: str, weights: str, rounds: int) -> None:
     """Print the time for all layers and for the deepest alone; the two alternate."""
-    layers = layer_nodes.friendly_layers(backbones.get(backbone))
+    layers = list(layer_nodes.named_layers(backbones.get(backbone)))
     networks = [FrozenNetwork(backbone, names, weights, "avg") for names in (layers, layers[-1:])]
     seconds = [[time_extraction(dataset, network) for network in networks] for _ in range(rounds)]
     all_layers, deepest = (min(column) for column in zip(*seconds, strict=True))

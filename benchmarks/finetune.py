@@ -27,6 +27,7 @@ from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.trainer import RuntimeConfig, Trainer, choose_step_precision
 from pipeline.images import parallel
+from pipeline.networks.frozen import FrozenNetwork
 
 CLASSES = 2
 
@@ -74,7 +75,7 @@ def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name:
         manifest = read_manifest(Path(made))
     rows = np.arange(len(manifest.paths))
     recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})
-    start = initialization.from_random_head(backbone, layer, "random", "avg", CLASSES, 0.0, 0)
+    start = initialization.from_random_head(FrozenNetwork(backbone, [layer], "random", "avg"), CLASSES, 0.0, 0)
     runtime = RuntimeConfig(device, parallel.default_threads(), choose_step_precision("auto", device))
     network = TunableNetwork(start.spec, start.head, "all").to(device)
     trainer = Trainer(network, recipe, initialization.TrainValSplit(manifest, rows, rows[:1]), 0, runtime)

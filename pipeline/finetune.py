@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import command_line, errors, files, params
+from pipeline.analysis.gain import Gain, judge_training
 from pipeline.analysis.grouping import CodesRows, name_near_duplicates
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes.belonging import training_digest, validate_dataset
@@ -98,7 +99,7 @@ def fine_tune(
             write_weights(trainer, plan.start, path, {**facts, **describe_training(plan, trainer, stopped)})
             checkpoint.remove()
     if main:
-        print(conclusion(trainer, best, path))
+        print("\n".join(filter(None, [conclusion(trainer, best, path), judgement(trainer, best, plan.start.trained)])))
     if stopped:
         raise errors.PipelineError(f"{stopped} {path} holds the best weights so far, of epoch {best['epoch']}.")
 
@@ -214,6 +215,15 @@ def conclusion(trainer: Trainer, best: EpochRow, path: Path) -> str:
         f"{path}: the weights after epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} "
         f"(95% {low:.4f}–{high:.4f}), {number}; before the first step it was {before:.4f}"
     )
+
+
+def judgement(trainer: Trainer, best: EpochRow, from_codes: bool) -> str:
+    """Say whether training helped, "" where nothing tells; from_codes: as `judge_training` takes it."""
+    outcomes = trainer.progress.outcomes
+    if len(outcomes) != len(trainer.progress.rows) or len(outcomes) == 1:  # resumed from an older release, or no epoch
+        return ""
+    start, after = outcomes[0].numpy(), outcomes[best["epoch"]].numpy()
+    return judge_training(Gain.of(start, after, trainer.data.val_units()), best["epoch"], from_codes=from_codes)
 
 
 def add_near_duplicates(manifest: Manifest, codes: Path, settings: Finetune) -> Manifest:

@@ -46,12 +46,14 @@ class TrainValSplit:
 class InitialState:
     """The network that gave the codes of `spec`, and a head on them.
 
-    origin: where the network's weights are now, if not where the spec says.
+    origin: where the network's weights are now, if not where the spec says; trained: whether the head is a trained
+    classifier of the codes, not a random one.
     """
 
     spec: CodesSpec
     head: Head
     origin: str = ""
+    trained: bool = True
 
 
 def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str = "") -> TrainValSplit:
@@ -146,4 +148,4 @@ def from_random_head(network: FrozenNetwork, n_classes: int, dropout: float, see
         raise errors.PipelineError(
             f"{TUNED_ON}, but `extract` in params.yaml asks for others: {'; '.join(differences)}. Take them out there."
         )
-    return InitialState(spec, Head.random(network.widths[layer], n_classes, dropout, seed))
+    return InitialState(spec, Head.random(network.widths[layer], n_classes, dropout, seed), trained=False)

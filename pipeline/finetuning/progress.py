@@ -34,7 +34,8 @@ class Progress:
     correct, images: sums over these steps; microbatch: the most images in one forward pass, 0 for a whole batch.
 
     rows: one per epoch that ended, that of the start first; best: the row with the highest validation accuracy, of
-    equal ones that with the lowest loss; best_state: the network's tensors after that epoch.
+    equal ones that with the lowest loss; best_state: the network's tensors after that epoch; outcomes: for each of the
+    rows, which validation images the network predicted correctly, (n_val,) bool.
     """
 
     epoch: int = 0
@@ -46,14 +47,16 @@ class Progress:
     rows: list[EpochRow] = field(default_factory=list)
     best: EpochRow | None = None
     best_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    outcomes: list[torch.Tensor] = field(default_factory=list)
 
     def add_step(self, loss: float, correct: float, images: float) -> None:
         """Add the sums of a step."""
         self.loss, self.correct, self.images = self.loss + loss, self.correct + correct, self.images + images
 
-    def end_epoch(self, row: EpochRow) -> bool:
-        """Note the row of an epoch, and return whether it is the best so far."""
+    def end_epoch(self, row: EpochRow, outcome: torch.Tensor) -> bool:
+        """Note the row and the outcome of an epoch, and return whether it is the best so far."""
         self.rows.append(row)
+        self.outcomes.append(outcome)
         self.step, self.loss, self.correct, self.images = 0, 0.0, 0.0, 0.0
         better = self.best is None or _rank(row) > _rank(self.best)
         if better:

@@ -203,24 +203,28 @@ class Trainer:
 
     # Evaluation
 
-    def _evaluate(self) -> tuple[float, float]:
-        """Return the mean loss and the accuracy on the validation images, read as extraction reads them."""
+    def _evaluate(self) -> tuple[float, torch.Tensor]:
+        """Return the mean loss on the validation images, and which are predicted correctly, (n_val,) bool.
+
+        The images are read as extraction reads them.
+        """
         self.network.set_mode(False, self.recipe.batch_norm)
         evaluator, processes = self.network.evaluator(), self.runtime.processes
         size = min(EVALUATION_BATCH, self.progress.microbatch or EVALUATION_BATCH)
-        sums = torch.zeros(3, dtype=torch.float64)
+        loss, correct = torch.zeros((), dtype=torch.float64), torch.zeros(len(self.data.val), dtype=torch.float64)
+        own, done = correct[processes.rank :: processes.count], 0
         for images, labels in self.loader.validation(self.data.val[processes.rank :: processes.count], size):
             with torch.no_grad():
                 logits = evaluator(images)
-            batch = [cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum(), len(labels)]
-            sums += torch.tensor(batch).double()
-        processes.sum_in_place([sums])
-        loss, correct, count = sums.tolist()
+            loss += cross_entropy(logits, labels, reduction="sum").cpu()
+            own[done : done + len(labels)] = (logits.argmax(1) == labels).cpu()
+            done += len(labels)
+        processes.sum_in_place([loss, correct])
         if not math.isfinite(loss):
-            raise LossDiverged(f"the validation loss is {loss} after epoch {self.progress.epoch}")
-        return loss / count, correct / count
+            raise LossDiverged(f"the validation loss is {loss.item()} after epoch {self.progress.epoch}")
+        return loss.item() / len(correct), correct.bool()
 
-    def _end_epoch(self, val_loss: float, val_accuracy: float, seconds: float = 0.0, speed: float = 0.0) -> EpochRow:
+    def _end_epoch(self, val_loss: float, outcome: torch.Tensor, seconds: float = 0.0, speed: float = 0.0) -> EpochRow:
         """Note an epoch's figures, keep its weights if they are the best so far, and write a checkpoint."""
         progress = self.progress
         rates = {group["name"]: group["lr"] for group in reversed(self.optimiser.param_groups)}
@@ -230,13 +234,13 @@ class Trainer:
             "train_loss": progress.loss / progress.images if progress.images else None,
             "train_accuracy": progress.correct / progress.images if progress.images else None,
             "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            "val_accuracy": outcome.double().mean().item(),
             "lr_head": rates.pop("head"),
             "lr_backbone": max(rates.values(), default=0.0),
             "seconds": round(seconds, 3),
             "images_per_second": round(speed, 2),
         }
-        if progress.end_epoch(row):
+        if progress.end_epoch(row, outcome):
             progress.best_state = {name: value.clone() for name, value in self.network.mutable_state().items()}
         self._save()
         return row

@@ -58,16 +58,6 @@ def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     return result
 
 
-def friendly_layers(backbone: Backbone) -> list[str]:
-    """Return a backbone's layers that have friendly names, in order; raise PipelineError if it has none."""
-    names = _nodes_and_layers(backbone)[1]
-    if not names:
-        raise errors.PipelineError(
-            f"The layers of {backbone.name} have no friendly names. Name graph nodes with --layer."
-        )
-    return list(names)
-
-
 def head_node(backbone: Backbone) -> str | None:
     """Return the node that gives the scores of the network's own classes; None if it has none, or gives no vector."""
     last = _nodes_and_layers(backbone)[0][-1]

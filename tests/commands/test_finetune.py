@@ -92,6 +92,7 @@ def test_finetune_extract_evaluate_and_predict_follow_each_other(trained: Run, t
     outcome = trained("finetune", *ADDRESS, *QUICK, "--epochs", 2, "--lr-backbone", 0.001)
     assert outcome.code == 0, outcome.err
     assert "30 training images, 18 validation images (the val split)" in outcome.out
+    assert re.search(r"^(Training (helped|did not help)|Whether training helped is open): ", outcome.out, re.M)
     assert "batch norm with statistics frozen" in outcome.out
     rows = epochs()
     assert [row["epoch"] for row in rows] == ["0", "1", "2"] and rows[0]["train_loss"] == ""

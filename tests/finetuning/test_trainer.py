@@ -13,6 +13,8 @@ from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.trainer import RuntimeConfig, Trainer
+from pipeline.images.transforms import Framing
+from pipeline.networks.frozen import FrozenNetwork
 
 CLASSES = {"a": 6, "b": 6, "c": 6}
 
@@ -35,9 +37,9 @@ def trainer(
 ) -> Trainer:
     """Return a trainer with a random head, on the embedded weights of tinyvgg or random weights."""
     chosen = recipe(**changes)
-    start = initialization.from_random_head(
-        backbone, layer, "default" if backbone == "tinyvgg" else "random", "avg", data.manifest, chosen.dropout, seed=0
-    )
+    origin, framing = "default" if backbone == "tinyvgg" else "random", Framing(max_value=data.manifest.max_value)
+    frozen = FrozenNetwork(backbone, [layer], origin, "avg", framing)
+    start = initialization.from_random_head(frozen, len(data.manifest.classes), chosen.dropout, seed=0)
     network = TunableNetwork(start.spec, start.head, unfreeze)
     return Trainer(network, chosen, data, 0, RuntimeConfig())
 

@@ -69,4 +69,4 @@ def test_one_backbone_is_described_with_its_layers() -> None:
 def test_the_layer_to_begin_with_is_the_last_named_one(name: str) -> None:
     """Of one backbone for each name that a family starts with; the rule saves tracing all of them."""
     backbone = next(each for each in backbones.registry() if each.startswith(name))
-    assert layer_names.last_layer(backbone) == layer_nodes.friendly_layers(backbones.get(backbone))[-1]
+    assert layer_names.last_layer(backbone) == list(layer_nodes.named_layers(backbones.get(backbone)))[-1]

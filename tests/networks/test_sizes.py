@@ -157,7 +157,7 @@ def test_a_layer_without_a_relu_has_nothing_before_it() -> None:
 
     def found(name: str) -> list[str]:
         backbone = backbones.get(name)
-        return relu_layers(backbone, layer_nodes.friendly_layers(backbone))
+        return relu_layers(backbone, list(layer_nodes.named_layers(backbone)))
 
     assert found("resnet18") == ["layer1", "layer2", "layer3", "layer4"]
     assert found("alexnet") == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7"]

@@ -49,7 +49,7 @@ def random_weights(name: str, path: Path) -> str:
 
 
 def last_stage_and_end(name: str) -> list[str]:
-    named = layer_nodes.friendly_layers(backbones.get(name))
+    named = list(layer_nodes.named_layers(backbones.get(name)))
     stages = [layer for layer in named if layer.rstrip("0123456789") in ("stage", "block", "layer")]
     return list(dict.fromkeys([stages[-1], named[-1]]))
 

@@ -28,8 +28,8 @@ def test_a_state_dict_of_torchvisions_gives_the_same_codes_at_every_named_layer(
     torch.manual_seed(1)
     state = torchvision.models.get_model(ours).state_dict()
     save_file(state, tmp_path / "net.safetensors")
-    layers = layer_nodes.friendly_layers(backbones.get(ours))
-    assert layer_nodes.friendly_layers(backbones.get(timms)) == layers
+    layers = list(layer_nodes.named_layers(backbones.get(ours)))
+    assert list(layer_nodes.named_layers(backbones.get(timms))) == layers
     x = noise_images(2)
     expected, codes = (
         FrozenNetwork(name, layers, str(tmp_path / "net.safetensors")).codes(x) for name in (ours, timms)
