@@ -210,6 +210,12 @@ class Prepare(Command):
     )
     seed: Seed = setting(0, "Seed of the drawn splits.")
     group_by: str = setting("", "Column of the CSV file: images with the same value there stay in the same split.")
+    corrections: Texts = setting(
+        (),
+        "CSV files with the columns path, action (relabel, drop or move) and to (a class or split), such as `audit` "
+        "writes and a person fills in; several are applied one after the other.",
+        shown="none",
+    )
     layout: Literal["auto", "classes", "splits", "class-splits"] = setting(
         "auto",
         "How a folder is read: its folders are classes, or splits with folders of classes within, or classes with "
@@ -664,6 +670,26 @@ class Report(Command):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Audit(Command):
+    """Settings of `audit`."""
+
+    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
+    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+    layer: Name = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
+    folds: Integer = setting(5, "Number of folds; each image is judged by classifiers of the other folds.", ge=2)
+    seed: Seed = setting(0, "Seed of the folds.")
+    group_by: str = setting("", GROUP_BY.format("in the same fold"))
+    near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
+    out: Path | None = setting(
+        None,
+        "The CSV file to be filled in.",
+        shown="reports/DATASET/BACKBONE/LAYER-audit.csv",
+        in_file=False,
+        group=FILES,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Cache(Command):
     """Settings of `cache`."""
 
@@ -706,6 +732,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "select": Select,
     "report": Report,
+    "audit": Audit,
     "predict": Predict,
     "similar": Similar,
     "export": Export,

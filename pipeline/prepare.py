@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from pipeline import command_line, errors, files, hints, params
 from pipeline.config import NEAR_DUPLICATES, Prepare
-from pipeline.data import downloads, folders, sources
+from pipeline.data import corrections, downloads, folders, sources
 from pipeline.data.listing import Listing, Skipped, join_listings
 from pipeline.data.manifest import PARTS, PIXELS, SPLITS, UNLABELLED, ListedImage, write_manifest
 from pipeline.data.origin import validate_origin, write_origin
@@ -148,6 +148,14 @@ def mark_resaved(images: Sequence[ListedImage], contents: Sequence[str]) -> list
         return list(images)
     marked = zip(images, contents, strict=True)
     return [replace(image, metadata={**image.metadata, PIXELS: content}) for image, content in marked]
+
+
+def with_corrections(prepared: Prepared, by_hand: Mapping[str, Mapping[str, str]], folder: Path) -> Prepared:
+    """Return what is prepared after corrections by hand; folder: of the prepared dataset."""
+    corrected = corrections.correct(prepared.images, by_hand, folder)
+    listing = prepared.listing
+    listing = replace(listing, skipped=[*listing.skipped, *corrected.dropped], notes=[*listing.notes, corrected.note])
+    return replace(prepared, images=corrected.images, leaks=find_leaks(corrected.images), listing=listing)
 
 
 def choose_white(values: depth.Range | None, max_value: float | None) -> tuple[float, list[str]]:
@@ -381,7 +389,10 @@ def run(settings: Prepare) -> None:
     listed = list_sources(settings, folder)
     validate_column(listed, settings.group_by, source)
     threads = settings.threads or parallel.default_threads()
+    by_hand = [corrections.read_corrections(expand_home(name)) for name in settings.corrections]
     prepared = prepare(listed, shares, settings.seed, threads, settings.group_by, settings.range)
+    for one in by_hand:
+        prepared = with_corrections(prepared, one, folder)
     if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {_first(prepared.bad)}. Fix them, or run with --on-bad skip."
@@ -390,6 +401,7 @@ def run(settings: Prepare) -> None:
     validate_groups(prepared, settings.group_by, source)
     sources = {name: identity_of(getattr(settings, name)) for name in ("dataset", "unlabelled")}
     recorded = {name: getattr(settings, name) for name in RECORDED}
+    recorded["corrections"] = [identity_of(name) for name in settings.corrections]
     write_origin(folder, source, prepared.max_value, prepared.depths, sources | recorded)
     write(prepared, folder)
     print(summary(prepared, folder))

@@ -12,6 +12,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import RidgeClassifier
@@ -273,6 +274,20 @@ def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memor
     margins = solver.held_out_scores(rows, data.y, splits, trained.chosen["parameters"]["C"])
     svm: solvers.LinearSVM = trained.pipeline[-1]
     return svm.calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, data.y).temperature_
+
+
+def held_out_probabilities(data: TrainingData, plan: SearchPlan) -> np.ndarray:
+    """Return the probabilities (n, n_classes) of each row by a softmax that was trained on the folds without it.
+
+    The setting of the grid is the one of the highest cross-validated accuracy. Classes are those that occur, in order.
+    """
+    splits = data.folds(plan.folds, plan.seed)
+    chosen = cv_table.best_row(cv_table.tabulate(cross_validate(data.X, data.y, "softmax", plan.grid, splits)))
+    rows, solver = path_solver(data.X, "softmax", chosen["normalisation"], None)
+    scores = solver.held_out_scores(rows, data.y, splits, chosen["parameters"]["C"])
+    columns = np.hstack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
+    probabilities: np.ndarray = softmax(columns.astype(np.float64), axis=1)
+    return probabilities
 
 
 def nested_cv(data: TrainingData, plan: SearchPlan) -> NestedResult:

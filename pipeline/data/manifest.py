@@ -266,7 +266,7 @@ def write_manifest(folder: Path, images: Sequence[ListedImage]) -> None:
     label = "labels" if any(image.multi_label for image in images) else "label"
     rows = [
         (
-            _stored_path(image.path, folder),
+            stored_path(image.path, folder),
             image.label,
             image.split,
             image.digest,
@@ -278,6 +278,7 @@ def write_manifest(folder: Path, images: Sequence[ListedImage]) -> None:
     files.write_csv(folder / MANIFEST, ("path", label, "split", "digest", *metadata), rows)
 
 
-def _stored_path(path: Path, folder: Path) -> str:
+def stored_path(path: Path, folder: Path) -> str:
+    """Return the path of an image as the manifest in a folder has it: relative where the image lies within."""
     absolute, root = path.absolute(), folder.absolute()
     return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)

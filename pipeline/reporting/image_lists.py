@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TypeVar
 
 import numpy as np
 
-from pipeline.analysis import near_duplicates, neighbors
+from pipeline.analysis import duplicates, near_duplicates, neighbors
 from pipeline.codes.reader import CodesIndex
-from pipeline.config import NEAR_DISTANCE
-from pipeline.data.manifest import NO_LABEL, SPLITS
+from pipeline.data.manifest import NO_LABEL
 from pipeline.reporting.page_data import Card, CodeMap, ImageList, MapPoint, Neighbour
 from pipeline.reporting.thumbnails import Album, Priority
-
-Value = TypeVar("Value", bound=str | int)
 
 SHOWN = 24
 """Number of cards in a list that have thumbnails and nearest images."""
@@ -82,68 +78,35 @@ def conflicting_duplicates(gallery: Gallery) -> ImageList:
     return _list_copies(gallery, gallery.index.labels.tolist())
 
 
-def _list_copies(gallery: Gallery, values: Sequence[Value]) -> ImageList:
-    groups, total = same_bytes(gallery.index, values), len(gallery.index.paths)
+def _list_copies(gallery: Gallery, values: Sequence[duplicates.Value]) -> ImageList:
+    groups, total = duplicates.same_bytes(gallery.index, values), len(gallery.index.paths)
     cards: list[Card] = [{"images": [gallery.add(row) for row in group[:NEAREST]]} for group in groups[:SHOWN]]
     return {"cards": cards, "found": len(groups), "checked": total, "total": total}
 
 
 def near_duplicates_across_splits(gallery: Gallery) -> ImageList:
     """Return pairs of images of different splits whose codes are nearly the same, the nearest first."""
-    index = gallery.index
-    copies = {row for group in same_bytes(index, index.splits) for row in group}
-    limit = near_duplicates.distance_limit(index.path, gallery.rows("train"), NEAR_DISTANCE)
-    searches, total = [], 0
-    for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
-        rows = np.array([row for row in gallery.rows(split) if row not in copies], dtype=np.int64)
-        others = gallery.rows(*other_splits)
-        if len(rows) and len(others):
-            total += len(rows)
-            searches.append(near_duplicates.find_near_duplicates(index.path, rows, others, limit))
-    return list_pairs(gallery, searches, total, limit)
+    search = duplicates.search_across_splits(gallery.index)
+    return list_pairs(gallery, search.searches, search.total, search.limit)
 
 
 def list_pairs(
     gallery: Gallery, searches: Sequence[near_duplicates.NearDuplicates], total: int, limit: float
 ) -> ImageList:
     """Return the pairs that searches for near-duplicates of `total` images found, the nearest first, each once."""
-    pairs = sorted(
-        (distance, *rows)
-        for search in searches
-        for rows, distance in zip(search.pairs.tolist(), search.distances.tolist(), strict=True)
-    )
-    different = list({frozenset(rows): (distance, rows) for distance, *rows in pairs}.values())
+    pairs = duplicates.pairs_of(searches)
     cards: list[Card] = [
         {"images": [gallery.add(row, priority_at(place)) for row in rows], "distance": round(distance, 6)}
-        for place, (distance, rows) in enumerate(different[:LISTED])
+        for place, (distance, rows) in enumerate(pairs[:LISTED])
     ]
     checked = sum(len(search.checked) for search in searches)
     return {
         "cards": cards,
-        "found": len(different),
+        "found": len(pairs),
         "checked": checked,
         "total": total,
         "limit": round(limit, 6),
     }
-
-
-def same_bytes(index: CodesIndex, values: Sequence[Value], splits: Sequence[str] = SPLITS) -> list[list[int]]:
-    """Return groups of rows of some splits whose files have the same bytes and whose `values` (n,) differ.
-
-    Each group begins with one row of each value.
-    """
-    rows: dict[str, list[int]] = {}
-    for row, (digest, split) in enumerate(zip(index.digests, index.splits, strict=True)):
-        if split in splits:
-            rows.setdefault(digest, []).append(row)
-    groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
-    return [_one_of_each_first(group, values) for group in groups]
-
-
-def _one_of_each_first(group: Iterable[int], values: Sequence[Value]) -> list[int]:
-    first: dict[Value, int] = {}
-    rest = [row for row in group if first.setdefault(values[row], row) != row]
-    return [*first.values(), *rest]
 
 
 def suspected_label_errors(gallery: Gallery) -> ImageList:

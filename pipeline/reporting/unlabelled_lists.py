@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.analysis import near_duplicates, neighbors
+from pipeline.analysis import duplicates, near_duplicates, neighbors
 from pipeline.analysis.clusters import find_clusters
 from pipeline.config import NEAR_DISTANCE
 from pipeline.data.manifest import PARTS
@@ -15,7 +15,6 @@ from pipeline.reporting.image_lists import (
     draw_sample,
     list_pairs,
     priority_at,
-    same_bytes,
 )
 from pipeline.reporting.page_data import Card, ImageList
 from pipeline.reporting.thumbnails import Priority
@@ -54,7 +53,7 @@ def list_neighbours(gallery: Gallery, rows: np.ndarray) -> ImageList:
 def list_copies(gallery: Gallery, rows: np.ndarray) -> ImageList:
     """Return groups of images with the same bytes, at least one of which has no label."""
     everyone = range(len(gallery.index.paths))
-    groups = [group for group in same_bytes(gallery.index, everyone, PARTS) if np.isin(group, rows).any()]
+    groups = [group for group in duplicates.same_bytes(gallery.index, everyone, PARTS) if np.isin(group, rows).any()]
     cards: list[Card] = [
         {"images": [gallery.add(row, priority_at(place)) for row in group[:NEAREST]]}
         for place, group in enumerate(groups[:LISTED])

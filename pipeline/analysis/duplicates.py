@@ -1,0 +1,73 @@
+"""Images that are there twice: groups of the same bytes, and near-duplicates in different splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.analysis import near_duplicates
+from pipeline.codes.reader import CodesIndex
+from pipeline.config import NEAR_DISTANCE
+from pipeline.data.manifest import SPLITS
+
+Value = TypeVar("Value", bound=str | int)
+
+
+def same_bytes(index: CodesIndex, values: Sequence[Value], splits: Sequence[str] = SPLITS) -> list[list[int]]:
+    """Return groups of rows of some splits whose files have the same bytes and whose `values` (n,) differ.
+
+    Each group begins with one row of each value.
+    """
+    rows: dict[str, list[int]] = {}
+    for row, (digest, split) in enumerate(zip(index.digests, index.splits, strict=True)):
+        if split in splits:
+            rows.setdefault(digest, []).append(row)
+    groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
+    return [_one_of_each_first(group, values) for group in groups]
+
+
+def _one_of_each_first(group: Iterable[int], values: Sequence[Value]) -> list[int]:
+    first: dict[Value, int] = {}
+    rest = [row for row in group if first.setdefault(values[row], row) != row]
+    return [*first.values(), *rest]
+
+
+@dataclass(frozen=True)
+class SplitSearch:
+    """Searches for near-duplicates that are no copies in different splits.
+
+    total: number of images of which near-duplicates were to be found; limit: the distance up to which images count as
+    nearly the same.
+    """
+
+    searches: list[near_duplicates.NearDuplicates]
+    total: int
+    limit: float
+
+
+def search_across_splits(index: CodesIndex) -> SplitSearch:
+    """Find test images that are nearly training or validation images, and validation images nearly training images."""
+    copies = {row for group in same_bytes(index, index.splits) for row in group}
+    splits = np.array(index.splits)
+    limit = near_duplicates.distance_limit(index.path, np.flatnonzero(splits == "train"), NEAR_DISTANCE)
+    searches, total = [], 0
+    for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
+        rows = np.array([row for row in np.flatnonzero(splits == split) if row not in copies], dtype=np.int64)
+        others = np.flatnonzero(np.isin(splits, other_splits))
+        if len(rows) and len(others):
+            total += len(rows)
+            searches.append(near_duplicates.find_near_duplicates(index.path, rows, others, limit))
+    return SplitSearch(searches, total, limit)
+
+
+def pairs_of(searches: Iterable[near_duplicates.NearDuplicates]) -> list[tuple[float, list[int]]]:
+    """Return the distance and the two rows of the pairs that searches found, the nearest first, each once."""
+    pairs = sorted(
+        (distance, rows)
+        for search in searches
+        for rows, distance in zip(search.pairs.tolist(), search.distances.tolist(), strict=True)
+    )
+    return list({frozenset(rows): (distance, rows) for distance, rows in pairs}.values())
