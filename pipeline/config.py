@@ -520,6 +520,17 @@ class Finetune(Address):
     seed: Seed = setting(0, "Seed of order, augmentation, dropout, validation share and random head.")
     group_by: str = setting("", GROUP_BY.format("on the same side of that share"))
     near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
+    sample_by: Path | None = setting(
+        None,
+        "CSV file with the weight of each class, as weigh writes it, by which training images are drawn.",
+        shown="none",
+    )
+    sampling: Literal["repeat", "exhaust", "loss"] = setting(
+        "repeat",
+        "How these weights count: images are drawn in proportion and may come again (repeat), or may not (exhaust), or "
+        "all are drawn and their losses are weighted (loss).",
+    )
+    draws: Integer = setting(0, "Number of training images per epoch; 0 for as many as there are.", ge=0)
     deterministic: bool = setting(False, "Compute the same bits in every run, on a GPU too.", group=MACHINE)
     restart: bool = setting(False, "Discard what an earlier run left unfinished.", in_file=False, group=MACHINE)
     checkpoint_every: float = setting(
@@ -573,6 +584,28 @@ class Finetune(Address):
     def address(self) -> list[str]:
         """Return the four words, and the classifier where another file holds it."""
         return [*super().address(), *(["classifier"] if self.classifier else [])]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Weigh(Address):
+    """Settings of `weigh`."""
+
+    source: str = setting(
+        "",
+        "Source dataset whose classes are weighed, by its classifier of the same layer. Without it, the network weighs "
+        "the classes that it was trained on by its own head.",
+        in_file=False,
+    )
+    temperature: float = setting(
+        1.0, "The network's scores are divided by it: above 1, weights become more alike.", gt=0, le=1000
+    )
+    weights: Name = setting(
+        "default", "Weights of the backbone, whose own head weighs.", key="extract.weights", group=NETWORK
+    )
+    device: Name = setting("auto", DEVICE, group=MACHINE)
+    out: Path | None = setting(
+        None, "Folder for the results.", shown="reports/DATASET/BACKBONE/source_weights", in_file=False, group=FILES
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -736,6 +769,7 @@ COMMANDS: dict[str, type[Command]] = {
     "predict": Predict,
     "similar": Similar,
     "export": Export,
+    "weigh": Weigh,
     "finetune": Finetune,
     "compare": Compare,
     "cache": Cache,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import command_line, errors, files, params
+from pipeline.analysis import source_weights
 from pipeline.analysis.gain import Gain, judge_training
 from pipeline.analysis.grouping import CodesRows, name_near_duplicates
 from pipeline.classifiers import persistence, scoring
@@ -32,6 +33,7 @@ from pipeline.data import sources
 from pipeline.data.manifest import Manifest, read_depths, require_single_label
 from pipeline.errors import counted
 from pipeline.finetuning import recipes
+from pipeline.finetuning.sampling import Sampling
 from pipeline.images import decoding, parallel
 from pipeline.images.transforms import Framing
 from pipeline.paths import FINETUNED, Experiment
@@ -44,7 +46,8 @@ class Plan:
     """All that determines the tuned weights, apart from rounding.
 
     recipe_name: the preset that the recipe was made from; unfreeze: the layer from which the backbone is trained, "all"
-    or "none"; seed: of order, augmentation, dropout, held-out validation images and random head.
+    or "none"; seed: of order, augmentation, dropout, held-out validation images and random head; sampling: which
+    training images an epoch draws.
     """
 
     start: InitialState
@@ -53,6 +56,7 @@ class Plan:
     recipe: recipes.Recipe
     unfreeze: str
     seed: int
+    sampling: Sampling
 
 
 def identify_run(plan: Plan, precision: str) -> dict[str, object]:
@@ -67,9 +71,18 @@ def identify_run(plan: Plan, precision: str) -> dict[str, object]:
         "head": head.hexdigest()[:12],
         "unfreeze": plan.unfreeze,
         "seed": plan.seed,
+        "sampling": describe_sampling(plan.sampling),
         "precision": precision,
         **asdict(plan.recipe),
     }
+
+
+def describe_sampling(sampling: Sampling) -> dict[str, object]:
+    """Return how training images are drawn, for the metadata of the files; {} where all are drawn once."""
+    drawn: dict[str, object] = {"draws": sampling.draws} if sampling.draws else {}
+    if sampling.weights is None:
+        return drawn
+    return {**drawn, "method": sampling.method, "class_weights": sampling.weights.tolist()}
 
 
 def fine_tune(
@@ -90,7 +103,7 @@ def fine_tune(
         if restart and main:
             checkpoint.remove()
         runtime.processes.wait()
-        trainer = Trainer(network, plan.recipe, plan.data, plan.seed, runtime, checkpoint)
+        trainer = Trainer(network, plan.recipe, plan.data, plan.seed, runtime, checkpoint, plan.sampling)
         stopped = train(trainer, report)
         best = trainer.progress.best
         if best is None:
@@ -163,6 +176,7 @@ def describe_training(plan: Plan, trainer: Trainer, stopped: str) -> dict[str, o
         "unfreeze": plan.unfreeze,
         "recipe": {"name": plan.recipe_name, **asdict(plan.recipe)},
         "seed": plan.seed,
+        "sampling": describe_sampling(plan.sampling),
         "best": progress.best,
         "epochs_run": progress.epoch,
         "stopped": stopped,
@@ -197,9 +211,12 @@ def introduction(plan: Plan, runtime: RuntimeConfig) -> str:
     start = {"all": "all trained", "none": "only the head trained"}.get(
         plan.unfreeze, f"trained from {plan.unfreeze} on"
     )
+    draws, images = plan.sampling.count(len(plan.data.train)), counted(len(plan.data.train), "training image")
+    drawn = "" if draws == len(plan.data.train) else f" ({draws} per epoch)"
+    by_weight = "" if plan.sampling.weights is None else f", by the weights of their classes ({plan.sampling.method})"
     return (
         f"{spec.backbone} to {spec.layer}, {start}, on {runtime.device}{together}, {runtime.precision}: "
-        f"{counted(len(plan.data.train), 'training image')}, {counted(len(plan.data.val), 'validation image')} "
+        f"{images}{drawn}{by_weight}, {counted(len(plan.data.val), 'validation image')} "
         f"({source})\n"
         f"{plan.recipe_name}: {recipe.optimiser}, {recipe.schedule}, batches of {recipe.batch_size}, "
         f"augmentation {recipe.augment}, batch norm with statistics {statistics}"
@@ -249,6 +266,14 @@ def network_of_codes(settings: Finetune, max_value: float) -> FrozenNetwork:
     return network.at(usual.fixed_precision, usual.dtype)
 
 
+def sampling_of(settings: Finetune, data: TrainValSplit) -> Sampling:
+    """Return how the settings say that training images are drawn; refuse what these images do not allow."""
+    weights = source_weights.read_for(settings.sample_by, data.manifest.classes) if settings.sample_by else None
+    sampling = Sampling(weights, settings.sampling, settings.draws)
+    sampling.validate(data.train_labels())
+    return sampling
+
+
 def use_deterministic_algorithms() -> None:
     """Let torch raise an exception for operations whose results may differ from run to run."""
     import torch
@@ -282,7 +307,8 @@ def run(settings: Finetune) -> None:
         start = initialization.from_random_head(network, len(manifest.classes), recipe.dropout, settings.seed)
     if settings.deterministic:
         use_deterministic_algorithms()
-    plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed)
+    sampling = sampling_of(settings, data)
+    plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed, sampling)
     tuned = replace(address, model=FINETUNED)
     path, report = settings.out or tuned.classifier.with_suffix(".safetensors"), settings.report or tuned.report
     facts = describe_data(settings, manifest, address.name)

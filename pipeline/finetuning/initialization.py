@@ -36,6 +36,11 @@ class TrainValSplit:
     held_out: bool = False
     group_by: str = ""
 
+    def train_labels(self) -> np.ndarray:
+        """Return the labels (n_train,) int64 of the training images."""
+        labels: np.ndarray = self.manifest.labels[self.train]
+        return labels
+
     def val_units(self) -> np.ndarray:
         """Return the units (n_val,) int64 of the validation images, as in `scoring.interval`."""
         val = self.manifest.take(self.val)

@@ -20,12 +20,15 @@ from pipeline.finetuning.distributed import Processes
 from pipeline.finetuning.initialization import TrainValSplit
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.progress import EpochRow, Progress
+from pipeline.finetuning.sampling import Sampling
 from pipeline.progress import track
 
 logger = logging.getLogger(__name__)
 
 EVALUATION_BATCH = 32
 """Number of images per forward pass in evaluation."""
+
+ALL_ALIKE = Sampling()
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 """Parts of torch's messages on devices that have no exception for it: CPUs, and Apple's GPUs."""
@@ -66,16 +69,19 @@ class Trainer:
         seed: int,
         runtime: RuntimeConfig,
         checkpoint: Checkpoint | None = None,
+        sampling: Sampling = ALL_ALIKE,
     ) -> None:
         self.network, self.recipe, self.data, self.seed = network, recipe, data, seed
-        self.runtime, self.checkpoint = runtime, checkpoint
+        self.runtime, self.checkpoint, self.sampling = runtime, checkpoint, sampling
+        factors = sampling.loss_weights(data.train_labels())
+        self.loss_weights = None if factors is None else torch.from_numpy(factors).float().to(runtime.device)
         kind, arguments = recipes.OPTIMISERS[recipe.optimiser]
         self.optimiser: torch.optim.Optimizer = getattr(torch.optim, kind)(
             network.parameter_groups(recipe), lr=recipe.lr_head, **arguments
         )
         self.loader = BatchLoader(data.manifest, network.transform, runtime.device, runtime.threads)
         self.forward = torch.compile(network) if runtime.compile else network
-        self.steps = math.ceil(len(data.train) / recipe.batch_size)
+        self.steps = math.ceil(sampling.count(len(data.train)) / recipe.batch_size)
         self.progress = Progress()
         self.saved_at = time.monotonic()
 
@@ -116,8 +122,9 @@ class Trainer:
         progress, processes = self.progress, self.runtime.processes
         self.network.train_backbone(self.phase.name == "network")
         self.network.set_mode(True, self.recipe.batch_norm)
-        order = np.random.default_rng((self.seed, progress.epoch)).permutation(self.data.train)
-        batches = np.array_split(order, self.steps)[progress.step :]
+        drawn = self.sampling.draw(self.data.train_labels(), self.seed, progress.epoch)
+        drawn[:, 0] = self.data.train[drawn[:, 0]]
+        batches = np.array_split(drawn, self.steps)[progress.step :]
         own = [batch[processes.rank :: processes.count] for batch in batches]
         loaded = self.loader.training(own, self.recipe, self._side(), (self.seed, progress.epoch))
         loaded = track(loaded, f"epoch {progress.epoch}", len(batches), "step") if processes.is_main else loaded
@@ -186,10 +193,17 @@ class Trainer:
     def _backward_microbatch(self, images: torch.Tensor, labels: torch.Tensor, total: int) -> torch.Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.runtime.precision == "bf16"):
             logits = self.forward(images)
-        smoothing = self.recipe.label_smoothing
-        loss = cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        loss = self._loss(logits.float(), labels)
         (loss / total).backward()
         return torch.stack([loss.detach(), (logits.argmax(1) == labels).sum(), labels.new_tensor(len(labels))])
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the losses of some images, each multiplied by the weight of its class, if there are any."""
+        smoothing = self.recipe.label_smoothing
+        if self.loss_weights is None:
+            return cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        return (losses * self.loss_weights[labels]).sum()
 
     def _halve_microbatch(self, error: Exception, count: int) -> None:
         """Halve the number of images per forward pass, after memory ran out with `count` images in the batch."""
