@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors, files, hints
+from pipeline import command_line, errors, files
 from pipeline.analysis import duplicates, neighbors
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.label_errors import confident_errors
@@ -19,7 +19,7 @@ from pipeline.classifiers.search import SearchPlan, TrainingData, held_out_proba
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Audit
-from pipeline.data.origin import prepare_again
+from pipeline.data import corrections
 from pipeline.data.splits import validate_folds, validate_trainable
 from pipeline.paths import Experiment
 
@@ -101,27 +101,11 @@ def summary(path: Path, findings: Sequence[Finding], n: int) -> str:
     return "\n".join([*lines, *(f"{count:>9}  {problem}" for problem, count in counts.items())])
 
 
-def validate_overwritable(path: Path) -> None:
-    """Refuse to write over a file that a person has filled in."""
-    if path.exists() and any(row.get("action") for row in files.read_csv(path)):
-        raise errors.PipelineError(
-            f"{path} has been filled in. Use it with pipeline.prepare --corrections, or write another with --out."
-        )
-
-
-def next_command(address: Experiment, path: Path) -> errors.Fix:
-    """Return the command that prepares the dataset as before, with the corrections in a file."""
-    (again,) = prepare_again(address.data)
-    earlier = again.settings.get("corrections")
-    corrections = [*(earlier if isinstance(earlier, list) else ()), str(path)]
-    return hints.complete(errors.Fix("prepare", {**again.settings, "corrections": corrections}), {})
-
-
 def run(settings: Audit) -> None:
     """Look at the dataset that the settings name."""
     address = Experiment(settings.dataset, settings.backbone, settings.layer)
     path = settings.out or address.reports / f"{settings.layer}-audit.csv"
-    validate_overwritable(path)
+    corrections.validate_overwritable(path)
     codes = reader.read(address.codes, {"backbone": settings.backbone, "layer": settings.layer}, "train")
     validate_dataset(address.codes, address.data)
     if codes.labels.ndim == 2:
@@ -137,7 +121,7 @@ def run(settings: Audit) -> None:
     findings = [*find_label_errors(codes, units, plan), *find_duplicates(index), *find_outliers(index)]
     files.write_csv(path, [field.name for field in fields(Finding)], [astuple(finding) for finding in findings])
     print(summary(path, findings, len(codes.labels)))
-    print(f"Write relabel, drop or move into the column action where it is right, then: {next_command(address, path)}")
+    print(f"Write relabel, drop or move into the column action, then: {corrections.next_command(address.data, path)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -213,7 +213,7 @@ class Prepare(Command):
     corrections: Texts = setting(
         (),
         "CSV files with the columns path, action (relabel, drop or move) and to (a class or split), such as `audit` "
-        "writes and a person fills in; several are applied one after the other.",
+        "and `suggest` write and a person fills in; several are applied one after the other.",
         shown="none",
     )
     layout: Literal["auto", "classes", "splits", "class-splits"] = setting(
@@ -723,6 +723,29 @@ class Audit(Command):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class Suggest(Address):
+    """Settings of `suggest`."""
+
+    count: Integer = setting(50, "Number of images to label next.", ge=1)
+    by: Literal["coverage", "margin", "entropy"] = setting(
+        "coverage",
+        "Those typical of images unlike the labelled ones (coverage), or those of which the classifier is least sure, "
+        "by the margin between two classes or the entropy of all.",
+    )
+    out: Path | None = setting(
+        None,
+        "The CSV file to be filled in; a contact sheet, a PNG file, is written beside it.",
+        shown="reports/DATASET/BACKBONE/LAYER-suggestions.csv",
+        in_file=False,
+        group=FILES,
+    )
+
+    def address(self) -> list[str]:
+        """Return the four words, or those that address codes where no classifier is asked."""
+        return super().address()[:-1] if self.by == "coverage" else super().address()
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Cache(Command):
     """Settings of `cache`."""
 
@@ -766,6 +789,7 @@ COMMANDS: dict[str, type[Command]] = {
     "select": Select,
     "report": Report,
     "audit": Audit,
+    "suggest": Suggest,
     "predict": Predict,
     "similar": Similar,
     "export": Export,

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import errors
+from pipeline import errors, files, hints
 from pipeline.data.listing import Skipped, clean_name
 from pipeline.data.manifest import SPLITS, UNLABELLED, ListedImage, stored_path
+from pipeline.data.origin import prepare_again
 from pipeline.data.tables import Row, read_table
 
 ACTIONS = ("relabel", "drop", "move")
@@ -26,6 +27,22 @@ class Corrected:
     images: list[ListedImage]
     dropped: list[Skipped]
     note: str
+
+
+def validate_overwritable(file: Path) -> None:
+    """Refuse to write over a file that a person has filled in."""
+    if file.exists() and any(row.get("action") for row in files.read_csv(file)):
+        raise errors.PipelineError(
+            f"{file} has been filled in. Use it with pipeline.prepare --corrections, or write another with --out."
+        )
+
+
+def next_command(folder: Path, file: Path) -> errors.Fix:
+    """Return the command that prepares a dataset as before, with the corrections in a file after earlier ones."""
+    (again,) = prepare_again(folder)
+    earlier = again.settings.get("corrections")
+    corrections = [*(earlier if isinstance(earlier, list) else ()), str(file)]
+    return hints.complete(errors.Fix("prepare", {**again.settings, "corrections": corrections}), {})
 
 
 def read_corrections(file: Path) -> dict[str, dict[str, str]]:
@@ -81,14 +98,14 @@ WORDS = {"relabel": "relabelled", "drop": "dropped", "move": "moved to another s
 
 
 def _validate(path: str, actions: Mapping[str, str], images: Mapping[str, ListedImage], classes: Sequence[str]) -> None:
-    """Refuse corrections of images, or with classes, that the dataset does not have."""
+    """Refuse corrections of images, or with classes, that the dataset does not have; one without any gets its first."""
     if path not in images:
         raise errors.PipelineError(
             f"The corrections name {path!r}, which is no image of the dataset. Correct the path."
         )
     if images[path].multi_label and "relabel" in actions:
         raise errors.PipelineError(f"{path!r} has several labels. Correct them in the source.")
-    if "relabel" in actions and actions["relabel"] not in classes:
+    if "relabel" in actions and not (actions["relabel"] in classes or (actions["relabel"] and not classes)):
         raise errors.unknown("class", actions["relabel"], classes, where=f"the correction of {path!r}")
 
 
