@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from pipeline.networks.source_classes import SourceHead
 
 from pipeline import command_line, errors, params
+from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, trace_curve
-from pipeline.analysis.recommendation import DatasetFacts, TrainingImages, count_training_images, recommend
+from pipeline.analysis.recommendation import DatasetFacts, TrainingImages, Tried, count_training_images, recommend
 from pipeline.analysis.source_distance import measure_source_distance, source_layer
 from pipeline.analysis.source_view import ClassView, commonest_source_classes
 from pipeline.classifiers import cv_table, search
 from pipeline.classifiers.search import TrainingData
+from pipeline.codes.reader import Codes
 from pipeline.config import NEAR_DUPLICATES, Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest
 from pipeline.data.splits import draw_distinct, find_units, nothing_to_learn_from, validate_trainable
 from pipeline.extraction import memory
 from pipeline.extraction.sample import Kind, SampleCodes
+from pipeline.images import parallel
 from pipeline.images.transforms import Framing, Transform
 from pipeline.paths import Experiment
 from pipeline.progress import track
@@ -45,6 +48,9 @@ RELUS = {"post": ("post",), "pre": ("pre",), "both": ("post", "pre")}
 
 OF_SOURCE = Kind()
 """The codes that are compared with the source's, and the scores of the network's own classes: of one view."""
+
+LINEAR = ("svm", "softmax", "ridge")
+"""The models that can become the head of a network."""
 
 MAX_NUMBERS = 1 << 28
 """The most numbers that the codes of a layer may have, 1 GB: a layer with more is left out, unless it is asked for."""
@@ -235,6 +241,53 @@ def build_network(
     return network.at(settings.fixed_precision, settings.dtype, settings.fixed_decoder)
 
 
+def validate_trial(settings: Advise, backbone: Backbone, transform: Transform) -> None:
+    """Refuse, before anything is computed, to try fine-tuning with settings that it cannot start from."""
+    if not settings.try_finetuning:
+        return
+    from pipeline.finetuning.model import TUNED_ON
+    from pipeline.networks import backbones
+
+    model, (normalisation, *_) = settings.models[0], params.grid_of(settings.models[0])
+    if model not in LINEAR or normalisation not in ("l2", "standard"):
+        raise errors.PipelineError(
+            "--try-finetuning starts from the first of --models, with the first normalisation of its grid, here "
+            f"{model} with {normalisation}. Name one of {', '.join(LINEAR)} first, with l2 or standard first."
+        )
+    native = replace(backbones.transform_of(backbone, settings.weights), max_value=transform.max_value)
+    if settings.relu != "post" or transform != native:
+        raise errors.PipelineError(
+            f"{TUNED_ON}. Leave --try-finetuning out, or --size, --resize, --crop, --views and --relu (they may stand "
+            "in params.yaml, in the section of extract)."
+        )
+
+
+def try_finetuning(
+    settings: Advise, sample: Manifest, codes: Codes[np.ndarray], units: np.ndarray, setting: cv_table.Setting
+) -> Tried | str | None:
+    """Return what a short run of fine-tuning gives from the codes of a layer, or why it could not be tried.
+
+    None if it was not asked for.
+
+    sample: holds the images of the codes; units: (n,) int64 of these; setting: of the first model, best for the layer.
+    """
+    if not settings.try_finetuning:
+        return None
+    from pipeline.finetuning import trial
+    from pipeline.finetuning.trainer import RuntimeConfig, choose_step_precision
+    from pipeline.networks.frozen import choose_device
+
+    device = choose_device(settings.device)
+    runtime = RuntimeConfig(device, parallel.default_threads(), choose_step_precision("auto", device))
+    data = trial.part_images(sample, codes, units, settings.seed)
+    known = settings.models[0], setting["normalisation"], setting["parameters"]
+    try:
+        ran = trial.Trial(codes, data, *known, 60 * settings.try_minutes, settings.seed, runtime).run()
+    except trial.TrialImpossibleError as error:
+        return str(error)
+    return Tried(Gain.of(ran.before, ran.after, ran.units), ran.n_train, ran.epochs, ran.seconds)
+
+
 def run(settings: Advise) -> None:
     """Advise on what the settings name, or say why there is no advice."""
     memory.keep_freed()
@@ -246,6 +299,7 @@ def run(settings: Advise) -> None:
     framing = Framing.sized(**settings.framing(manifest.max_value))
     transform = framing.of(backbones.transform_of(backbone, settings.weights, framing.test_size))
     layers = find_layers(backbone, settings.layer, transform, settings.pool, MAX_NUMBERS // settings.images)
+    validate_trial(settings, backbone, transform)
     if reason := reason_against(manifest, settings.backbone, layers):
         write_no_advice(out, reason)
         print(f"No advice: {reason}\n\n{out}: advice.json")
@@ -261,13 +315,14 @@ def run(settings: Advise) -> None:
     images = CodesRows.of_splits(codes.path(kind, layers[0]), "train")
     units = find_image_units(images, address.data, Grouping(settings.group_by, settings.near_distance))
     measured = measure_layers(codes, kind, layers, units, method)
-    best = max(measured, key=lambda layer: layer.accuracy).layer
-    models = method.accuracies(TrainingData.of_codes(codes.read(kind, best), units))
+    best = max(measured, key=lambda layer: layer.accuracy)
+    models = method.accuracies(TrainingData.of_codes(codes.read(kind, best.layer), units))
     distance = measure_source_distance(codes.read(OF_SOURCE, source)) if source else None
     facts, seen = describe_predictions(codes, DatasetFacts.of(units, training, distance), head)
-    advice = recommend(measured, facts, models, method.large)
+    tried = try_finetuning(settings, sample, codes.read(kind, best.layer), units, best.setting)
+    advice = recommend(measured, facts, models, method.large, tried)
     points = trace_curves(codes, kinds, measured, units, settings.curve, method) if settings.curve else []
-    write_advice(out, measured, facts, advice, points, seen)
+    write_advice(out, measured, facts, advice, points, seen, tried)
     print(table_of_measures(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")

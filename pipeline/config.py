@@ -636,6 +636,10 @@ class Advise(OfCodes):
         key="extract.relu",
         group=NETWORK,
     )
+    try_finetuning: bool = setting(
+        False, "Also measure whether fine-tuning pays: a short run on some of the images, against the frozen layer."
+    )
+    try_minutes: float = setting(5.0, "Minutes that --try-finetuning may take, at most.", gt=0, le=10_000)
     drop_small_classes: bool = setting(
         False,
         "Leave out classes with fewer training images (or groups) than folds, as for classify.",

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from pipeline.analysis import transferability
+from pipeline.analysis.gain import Gain
 from pipeline.analysis.layer_measures import LayerMeasures
 from pipeline.analysis.source_distance import FAR_FROM_SOURCE
 from pipeline.classifiers import scoring
@@ -102,8 +103,23 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """A short run of fine-tuning that started from the frozen layer, on the same held-out images.
+
+    n_train: number of images that both learned from; epochs: of the run, whose time was limited.
+    """
+
+    gain: Gain
+    n_train: int
+    epochs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Advice:
     """What to do: layer, model, whether to fine-tune; the case, one of `RULES`; and whether the data suffice.
+
+    fine_tune: as was measured, where it was tried, or else by the rule of thumb for the case.
 
     sentences: the advice in plain words; measures: sentences about the measures behind it.
     """
@@ -117,11 +133,18 @@ class Advice:
     measures: tuple[str, ...]
 
 
-def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapping[str, float], large: int) -> Advice:
+def recommend(
+    layers: Sequence[LayerMeasures],
+    facts: DatasetFacts,
+    models: Mapping[str, float],
+    large: int,
+    tried: Tried | str | None = None,
+) -> Advice:
     """Choose a layer and a model, say whether to fine-tune, and why.
 
     layers: from the network's input to its output; models: {name: cross-validated accuracy} on the best layer; large:
-    number of images in the smallest class from which a dataset counts as large.
+    number of images in the smallest class from which a dataset counts as large; tried: what a short run of fine-tuning
+    gave, or why it could not be tried.
     """
     best = max(layers, key=lambda layer: layer.accuracy)
     model = max(models, key=lambda name: models[name])
@@ -133,7 +156,8 @@ def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapp
         _choice(best, model, models, facts),
         _close(best, close),
         *([] if sufficient else [_insufficient(best, layers, close, facts)]),
-        _action(facts, case, rule, large),
+        *([_measured_action(tried, best.layer)] if isinstance(tried, Tried) else [_rule(facts, case, rule, large)]),
+        *([f"Fine-tuning was not tried: {tried}."] if isinstance(tried, str) else []),
     )
     measures = (
         _source_distance(facts, near),
@@ -141,7 +165,8 @@ def recommend(layers: Sequence[LayerMeasures], facts: DatasetFacts, models: Mapp
         *_disagreements(layers, best, close),
         *_predictions(facts),
     )
-    return Advice(best.layer, model, facts.training.smallest_class >= large, case, sufficient, sentences, measures)
+    fine_tune = tried.gain.sign == "higher" if isinstance(tried, Tried) else facts.training.smallest_class >= large
+    return Advice(best.layer, model, fine_tune, case, sufficient, sentences, measures)
 
 
 def _is_late(layers: Sequence[LayerMeasures], layer: LayerMeasures) -> bool:
@@ -172,7 +197,21 @@ def _close(best: LayerMeasures, close: Sequence[str]) -> str:
     return f"Other layers within its interval: {', '.join(close)}."
 
 
-def _action(facts: DatasetFacts, case: str, rule: str, large: int) -> str:
+def _measured_action(tried: Tried, layer: str) -> str:
+    what = {
+        "higher": "Fine-tune the network, as was measured",
+        "lower": "Freeze the network, as was measured: fine-tuning it did worse",
+        "not told apart": "Freeze the network: fine-tuning was tried, and no difference from chance was found",
+    }
+    return (
+        f"{what[tried.gain.sign]}. With {counted(tried.epochs, 'epoch')} on "
+        f"{counted(tried.n_train, 'training image')} ({tried.seconds:.0f} s), from the frozen codes of {layer}, the "
+        f"accuracy on held-out images was {tried.gain}. More images and epochs would favour fine-tuning; the layer was "
+        "chosen with these images among others, which favours the frozen codes."
+    )
+
+
+def _rule(facts: DatasetFacts, case: str, rule: str, large: int) -> str:
     classes, size = counted(facts.training.n_classes, "class"), facts.training.smallest_class
     verb = "Fine-tune the network" if size >= large else "Freeze the network"
     return (

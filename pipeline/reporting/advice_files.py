@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline import files
 from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures
-from pipeline.analysis.recommendation import Advice, DatasetFacts
+from pipeline.analysis.recommendation import Advice, DatasetFacts, Tried
 from pipeline.analysis.source_view import ClassView
 from pipeline.reporting import figures
 
@@ -26,6 +26,7 @@ def write_advice(
     advice: Advice,
     points: Sequence[CurvePoint],
     seen: Sequence[ClassView],
+    tried: Tried | str | None = None,
 ) -> None:
     """Write layers.csv, layers.png, curve.csv, source_classes.csv and, last, advice.json."""
     rows = [asdict(layer) | {"setting": json.dumps(layer.setting)} for layer in measured]
@@ -43,6 +44,7 @@ def write_advice(
         "layers": [asdict(layer) for layer in measured],
         "curve": traced,
         "source_classes": seen,
+        "finetuning": asdict(tried) if isinstance(tried, Tried) else None,
     }
     files.write_json(folder / "advice.json", content)
 

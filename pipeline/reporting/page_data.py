@@ -213,8 +213,8 @@ class AdviceSummary(TypedDict):
     """What `advise` recommends for a dataset and backbone.
 
     layer: the one to take; as_good: this one, and the layers within its interval; fine_tune: whether to train the
-    network as well; sentences: the advice in plain words; measures: the sentences about the measures behind it. Where
-    there is no advice, the only sentence says why, and all else is empty.
+    network as well; tried: whether that was measured; sentences: the advice in plain words; measures: the sentences
+    about the measures behind it. Where there is no advice, the only sentence says why, and all else is empty.
 
     source_classes: what the pretrained network sees in each class, empty where its own classes are not known.
     """
@@ -224,6 +224,7 @@ class AdviceSummary(TypedDict):
     layer: str
     as_good: list[str]
     fine_tune: bool
+    tried: bool
     sentences: list[str]
     measures: list[str]
     charts: list[Chart]

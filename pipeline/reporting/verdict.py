@@ -96,7 +96,9 @@ def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSum
         reason = f"Try layer {advice['layer']}, which did best when every layer was measured"
         return _step(reason, network | {"layer": advice["layer"]}, *TRY_LAYER)
     if advice["fine_tune"] and not any(row["model"] == FINETUNED for row in experiments):
-        return _step("There are enough images to train the network further", network, "finetune")
+        tried = "A short run of fine-tuning did better than the frozen codes"
+        reason = tried if advice["tried"] else "There are enough images to train the network further"
+        return _step(reason, network, "finetune")
     reason = "Let the best classifier name the classes of new images, here those in the folder new-images"
     predict = Fix("predict", {"classifier": address_of(best).classifier})
     return {"reason": reason, "commands": [f"{predict} new-images > classes.csv"]}

@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from pipeline import advise
 from pipeline.analysis import recommendation, source_distance
+from pipeline.analysis.gain import Gain
 from pipeline.analysis.layer_measures import LayerMeasures
 from pipeline.codes import reader
 from pipeline.data.manifest import Manifest, read_manifest
@@ -223,6 +224,24 @@ def test_it_says_on_how_many_of_the_training_images_it_measured_and_what_is_a_ru
     assert "by the rule of thumb, which was not measured here" in advice.sentences[-1]
     copied = advise_on([layer("a", 0.8), layer("b", 0.9)], replace(large, n_units=150))
     assert "200 of 2,000 training images (n = 150; copies" in copied.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fine_tune", "words"),
+    [
+        (0.01, 0.05, True, "Fine-tune the network, as was measured. With 5 epochs on 150 training images (60 s)"),
+        (-0.01, 0.05, False, "Freeze the network: fine-tuning was tried, and no difference from chance was found."),
+        (-0.05, -0.01, False, "Freeze the network, as was measured: fine-tuning it did worse."),
+    ],
+)
+def test_where_fine_tuning_was_tried_the_measurement_counts(
+    low: float, high: float, fine_tune: bool, words: str
+) -> None:
+    gain = Gain(0.9, 0.9 + (low + high) / 2, (low + high) / 2, low, high, n_images=50, n_units=40)
+    tried = recommendation.Tried(gain, n_train=150, epochs=5, seconds=60.0)
+    advice = recommendation.recommend([layer("a", 0.8), layer("b", 0.9)], FACTS, {"svm": 0.9}, 100, tried)
+    assert advice.fine_tune == fine_tune and words in advice.sentences[-1]
+    assert "paired, n = 40 (50 images" in advice.sentences[-1] and "rule of thumb" not in " ".join(advice.sentences)
 
 
 def test_it_says_when_the_data_do_not_suffice() -> None:
