@@ -14,6 +14,7 @@ from pipeline.codes import reader
 from pipeline.config import NEAR_DISTANCE, NEAR_DUPLICATES
 from pipeline.data.manifest import PIXELS, read_manifest
 from pipeline.data.splits import find_units
+from pipeline.errors import counted
 from pipeline.paths import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -146,13 +147,14 @@ class Related:
     def sentence(self, by: str) -> str:
         """Say how many test images are related to training images, and how; by: as in `Grouping`."""
         kinds = [
-            (self.copies, "copies"),
-            (self.near, f"near-duplicates (codes at most {self.limit:.4g} apart)"),
-            (self.grouped, f"of a group of training images, by {by}"),
+            (self.copies, counted(self.copies.sum(), "copy")),
+            (self.near, f"{counted(self.near.sum(), 'near-duplicate')} (codes at most {self.limit:.4g} apart)"),
+            (self.grouped, f"{self.grouped.sum()} of a group of training images, by {by}"),
         ]
-        counted = ", ".join(f"{found.sum()} {kind}" for found, kind in kinds if found.any())
+        found = ", ".join(text for images, text in kinds if images.any())
         sample = f" (a sample of {(~self.unknown).sum()} was compared)" if self.unknown.any() else ""
-        return f"{self.any.sum()} of {len(self.any)} test images{sample} are related to training images: {counted}"
+        verb = "is" if self.any.sum() == 1 else "are"
+        return f"{self.any.sum()} of {len(self.any)} test images{sample} {verb} related to training images: {found}"
 
 
 def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: bool = True) -> Related:
