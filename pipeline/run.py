@@ -91,7 +91,7 @@ def run(settings: Run) -> None:
         f"\n{address.backbone} {address.layer} was chosen by cross-validation ({result.cv_accuracy:.4f}); on the "
         f"test split it has top-1 {result.metrics['top1']:.4f} (95% {result.metrics['top1_low']:.4f}–"
         f"{result.metrics['top1_high']:.4f}, n = {result.metrics['n']}).\n"
-        f"For new images: python -m pipeline.predict --classifier {result.classifier} IMAGE"
+        f"For new images: {Fix('predict', {'classifier': result.classifier})} IMAGE"
     )
 
 

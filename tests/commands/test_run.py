@@ -49,6 +49,9 @@ def test_the_printed_commands_give_exactly_what_one_call_gives(run: Run, folder:
     for command, *arguments in commands:
         assert run(command, *arguments).code == 0
     assert artifacts() == ours
+    _, last = outcome.out.split("For new images: python -m pipeline.predict ")
+    command = [str(folder / "red") if word == "IMAGE" else word for word in shlex.split(last)]
+    assert run("predict", *command).code == 0
 
 
 def test_it_takes_the_backbone_and_layer_of_the_best_accuracy_in_cross_validation(run: Run, folder: Path) -> None:
