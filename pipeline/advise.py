@@ -30,7 +30,8 @@ from pipeline.codes.reader import Codes
 from pipeline.config import NEAR_DUPLICATES, Advise
 from pipeline.data import sources
 from pipeline.data.manifest import Manifest
-from pipeline.data.splits import draw_distinct, find_units, nothing_to_learn_from, validate_trainable
+from pipeline.data.sampling import choose_images, training_images
+from pipeline.data.splits import validate_trainable
 from pipeline.extraction import memory
 from pipeline.extraction.sample import Kind, SampleCodes
 from pipeline.images import parallel
@@ -54,44 +55,6 @@ LINEAR = ("svm", "softmax", "ridge")
 
 MAX_NUMBERS = 1 << 28
 """The most numbers that the codes of a layer may have, 1 GB: a layer with more is left out, unless it is asked for."""
-
-
-def choose_images(manifest: Manifest, most: int, seed: int, column: str = "", least: int = 2) -> Manifest:
-    """Return at most about `most` training images: the same share of each class, but at least `least` images of each.
-
-    Copies of an image that was drawn come last, and so do images of its group by a column of the manifest. Raise
-    PipelineError if the dataset has no training images.
-    """
-    rng = np.random.default_rng(seed)
-    training = np.flatnonzero(np.array(manifest.splits) == "train")
-    share = min(1.0, most / max(len(training), 1))
-    chosen: list[int] = []
-    units = units_of(manifest, column)
-    for label in np.unique(manifest.labels[training]):
-        rows = draw_distinct(training[manifest.labels[training] == label], units, rng)
-        chosen += rows[: max(least, round(share * len(rows)))].tolist()
-    if not chosen:
-        raise nothing_to_learn_from("The dataset has")
-    return manifest.take(np.array(sorted(chosen), np.int64))
-
-
-def units_of(manifest: Manifest, column: str) -> np.ndarray:
-    """Return the units (n,) int64 of a dataset's images, as `find_units` numbers them; column: to group by, or ""."""
-    return find_units(manifest.contents, *([manifest.groups(column)] if column else []))
-
-
-def training_images(manifest: Manifest, folds: int, column: str, drop_small: bool) -> Manifest:
-    """Return the training images, without classes that have fewer units than folds if these are to be dropped."""
-    training = manifest.take(np.flatnonzero(np.array(manifest.splits) == "train"))
-    if not drop_small:
-        return training
-    units, kept = units_of(training, column), np.ones(len(training.labels), bool)
-    for number in np.unique(training.labels).tolist():
-        count = len(np.unique(units[training.labels == number]))
-        if count < folds:
-            logger.warning("Left out: class %r, with %d training images or groups.", manifest.classes[number], count)
-            kept &= training.labels != number
-    return training.take(np.flatnonzero(kept))
 
 
 def draw_sample(settings: Advise, manifest: Manifest) -> tuple[Manifest, TrainingImages]:

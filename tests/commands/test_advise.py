@@ -136,19 +136,6 @@ def test_test_images_are_not_measured(measured: Outcome) -> None:
     assert set(codes.paths) == training and set(codes.splits) == {"train"}
 
 
-def test_a_subset_keeps_the_share_of_each_class() -> None:
-    labels = np.repeat([0, 1, 2], [600, 300, 3])
-    names = tuple(f"{row}.png" for row in range(903))
-    manifest = Manifest(Path("x"), names, labels, ("train",) * 903, ("a", "b", "c"), digests=names)
-    chosen = advise.choose_images(manifest, 300, 0)
-    assert np.bincount(chosen.labels).tolist() == [199, 100, 2]
-    assert all(
-        int(path[:-4]) // 300 in ((0, 1), (2,), (3,))[label]
-        for path, label in zip(chosen.paths, chosen.labels, strict=True)
-    )
-    assert len(advise.choose_images(manifest, 10_000, 0).paths) == 903
-
-
 def test_training_images_are_counted_without_copies_and_without_the_other_splits() -> None:
     splits = ("train", "train", "train", "train", "test", "val", "unlabelled")
     labels, digests = np.array([0, 0, 0, 1, 1, 1, -1]), ("a", "a", "b", "c", "d", "e", "f")
@@ -378,3 +365,14 @@ def test_small_classes_are_left_out_where_classify_leaves_them_out(run: Run, pro
 def test_a_sample_has_enough_images_of_each_class_for_the_folds(run: Run, photos: Path) -> None:
     run("prepare", "--dataset", photos)
     assert run("advise", "--dataset", "photos", "--layer", "fc7", "--images", 1).code == 0
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_networks_of_torchvision_have_layers_to_measure(run: Run, project: Path, backbone: str) -> None:
+    run("prepare", "--dataset", write_photos(project / "photos", {"red": 4, "green": 4}), "--test", 0)
+    flags = ("--weights", "random", "--images", 8, "--folds", 2, "--models", "svm")
+    outcome = run("advise", "--dataset", "photos", "--backbone", backbone, *flags)
+    assert outcome.code == 0, outcome.err
+    content = advised(f"reports/photos/{backbone}/advice/advice.json")
+    layers = [row["layer"] for row in content["layers"]]
+    assert len(layers) >= 4 and content["advice"]["layer"] in layers
