@@ -46,8 +46,9 @@ def complete(fix: Fix, known: Mapping[str, Any]) -> Fix:
             given[name] = value.split(LAYER_SEPARATOR) if name == "layer" and _takes_many(field) else value
     wanted, usual = params.load(settings, given)[0], params.load(settings)[0]
     as_usual = {**vars(usual), "out": _usual_out(command, wanted)}
-    chosen = {name: value for name, value in vars(wanted).items() if name in given or name in ADDRESS_WORDS}
-    return Fix(command, {k: v for k, v in chosen.items() if k in ADDRESS_WORDS or v != as_usual[k]})
+    address = {word: getattr(wanted, word) for word in ADDRESS_WORDS if hasattr(wanted, word)}
+    unusual = {name: getattr(wanted, name) for name in given if getattr(wanted, name) != as_usual[name]}
+    return Fix(command, {**address, **unusual})
 
 
 def _takes_many(field: Any) -> bool:
