@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import cast
@@ -41,6 +42,11 @@ class ExperimentResult:
     confidence: np.ndarray
     confidence_kind: ConfidenceKind
     note: str
+
+    @cached_property
+    def data(self) -> Path:
+        """The prepared dataset's folder."""
+        return self.address.data
 
     @property
     def name(self) -> str:

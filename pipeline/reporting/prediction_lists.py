@@ -51,14 +51,14 @@ def _list_predictions(experiment: ExperimentResult, album: Album, images: np.nda
         for number, image in enumerate(images.tolist())
     ]
     if experiment.index is not None:
-        gallery = Gallery(experiment.address.data, experiment.index, album)
+        gallery = Gallery(experiment.data, experiment.index, album)
         add_nearest(cards, gallery, experiment.test_rows[images[:SHOWN]])
     return {"cards": cards, "found": found, "checked": len(outcomes.paths), "total": len(outcomes.paths)}
 
 
 def _add_test_image(experiment: ExperimentResult, album: Album, image: int, priority: Priority) -> int:
     outcomes = experiment.predictions
-    return album.add(experiment.address.data, outcomes.paths[image], int(outcomes.labels[image]), "test", priority)
+    return album.add(experiment.data, outcomes.paths[image], int(outcomes.labels[image]), "test", priority)
 
 
 def confusion_cells(experiment: ExperimentResult, album: Album) -> list[ConfusionCell]:
@@ -89,7 +89,7 @@ def mistakes_on_map(experiment: ExperimentResult, album: Album, code_map: CodeMa
     on_map = {point.image for point in code_map["points"]} if code_map else set()
     outcomes, mistakes = experiment.predictions, {}
     for image in np.flatnonzero(~outcomes.correct).tolist():
-        number = album.number(experiment.address.data, outcomes.paths[image])
+        number = album.number(experiment.data, outcomes.paths[image])
         if number is not None and number in on_map:
             mistakes[number] = int(outcomes.predicted[image])
     return mistakes

@@ -128,6 +128,8 @@ def legible(value: Any) -> Any:
     (which make exe.png look like gnp.exe, say) become escapes.
     """
     if isinstance(value, str):
+        if value.isascii() and value.isprintable():  # nothing to escape, as in the megabytes of the thumbnails
+            return value
         text = value.encode("utf-8", "backslashreplace").decode("utf-8")
         return "".join(_escape(character) if _is_hidden(character) else character for character in text)
     if is_dataclass(value) and not isinstance(value, type):
