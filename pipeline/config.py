@@ -101,6 +101,7 @@ Pool = Annotated[
 ]
 Size = Annotated[str, BeforeValidator(_as_text)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Decoder = Literal["auto", "pillow", "pillow-scaled", "torchcodec"]
 
 GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
     "svm": {"l2": {"C": [1, 10, 100, 1000, 10000]}, "standard": {"C": [0.0001, 0.001, 0.01]}},
@@ -301,7 +302,7 @@ class OfCodes(Command):
         key="extract.precision",
         group=MACHINE,
     )
-    decoder: Literal["auto", "pillow", "pillow-scaled", "torchcodec"] = setting(
+    decoder: Decoder = setting(
         "auto",
         "Decoder of JPEG files; pillow-scaled decodes large ones at a fraction of their size. auto takes it, or "
         "torchcodec on a GPU, where a trial shows it right and faster.",
@@ -635,6 +636,18 @@ class Advise(OfCodes):
         "Whether codes are taken after (post) or before (pre) the layer's ReLU; with both, the curve shows either.",
         key="extract.relu",
         group=NETWORK,
+    )
+    precision: Precision = setting(
+        "auto",
+        "Precision of the forward pass; auto takes fp32, from which that of extract differs by rounding.",
+        key="extract.precision",
+        group=MACHINE,
+    )
+    decoder: Decoder = setting(
+        "auto",
+        "Decoder of JPEG files; auto takes pillow, from which that of extract differs little.",
+        key="extract.decoder",
+        group=MACHINE,
     )
     try_finetuning: bool = setting(
         False, "Also measure whether fine-tuning pays: a short run on some of the images, against the frozen layer."

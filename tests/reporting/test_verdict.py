@@ -95,7 +95,7 @@ def write_advice(backbone: str, best: str, *layers: str, fine_tune: bool = False
     ]
     advice = {"layer": best, "fine_tune": fine_tune, "sentences": ["Take it."], "measures": ["LogME agrees."]}
     seen = [{"label": "<b>ants", "n": 8, "seen": [["ant", 0.75], ["bee", 0.25]]}]
-    content = {"advice": advice, "layers": rows, "curve": [], "source_classes": seen}
+    content = {"advice": advice, "layers": rows, "curve": [], "source_classes": seen, "finetuning": None}
     files.write_json(REPORTS / "digits" / backbone / "advice" / "advice.json", content)
 
 
