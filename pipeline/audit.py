@@ -21,7 +21,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Audit
 from pipeline.data import corrections
 from pipeline.data.splits import validate_folds, validate_trainable
-from pipeline.paths import Experiment
+from pipeline.paths import Experiment, require_one_layer
 
 EXAMPLE = "python -m pipeline.audit --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
 
@@ -103,6 +103,7 @@ def summary(path: Path, findings: Sequence[Finding], n: int) -> str:
 
 def run(settings: Audit) -> None:
     """Look at the dataset that the settings name."""
+    require_one_layer(settings.layer)
     address = Experiment(settings.dataset, settings.backbone, settings.layer)
     path = settings.out or address.reports / f"{settings.layer}-audit.csv"
     corrections.validate_overwritable(path)

@@ -29,7 +29,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import join_codes
 from pipeline.config import Export
 from pipeline.images import views
-from pipeline.paths import LAYER_SEPARATOR, Experiment
+from pipeline.paths import LAYER_SEPARATOR, Experiment, require_one_layer
 
 EXAMPLE = "python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx"
 MAX_BYTES = 2**31 - 2**20
@@ -286,8 +286,7 @@ def run(settings: Export) -> None:
 
 def export_codes(address: Experiment, kind: str, path: Path) -> str:
     """Write the codes of a dataset, all its splits, and say what was written where; kind: a name of `WRITERS`."""
-    if LAYER_SEPARATOR in address.layer:
-        raise errors.PipelineError(f"--layer {address.layer} names several layers. Export one of them.")
+    require_one_layer(address.layer)
     validate_dataset(address.codes, address.data)
     with reader.open_stream(address.codes, {"backbone": address.backbone, "layer": address.layer}) as codes:
         written = tables.WRITERS[kind](path, codes)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pipeline.errors import PipelineError
+
 ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
 
 LAYER_SEPARATOR = "+"
@@ -47,6 +49,12 @@ def read_origin(folder: Path) -> str | None:
         return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def require_one_layer(layer: str) -> None:
+    """Refuse several layers where the codes of one are needed."""
+    if LAYER_SEPARATOR in layer:
+        raise PipelineError(f"--layer {layer} names several layers. Take one of them.")
 
 
 @dataclass(frozen=True)

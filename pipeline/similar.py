@@ -24,7 +24,7 @@ from pipeline.data.manifest import names_of_label, read_depths, read_max_value
 from pipeline.extraction import memory
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel
-from pipeline.paths import LAYER_SEPARATOR, Experiment
+from pipeline.paths import Experiment, require_one_layer
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
 
 EXAMPLE = "python -m pipeline.similar photo.jpg --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
@@ -96,8 +96,7 @@ def sheet_rows(
 def run(settings: Similar) -> None:
     """Find the images similar to those that the settings name."""
     memory.keep_freed()
-    if LAYER_SEPARATOR in settings.layer:
-        raise errors.PipelineError(f"--layer {settings.layer} names several layers. Take one of them.")
+    require_one_layer(settings.layer)
     address = Experiment(settings.dataset, settings.backbone, settings.layer)
     file = settings.codes or address.codes
     index = reader.read_index(file, {} if settings.codes else {"backbone": settings.backbone, "layer": settings.layer})

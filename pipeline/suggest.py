@@ -17,7 +17,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Suggest
 from pipeline.data import corrections
 from pipeline.data.manifest import UNLABELLED, read_max_value
-from pipeline.paths import LAYER_SEPARATOR, Experiment
+from pipeline.paths import Experiment, require_one_layer
 from pipeline.reporting.contact_sheet import SheetImage, draw_sheet
 
 EXAMPLE = "python -m pipeline.suggest --dataset flowers --backbone efficientnet_lite0 --layer avgpool --count 20"
@@ -85,8 +85,7 @@ def sheet_rows(suggestions: Sequence[Suggestion], data: Path) -> list[list[Sheet
 
 def run(settings: Suggest) -> None:
     """Suggest images of the dataset that the settings name."""
-    if LAYER_SEPARATOR in settings.layer:
-        raise errors.PipelineError(f"--layer {settings.layer} names several layers. Take one of them.")
+    require_one_layer(settings.layer)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     path = settings.out or address.reports / f"{settings.layer}-suggestions.csv"
     corrections.validate_overwritable(path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import errors, files, hints
+from pipeline import errors, hints
 from pipeline.data.listing import Skipped, clean_name
 from pipeline.data.manifest import SPLITS, UNLABELLED, ListedImage, stored_path
 from pipeline.data.origin import prepare_again
@@ -30,8 +30,8 @@ class Corrected:
 
 
 def validate_overwritable(file: Path) -> None:
-    """Refuse to write over a file that a person has filled in."""
-    if file.exists() and any(row.get("action") for row in files.read_csv(file)):
+    """Refuse to write over a file that a person has filled in, in whatever way a spreadsheet saved it."""
+    if file.exists() and read_corrections(file):
         raise errors.PipelineError(
             f"{file} has been filled in. Use it with pipeline.prepare --corrections, or write another with --out."
         )

@@ -112,12 +112,14 @@ def test_an_image_without_a_label_gets_one_and_is_trained_on(run: Run, photos: P
 
 def test_a_file_that_is_filled_in_is_not_written_over(doubtful: Run) -> None:
     fill_in(SHEET, wrong=("relabel", "red"))
+    SHEET.write_bytes(SHEET.read_text(encoding="utf-8").replace(",", ";").encode("utf-16"))
     mistake(doubtful("audit"), "has been filled in", "--out")
     assert doubtful("audit", "--out", "second.csv").code == 0
 
 
 def test_what_cannot_be_audited_is_refused(run: Run) -> None:
     mistake(run("audit"), "no codes at", "pipeline.extract")
+    mistake(run("audit", "--layer", "fc6+fc7"), "names several layers")
     write_listed_codes(["a.png", "b.png"], [0, 0], ["train"] * 2, ["ant"])
     mistake(run("audit"), "one class only")
     assert not SHEET.exists() and CODES.exists()
