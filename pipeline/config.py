@@ -725,7 +725,9 @@ class Audit(Command):
 
     dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
     backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Name = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
+    layer: Name = setting(
+        "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
+    )
     folds: Integer = setting(5, "Number of folds; each image is judged by classifiers of the other folds.", ge=2)
     seed: Seed = setting(0, "Seed of the folds.")
     group_by: str = setting("", GROUP_BY.format("in the same fold"))

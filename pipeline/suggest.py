@@ -18,7 +18,7 @@ from pipeline.config import Suggest
 from pipeline.data import corrections
 from pipeline.data.manifest import UNLABELLED, read_max_value
 from pipeline.paths import Experiment, require_one_layer
-from pipeline.reporting.contact_sheet import SheetImage, draw_sheet
+from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
 
 EXAMPLE = "python -m pipeline.suggest --dataset flowers --backbone efficientnet_lite0 --layer avgpool --count 20"
 
@@ -101,6 +101,8 @@ def run(settings: Suggest) -> None:
     files.write_csv(path, [field.name for field in fields(Suggestion)], [astuple(one) for one in suggestions])
     draw_sheet(sheet := path.with_suffix(".png"), sheet_rows(suggestions, address.data))
     print(f"{path}, {sheet}: {len(suggestions):,} of {errors.counted(available, 'image')} without a label")
+    if len(suggestions) > MOST_ROWS * COLUMNS:
+        print(f"The contact sheet shows the first {MOST_ROWS * COLUMNS}")
     print(
         "Write relabel into the column action and the class into to, then: "
         f"{corrections.next_command(address.data, path)}"
