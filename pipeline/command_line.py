@@ -59,7 +59,8 @@ def run_command(
         flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
         config, origins = params.load(settings, flags, content)
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
-        escape_unknown_characters(sys.stdout)
+        for stream in (sys.stdout, sys.stderr):
+            escape_unknown_characters(stream)
         log_address(config, origins)
         run(config)
         sys.stdout.flush()

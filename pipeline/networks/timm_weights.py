@@ -197,8 +197,8 @@ def fetch(repository: str, file_names: tuple[str, ...]) -> Path:
             reasons.append(error)
     url = f"https://huggingface.co/{repository}/resolve/main/{file_names[0]}"
     raise errors.PipelineError(
-        f"Cannot fetch {url} ({errors.first_line(reasons[0]).rstrip('.')}). Put the file at {by_hand} by hand, or take "
-        "--weights FILE."
+        f"Cannot fetch {url} ({errors.first_line(reasons[0]).rstrip('.')}). Put the file at {by_hand} by hand, take "
+        f"--weights FILE, or {weights.INSTALLED}."
     ) from reasons[0]
 
 

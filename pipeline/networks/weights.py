@@ -31,6 +31,9 @@ WRAPPERS = (
 )
 """Names under which training programs keep a state dict in a checkpoint; averaged weights are preferred."""
 
+INSTALLED = "--backbone efficientnet_lite0, whose weights are installed"
+"""What can be done without internet."""
+
 SCALAR = np.float64(0).__reduce__()[0]
 HARMLESS: tuple[Any, ...] = (
     *(argparse.Namespace, np.dtype, np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType),
@@ -166,7 +169,7 @@ def fetch(url: str) -> Path:
     except (URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise errors.PipelineError(
-            f"Cannot download {url} ({reason}). Put the file at {path} by hand, or take --weights FILE."
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, take --weights FILE, or {INSTALLED}."
         ) from error
     except RuntimeError as error:
         raise errors.PipelineError(f"The download of {url} is damaged ({error}). Run again.") from error

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_spec
 
 from pipeline import advise, errors
-from pipeline.analysis import recommendation
+from pipeline.analysis import layer_measures
 from pipeline.classifiers import few_shot, search
 from pipeline.classifiers.scoring import wilson_interval
 from pipeline.codes import reader
@@ -150,10 +150,10 @@ def test_few_shots_of_copied_noise_are_at_chance(noise: reader.Codes) -> None:
 
 def test_advice_on_copied_noise_is_at_chance(noise: reader.Codes) -> None:
     data = training_data(noise)
-    measured = recommendation.measure_layer("fc7", data, PLAN)
+    measured = layer_measures.measure_layer("fc7", data, PLAN)
     chance(measured.accuracy)
     assert (measured.low, measured.high) == wilson_interval(measured.accuracy * IMAGES, IMAGES)
-    points = recommendation.trace_curve(noise.spec, data, measured.setting, PLAN, [2, 20])
+    points = layer_measures.trace_curve(noise.spec, data, measured.setting, PLAN, [2, 20])
     for point in points:
         chance(point.accuracy)
 
