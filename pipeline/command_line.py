@@ -119,11 +119,13 @@ def pass_any_text(stream: TextIO) -> None:
 
 def set_up_logging(quiet: bool = False, verbose: bool = False) -> None:
     """Send the program's log to standard error: notes by default, details if `verbose`, errors alone if `quiet`."""
-    logger = logging.getLogger("pipeline")
-    logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
-    logger.handlers[:] = [handler := logging.StreamHandler(sys.stderr)]
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.propagate = False
+    for name in ("pipeline", "__main__"):  # the latter is a command's own, where it is run by `python -m`
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
 
 
 def build_parser(command: str, values: Mapping[str, Any], doc: str, example: str) -> Parser:
