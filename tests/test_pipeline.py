@@ -163,7 +163,7 @@ def test_dvc_experiments_change_the_backbone(clone: Path) -> None:
         "-S",
         "extract.layer=[pool5]",
         "-S",
-        "extract.size=64",
+        "+extract.size=64",
         "-S",
         "models=[svm]",
         "-S",
