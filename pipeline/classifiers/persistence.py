@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import platform
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TypedDict, cast
 
 import numpy as np
@@ -115,11 +118,25 @@ def metadata_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def import_skops() -> ModuleType:
+    """Return skops.io, imported only when a classifier is saved or loaded, since that takes a second or more.
+
+    skops lists all estimators of scikit-learn, which on the way would import torch, for three seconds more and for
+    nothing: a name that is None in `sys.modules` counts as not installed.
+    """
+    loaded = "torch" in sys.modules
+    if not loaded:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("skops.io")
+    finally:
+        if not loaded:
+            del sys.modules["torch"]
+
+
 def save(path: Path, classifier: SavedClassifier, facts: Mapping[str, object]) -> None:
     """Write the classifier, then its metadata: format, SHA-256, spec, classes, `facts`, versions of packages."""
-    import skops.io  # takes two seconds to import, and --help does not need it
-
-    data = skops.io.dumps(classifier.pipeline)
+    data = import_skops().dumps(classifier.pipeline)
     metadata = {
         "format": FORMAT,
         "sha256": hashlib.sha256(data).hexdigest(),
@@ -152,15 +169,14 @@ def load(path: Path) -> SavedClassifier:
 
 def _load_pipeline(path: Path, data: bytes) -> Pipeline:
     """Return the pipeline in a skops file, after its types have been checked."""
-    import skops.io
-
+    skops = import_skops()
     try:
-        untrusted = sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED))
+        untrusted = sorted(set(skops.get_untrusted_types(data=data)) - set(TRUSTED))
         if untrusted:
             raise errors.PipelineError(
                 f"{path} holds types that are not trusted ({', '.join(untrusted)}). Use only files of your own."
             )
-        pipeline = skops.io.loads(data, trusted=TRUSTED)
+        pipeline = skops.loads(data, trusted=TRUSTED)
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise errors.PipelineError(
             f"{path} is damaged, or no classifier of ours ({error}). Train it again.", fix=_train(path)
