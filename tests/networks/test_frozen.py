@@ -82,7 +82,7 @@ def test_efficientnet_lite0_gives_the_codes_of_timms_own_forward_pass_on_photos(
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [case[:2] for case in CASES], ids=[case[0] for case in CASES])
 def test_codes_do_not_depend_on_the_batch_size(name: str, layers: tuple[str, ...]) -> None:
-    x = noise_images(64)
+    x = noise_images(20)
     whole = frozen(name, *layers).codes(x)
     for size, count in ((1, 3), (7, 14)):
         parts = [frozen(name, *layers).codes(x[start : start + size]) for start in range(0, count, size)]
