@@ -189,12 +189,15 @@ def fetch(repository: str, file_names: tuple[str, ...]) -> Path:
     by_hand = place_by_hand(repository, file_names[0])
     if by_hand.exists():
         return by_hand
-    reasons = []
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    reasons, reachable = [], True
     for file_name in file_names:
         try:
-            return _verified(Path(_download(repository, file_name)))
+            return _verified(Path(_download(repository, file_name, reachable)))
         except (OSError, ValueError) as error:  # no network, file or right to write; no name
             reasons.append(error)
+            reachable = reachable and not isinstance(error, LocalEntryNotFoundError)
     url = f"https://huggingface.co/{repository}/resolve/main/{file_names[0]}"
     raise errors.PipelineError(
         f"Cannot fetch {url} ({errors.first_line(reasons[0]).rstrip('.')}). Put the file at {by_hand} by hand, take "
@@ -202,11 +205,13 @@ def fetch(repository: str, file_names: tuple[str, ...]) -> Path:
     ) from reasons[0]
 
 
-def _download(repository: str, file_name: str) -> str:
+def _download(repository: str, file_name: str, reachable: bool) -> str:
+    """Return the path of a file in the cache; a hub that is not reachable is not tried again, for half a minute."""
     from huggingface_hub import hf_hub_download
 
     name, _, revision = repository.partition("@")
-    return cast(Callable[..., str], hf_hub_download)(name, file_name, revision=revision or None)
+    download = cast(Callable[..., str], hf_hub_download)
+    return download(name, file_name, revision=revision or None, local_files_only=not reachable)
 
 
 def _verified(path: Path) -> Path:
