@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache, partial
 from itertools import cycle, islice
@@ -43,13 +43,18 @@ FORWARD_IMAGES = 128
 """Number of images for which the forward pass is timed, in batches."""
 
 
-def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
-    """Copy JPEG photos until there are `count`; each gets a different tail, as equal files are computed once."""
+def find_photos(folder: Path, count: int) -> Iterator[Path]:
+    """Yield the JPEG files below a folder, from the first on again until there are `count`."""
     photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     if not photos:
         raise SystemExit(f"There are no JPEG files below {folder}.")
+    return islice(cycle(photos), count)
+
+
+def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
+    """Copy JPEG photos until there are `count`; each gets a different tail, as equal files are computed once."""
     names = [f"{number:06}.jpg" for number in range(count)]
-    for number, (name, path) in enumerate(zip(names, islice(cycle(photos), count), strict=True)):
+    for number, (name, path) in enumerate(zip(names, find_photos(folder, count), strict=True)):
         (into / name).write_bytes(path.read_bytes() + number.to_bytes(4, "little"))
     digests = tuple(decoding.read_digest(into / name) for name in names)
     return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",), digests)

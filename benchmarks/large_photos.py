@@ -7,15 +7,14 @@ import json
 import os
 import statistics
 import tempfile
-from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from benchmarks.extract import copy_photos, decoding_rate, end_to_end
+from benchmarks.extract import copy_photos, decoding_rate, end_to_end, find_photos
 from pipeline.extraction import memory
-from pipeline.extraction.autotune import every, time_run
+from pipeline.extraction.autotune import evenly, time_run
 from pipeline.extraction.engine import Engine, lowest_cosine
 from pipeline.images import decoding, parallel
 from pipeline.networks.frozen import FrozenNetwork
@@ -28,10 +27,7 @@ COSINE_IMAGES = 64
 
 def enlarge_photos(folder: Path, count: int, megapixels: float, into: Path) -> None:
     """Enlarge JPEG photos to some megapixels, as phones take them, until there are `count` files."""
-    photos = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    if not photos:
-        raise SystemExit(f"There are no JPEG files below {folder}.")
-    for number, path in enumerate(islice(cycle(photos), count)):
+    for number, path in enumerate(find_photos(folder, count)):
         with Image.open(path) as image:
             factor = (megapixels * 1e6 / (image.width * image.height)) ** 0.5
             size = round(image.width * factor), round(image.height * factor)
@@ -66,7 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     network = FrozenNetwork(options.backbone, [options.layer], options.weights, "avg")
     engines = {name: Engine(network.at(decoder=name), compiling=options.compile) for name in (FULL, SCALED)}
     threads = parallel.default_threads()
-    sample = every(manifest.files(), min(COSINE_IMAGES, options.count))
+    sample = evenly(manifest.files(), min(COSINE_IMAGES, options.count))
     codes = {name: time_run(engine.network, sample, threads)[1] for name, engine in engines.items()}
     rounds = []
     for number in range(options.rounds):

@@ -52,13 +52,13 @@ class Finding:
     to: str = ""
 
 
-def find_label_errors(codes: reader.Codes[np.ndarray], units: np.ndarray, plan: SearchPlan) -> Iterator[Finding]:
+def find_label_errors(codes: reader.Codes[np.ndarray], data: TrainingData, plan: SearchPlan) -> Iterator[Finding]:
     """Yield the training images whose labels are suspected, the least probable label first.
 
-    units: (n,) int64 of the images, whose copies and groups stay in one fold.
+    data: of the codes, with the units that stay in one fold.
     """
     present, labels = np.unique(codes.labels, return_inverse=True)
-    probabilities = mean_of_views(held_out_probabilities(TrainingData.of_codes(codes, units), plan), len(labels))
+    probabilities = mean_of_views(held_out_probabilities(data, plan), len(labels))
     found = confident_errors(probabilities, labels)
     columns = (found.images.tolist(), present[found.classes].tolist(), found.probabilities.tolist())
     for row, label, probability in zip(*columns, strict=True):
@@ -119,7 +119,7 @@ def run(settings: Audit) -> None:
     data = TrainingData.of_codes(codes, units)
     validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
     index = train.index
-    findings = [*find_label_errors(codes, units, plan), *find_duplicates(index), *find_outliers(index)]
+    findings = [*find_label_errors(codes, data, plan), *find_duplicates(index), *find_outliers(index)]
     files.write_csv(path, [field.name for field in fields(Finding)], [astuple(finding) for finding in findings])
     print(summary(path, findings, len(codes.labels)))
     print(f"Write relabel, drop or move into the column action, then: {corrections.next_command(address.data, path)}")

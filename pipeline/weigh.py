@@ -1,4 +1,4 @@
-"""Weigh the classes of a source dataset by their likeness to a target, for pretraining on what will help the target."""
+"""Weigh the classes of a source dataset by how much a target looks like them, to pretrain on what will help."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Weigh
 from pipeline.data import sources
-from pipeline.data.manifest import Manifest, require_single_label
-from pipeline.data.splits import find_units
+from pipeline.data.manifest import UNLABELLED, Manifest, require_single_label
+from pipeline.data.sampling import units_of
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
 
@@ -28,36 +28,36 @@ SHOWN = 10
 
 
 def first_of_each(manifest: Manifest) -> np.ndarray:
-    """Return the rows (n,) int64 of the training images, copies of the same bytes once; their labels do not matter.
+    """Return the rows (n,) int64 of the training images, copies once; their labels do not matter.
 
     In a dataset without labels, all images are for that. Raises PipelineError if there are none.
     """
     splits = np.array(manifest.splits)
     rows = np.flatnonzero(splits == "train")
-    rows = rows if len(rows) else np.flatnonzero(splits == "unlabelled")
+    rows = rows if len(rows) else np.flatnonzero(splits == UNLABELLED)
     if not len(rows):
         raise errors.PipelineError(f"{manifest.root} has no training images. Prepare a dataset that has some.")
-    units = find_units([manifest.digests[row] for row in rows])
-    chosen: np.ndarray = rows[np.unique(units, return_index=True)[1]]
-    return np.sort(chosen)
+    firsts: np.ndarray = rows[np.unique(units_of(manifest.take(rows), ""), return_index=True)[1]]
+    return firsts
 
 
-def by_own_head(backbone: str, origin: str, manifest: Manifest, temperature: float, device: str) -> SourceWeights:
-    """Weigh the classes that a network was pretrained on, by its own head."""
+def by_own_head(backbone: str, origin: str, target: Manifest, temperature: float, device: str) -> SourceWeights:
+    """Weigh the classes that a network was pretrained on, by its own head; target: the images to weigh by."""
     from pipeline.extraction.transformer import CNNCodes
     from pipeline.networks import source_classes
 
-    network, names = source_classes.build_network(backbone, origin, manifest.max_value)
-    (node,) = network.nodes
-    images = [manifest.file(int(row)) for row in first_of_each(manifest)]
-    codes = CNNCodes(backbone, node, weights=origin, range=manifest.max_value, device=device)
-    return SourceWeights(names, None, mean_probabilities(codes.fit_transform(images), temperature))
+    head = source_classes.require_head(backbone, origin)
+    codes = CNNCodes(backbone, head.node, weights=origin, range=target.max_value, device=device)
+    return SourceWeights(head.names, None, mean_probabilities(codes.fit_transform(target.files()), temperature))
 
 
 def by_classifier(
     classifier: Path, source: Manifest, codes: Path, target: Manifest, temperature: float
 ) -> SourceWeights:
-    """Weigh the classes of a source dataset, by a classifier of its codes; codes: those of the target."""
+    """Weigh the classes of a source dataset, by a classifier of its codes.
+
+    target: the images to weigh by; codes: those of the target's dataset.
+    """
     saved = persistence.load(classifier)
     if saved.classes != source.classes:
         raise errors.PipelineError(
@@ -66,7 +66,7 @@ def by_classifier(
         )
     validate_dataset(codes, target.root)
     stored = reader.read_layers(codes, saved.spec.to_dict())
-    kept = {target.paths[row] for row in first_of_each(target)}
+    kept = set(target.paths)
     rows = np.array([number for number, path in enumerate(stored.paths) if path in kept])
     probabilities = persistence.probabilities(saved, stored.values[rows])
     if probabilities is None:
@@ -104,7 +104,8 @@ def table(weights: SourceWeights) -> str:
 def run(settings: Weigh) -> None:
     """Weigh what the settings name."""
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    target = sources.open_prepared(address.data, **params.split_settings())
+    manifest = sources.open_prepared(address.data, **params.split_settings())
+    target = manifest.take(first_of_each(manifest))
     if settings.source:
         of_source = replace(address, dataset=settings.source)
         source = sources.open_prepared(of_source.data, **params.split_settings())
@@ -120,7 +121,7 @@ def run(settings: Weigh) -> None:
     out = settings.out or address.reports / "source_weights"
     source_weights.write(out / "weights.csv", weights)
     draw(out / "weights.png", weights)
-    n_images = len(first_of_each(target))
+    n_images = len(target.paths)
     facts = {"judge": judge, "temperature": settings.temperature, "n_images": n_images}
     files.write_json(out / "weights.json", facts | {"effective_classes": weights.effective_classes})
     print(table(weights))

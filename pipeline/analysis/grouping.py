@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.analysis import near_duplicates
 from pipeline.codes import reader
 from pipeline.config import NEAR_DISTANCE, NEAR_DUPLICATES
-from pipeline.data.manifest import PIXELS, read_manifest
+from pipeline.data.manifest import PIXELS, Manifest, read_manifest
 from pipeline.data.splits import find_units
 from pipeline.errors import counted
 from pipeline.paths import MANIFEST
@@ -33,6 +33,11 @@ class Grouping:
 
     by: str = ""
     near_distance: float = NEAR_DISTANCE
+
+    @property
+    def has_column(self) -> bool:
+        """Whether a column of the manifest joins images."""
+        return self.by not in ("", NEAR_DUPLICATES)
 
 
 @dataclass(frozen=True)
@@ -73,22 +78,25 @@ class CodesRows:
 
 def find_image_units(images: CodesRows, data: Path, grouping: Grouping) -> np.ndarray:
     """Return the unit (n,) int64 of each image, as `find_units` numbers them; data: the prepared dataset's folder."""
-    return find_units(find_contents(images, data), *find_groups(images, data, grouping))
-
-
-def find_contents(images: CodesRows, data: Path) -> Sequence[str]:
-    """Return what tells each image from those that are no copies of it: see `ListedImage.content`."""
-    if not (data / MANIFEST).exists():
-        return images.digests
-    manifest = read_manifest(data)
-    return manifest.groups_of(PIXELS, images.paths) if PIXELS in manifest.metadata else images.digests
-
-
-def find_groups(images: CodesRows, data: Path, grouping: Grouping) -> list[Sequence[Hashable]]:
-    """Return the group of each image, n values in a list; an empty list where nothing joins images."""
+    manifest = read_known(data, grouping)
+    groups: list[Sequence[Hashable]] = []
     if grouping.by == NEAR_DUPLICATES:
-        return [name_near_duplicates(images, grouping.near_distance)]
-    return [read_manifest(data).groups_of(grouping.by, images.paths)] if grouping.by else []
+        groups = [name_near_duplicates(images, grouping.near_distance)]
+    elif manifest and grouping.by:
+        groups = [manifest.groups_of(grouping.by, images.paths)]
+    return find_units(find_contents(images, manifest), *groups)
+
+
+def read_known(data: Path, grouping: Grouping) -> Manifest | None:
+    """Return the manifest of a prepared dataset; None where there is none, and no column of it is asked for."""
+    return read_manifest(data) if grouping.has_column or (data / MANIFEST).exists() else None
+
+
+def find_contents(images: CodesRows, manifest: Manifest | None) -> Sequence[str]:
+    """Return what tells each image from those that are no copies of it: see `ListedImage.content`."""
+    if manifest is None or PIXELS not in manifest.metadata:
+        return images.digests
+    return manifest.groups_of(PIXELS, images.paths)
 
 
 def name_near_duplicates(images: CodesRows, share: float) -> list[str]:
@@ -162,12 +170,11 @@ def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: boo
 
     data: the prepared dataset's folder.
     """
-    train = test.of_other_splits("train")
-    copies = _occur(find_contents(test, data), find_contents(train, data))
+    train, manifest = test.of_other_splits("train"), read_known(data, grouping)
+    copies = _occur(find_contents(test, manifest), find_contents(train, manifest))
     grouped = np.zeros(len(test.rows), bool)
-    if grouping.by not in ("", NEAR_DUPLICATES):
-        (of_test,), (of_train,) = (find_groups(images, data, grouping) for images in (test, train))
-        grouped = _occur(of_test, of_train)
+    if manifest and grouping.has_column:
+        grouped = _occur(*(manifest.groups_of(grouping.by, images.paths) for images in (test, train)))
     near, unknown, limit = np.zeros(len(test.rows), bool), np.zeros(len(test.rows), bool), 0.0
     if search and len(train.rows):
         limit = test.near_limit(grouping.near_distance)

@@ -12,7 +12,6 @@ from typing import Any
 
 import joblib
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import RidgeClassifier
@@ -271,9 +270,14 @@ def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memor
     """
     rows, solver = path_solver(data.X, "svm", trained.chosen["normalisation"], memory)
     splits = data.folds(plan.folds, plan.seed)
-    margins = solver.held_out_scores(rows, data.y, splits, trained.chosen["parameters"]["C"])
+    margins = _margins(solver.held_out_scores(rows, data.y, splits, trained.chosen["parameters"]["C"]))
     svm: solvers.LinearSVM = trained.pipeline[-1]
-    return svm.calibrate(margins[:, 0] if margins.shape[1] == 1 else margins, data.y).temperature_
+    return svm.calibrate(margins, data.y).temperature_
+
+
+def _margins(scores: np.ndarray) -> np.ndarray:
+    """Return the scores of a path solver as scikit-learn's classifiers give margins: (n,) of two classes."""
+    return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
 def held_out_probabilities(data: TrainingData, plan: SearchPlan) -> np.ndarray:
@@ -285,8 +289,7 @@ def held_out_probabilities(data: TrainingData, plan: SearchPlan) -> np.ndarray:
     chosen = cv_table.best_row(cv_table.tabulate(cross_validate(data.X, data.y, "softmax", plan.grid, splits)))
     rows, solver = path_solver(data.X, "softmax", chosen["normalisation"], None)
     scores = solver.held_out_scores(rows, data.y, splits, chosen["parameters"]["C"])
-    columns = np.hstack([np.zeros_like(scores), scores]) if scores.shape[1] == 1 else scores
-    probabilities: np.ndarray = softmax(columns.astype(np.float64), axis=1)
+    probabilities: np.ndarray = np.exp(solvers.log_probabilities(_margins(scores).astype(np.float64), 1.0))
     return probabilities
 
 

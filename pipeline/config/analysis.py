@@ -7,10 +7,8 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.base import Address, Command, OfCodes
+from pipeline.config.base import Address, Command, OfCodes, OfLayer
 from pipeline.config.fields import (
-    BACKBONE,
-    DATASET,
     DEVICE,
     EXPERIMENT,
     FILES,
@@ -36,8 +34,6 @@ from pipeline.config.fields import (
 class Advise(OfCodes):
     """Settings of `advise`."""
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
     layer: Names | None = setting(
         None, "The layers to measure.", shown="all that have a friendly name", group=EXPERIMENT
     )
@@ -88,14 +84,9 @@ class Advise(OfCodes):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Audit(Command):
+class Audit(OfLayer):
     """Settings of `audit`."""
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Name = setting(
-        "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
-    )
     folds: Integer = setting(5, "Number of folds; each image is judged by classifiers of the other folds.", ge=2)
     seed: Seed = setting(0, "Seed of the folds.")
     group_by: str = setting("", GROUP_BY.format("in the same fold"))

@@ -56,20 +56,35 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Address(Command):
-    """The four words that address one classifier."""
+class OfBackbone(Command):
+    """The two words that address what there is of a backbone."""
 
     dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
     backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OfLayer(OfBackbone):
+    """The three words that address the codes of one layer."""
+
+    layer: Name = setting(
+        "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Address(OfBackbone):
+    """The four words that address one classifier."""
+
     layer: Name = setting("fc7", LAYER, key="extract.layer", pick="last", group=EXPERIMENT)
     model: Name = setting("svm", MODEL, key="models", pick="first", group=EXPERIMENT)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class OfCodes(Command):
+class OfCodes(OfBackbone):
     """The settings that determine codes: which weights see what of an image, and what is kept of their outputs.
 
-    They stand in the section of `extract` for every command that builds the network anew.
+    They stand in the section of `extract` for every command that builds such a network itself.
     """
 
     weights: Name = setting(

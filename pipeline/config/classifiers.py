@@ -7,14 +7,12 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.base import Address, Command
+from pipeline.config.base import Address, OfBackbone
 from pipeline.config.fields import (
-    BACKBONE,
     CLASSIFIER,
     CLASSIFIER_SHOWN,
     CODES,
     CODES_SHOWN,
-    DATASET,
     DEVICE,
     EXPERIMENT,
     FILES,
@@ -96,11 +94,9 @@ class Evaluate(Address):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Select(Command):
+class Select(OfBackbone):
     """Settings of `select`."""
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
     layer: Names = setting(
         ("fc7",), "The layers whose classifiers to select from.", key="extract.layer", group=EXPERIMENT
     )
@@ -168,11 +164,9 @@ class Export(Address):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Compare(Command):
+class Compare(OfBackbone):
     """Settings of `compare`."""
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
     layer: Names = setting(("fc7",), "The layers whose frozen codes compete.", key="extract.layer", group=EXPERIMENT)
     model: Names = setting(("svm", "softmax"), "The classifiers of frozen codes.", key="models", group=EXPERIMENT)
     tuned_layer: str = setting("", "The layer that fine-tuning reads.", shown="the last of --layer")

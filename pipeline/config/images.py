@@ -7,12 +7,10 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.base import Command, OfCodes
+from pipeline.config.base import Command, OfCodes, OfLayer
 from pipeline.config.fields import (
-    BACKBONE,
     CODES,
     CODES_SHOWN,
-    DATASET,
     DEVICE,
     EXPERIMENT,
     FILES,
@@ -86,8 +84,6 @@ class Prepare(Command):
 class Extract(OfCodes):
     """Settings of `extract`."""
 
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
     layer: Names = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
     device: Name = setting("auto", DEVICE, group=MACHINE)
     batch_size: BatchSize = setting(
@@ -108,15 +104,10 @@ class Extract(OfCodes):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Similar(Command):
+class Similar(OfLayer):
     """Settings of `similar`."""
 
     images: Texts = setting((), NEW_IMAGES, kind="positional", in_file=False)
-    dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)
-    backbone: Name = setting("tinyvgg", BACKBONE, key="backbone", group=EXPERIMENT)
-    layer: Name = setting(
-        "fc7", "The layer whose codes are compared.", key="extract.layer", pick="last", group=EXPERIMENT
-    )
     count: Integer = setting(10, "Number of similar images to name per image, the most similar first.", ge=1)
     range: float | None = setting(None, WHITE_OF_NEW, shown="as in the dataset's images", gt=0)
     weights: str = setting("", WEIGHTS_NOW, in_file=False, group=FILES)

@@ -54,11 +54,12 @@ def read_folder(folder: Path) -> FolderContent:
         content.skipped.append(Skipped(str(folder), f"unreadable folder: {error.strerror}", 0))
         return content
     for path in paths:
+        is_folder = _holds(path.is_dir)
         if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
             content.skipped.extend(_skip(path, HIDDEN))
-        elif _is_output(path):
+        elif is_folder and _is_output(path):
             content.skipped.extend(_skip(path, OUTPUT))
-        elif _holds(path.is_dir):
+        elif is_folder:
             content.folders.append(path)
         elif _holds(path.exists) and not _holds(path.is_file):
             content.skipped.append(Skipped(str(path), "no regular file"))

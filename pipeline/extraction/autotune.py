@@ -100,7 +100,7 @@ def sample_for_scaled(network: FrozenNetwork, files: Sequence[Path]) -> list[Pat
         raise NotTried("views need all pixels")
     if len(files) < MIN_IMAGES_FOR_SCALED:
         raise NotTried(f"{len(files)} images are too few to repay trying others")
-    sample = every(files, SCALED_IMAGES)
+    sample = evenly(files, SCALED_IMAGES)
     min_side = SCALED_MARGIN * network.transform.longer_resize
     if sum(decoding.is_reducible(file, min_side) for file in sample) < len(sample) / 2:
         raise NotTried("few are large enough to be decoded at a fraction of their size")
@@ -117,10 +117,10 @@ def sample_for_torchcodec(network: FrozenNetwork, files: Sequence[Path]) -> list
         torchcodec.validate_usable(network.transform, network.mean.device)
     except errors.PipelineError as error:
         raise NotTried(torchcodec.reason_of(error)) from error
-    return every(files, DECODER_IMAGES)
+    return evenly(files, DECODER_IMAGES)
 
 
-def every(files: Sequence[Path], count: int) -> list[Path]:
+def evenly(files: Sequence[Path], count: int) -> list[Path]:
     """Return `count` of at least so many files, at even distances."""
     return [files[number * len(files) // count] for number in range(count)]
 

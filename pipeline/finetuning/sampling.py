@@ -26,6 +26,11 @@ class Sampling:
     method: str = REPEAT
     draws: int = 0
 
+    @property
+    def repeats(self) -> bool:
+        """Whether an image may be drawn several times in an epoch."""
+        return self.weights is not None and self.method == REPEAT
+
     def count(self, n: int) -> int:
         """Return the number of images that an epoch draws from n."""
         return self.draws or n
@@ -49,7 +54,7 @@ class Sampling:
         All of it comes from the seed and the epoch. Without repetitions, all epochs see the same images.
         """
         n, rng = len(labels), np.random.default_rng((seed, epoch))
-        if self.weights is not None and self.method == REPEAT:
+        if self.repeats:
             places = rng.choice(n, self.count(n), p=self.shares(labels))
         elif self.count(n) == n:
             places = rng.permutation(n)
@@ -63,8 +68,7 @@ class Sampling:
         if self.weights is not None and not self.weights[labels].any():
             raise errors.PipelineError("All training images have the weight 0. Give one of their classes more.")
         n, drawable = len(labels), int(np.count_nonzero(self.shares(labels)))
-        repeats = self.weights is not None and self.method == REPEAT
-        if not repeats and self.draws > drawable:
+        if not self.repeats and self.draws > drawable:
             raise errors.PipelineError(
                 f"--draws {self.draws}: only {drawable} of the training images can be drawn without repetition. Take "
                 "fewer, or --sample-by with --sampling repeat."

@@ -61,9 +61,14 @@ def _count_classes(backbone: Backbone, origin: str) -> int:
 def build_network(name: str, origin: str, white: float | None = None) -> tuple[FrozenNetwork, tuple[str, ...]]:
     """Return a network whose only layer gives the scores of its own classes, and their names.
 
-    white: the value that is white in the images, None for 255. Raises PipelineError where there are no such classes, or
-    no names of them.
+    white: the value that is white in the images, None for 255. Raises what `require_head` raises.
     """
+    head = require_head(name, origin)
+    return FrozenNetwork(name, [head.node], origin, framing=Framing(max_value=white or WHITE)), head.names
+
+
+def require_head(name: str, origin: str) -> SourceHead:
+    """Return the head of some weights; raise PipelineError where they have none, or its classes have no names."""
     backbone = backbones.get(name)
     head = find_head(backbone, origin)
     if head is None:
@@ -78,4 +83,4 @@ def build_network(name: str, origin: str, white: float | None = None) -> tuple[F
         )
     if backbones.is_file(origin):
         logger.info("%s is taken to have the classes of %s's default weights, in the same order.", origin, name)
-    return FrozenNetwork(name, [head.node], origin, framing=Framing(max_value=white or WHITE)), head.names
+    return head

@@ -23,9 +23,6 @@ PREFIX = "timm/"
 HUB, FOLDER = "hf-hub:", "local-dir:"
 """What stands before a repository of Hugging Face's hub, or a folder laid out like one, in --weights."""
 
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files of weights in a repository of the hub, the one to prefer first."""
-
 LISTED = 20
 """Number of networks that a listing shows at most."""
 

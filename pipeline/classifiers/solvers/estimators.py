@@ -119,7 +119,7 @@ def _calibrated(svm: LinearSVM) -> bool:
     return hasattr(svm, "temperature_")
 
 
-def _log_probabilities(margins: np.ndarray, temperature: float) -> np.ndarray:
+def log_probabilities(margins: np.ndarray, temperature: float) -> np.ndarray:
     """Return the logarithms of probabilities (n, n_classes): the log softmax of margins, divided by a temperature.
 
     margins: (n,) of two classes, (n, n_classes) of more.
@@ -165,8 +165,8 @@ class LinearSVM(_Linear):
         labels = np.searchsorted(self.classes_, y)
 
         def negative_log_likelihood(log_temperature: float) -> float:
-            log_probabilities = _log_probabilities(margins, np.exp(log_temperature))
-            return -float(log_probabilities[np.arange(len(labels)), labels].mean())
+            logarithms = log_probabilities(margins, np.exp(log_temperature))
+            return -float(logarithms[np.arange(len(labels)), labels].mean())
 
         minimum = minimize_scalar(negative_log_likelihood, bounds=(-7, 7), method="bounded")
         self.temperature_ = float(np.exp(minimum.x))
@@ -175,7 +175,7 @@ class LinearSVM(_Linear):
     @available_if(_calibrated)
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return each class's probability, (n, n_classes); only a calibrated classifier has this method."""
-        return np.exp(_log_probabilities(self.decision_function(X), self.temperature_))
+        return np.exp(log_probabilities(self.decision_function(X), self.temperature_))
 
     def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> SquaredHinge:
         self.multilabel_ = labels.ndim == 2
@@ -208,7 +208,7 @@ class Softmax(_Linear):
 
     def predict_log_proba(self, X: ArrayLike) -> np.ndarray:
         """Return the logarithm of each class's probability, (n, n_classes)."""
-        return _log_probabilities(self.decision_function(X), 1.0)
+        return log_probabilities(self.decision_function(X), 1.0)
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
         """Return each class's probability, (n, n_classes)."""
