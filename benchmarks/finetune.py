@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
@@ -71,7 +71,7 @@ def ours(folder: Path, backbone: str, layer: str, batch: int, device: str, name:
     """Return our epoch with a recipe: the same images, batch size, augmentation and steps; all layers train."""
     listed = [ListedImage(image.path, image.label, "train") for image in list_folder(folder).images]
     with tempfile.TemporaryDirectory() as made:
-        write_manifest(Path(made), sources.add_digests(listed))
+        write_manifest(Path(made), digits.add_digests(listed))
         manifest = read_manifest(Path(made))
     rows = np.arange(len(manifest.paths))
     recipe = recipes.choose(name, {"batch_size": batch, "augment": "crop", "flip": 0.5})

@@ -28,7 +28,7 @@ from pipeline.classifiers import cv_table, search
 from pipeline.classifiers.search import TrainingData
 from pipeline.codes.reader import Codes
 from pipeline.config import NEAR_DUPLICATES, Advise
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.manifest import Manifest
 from pipeline.data.sampling import choose_images, training_images
 from pipeline.data.splits import validate_trainable
@@ -258,7 +258,7 @@ def run(settings: Advise) -> None:
 
     address, backbone = Experiment(settings.dataset, settings.backbone), backbones.get(settings.backbone)
     method = Method(read_grids(settings.models), settings.folds, settings.seed, settings.large)
-    manifest, out = sources.open_prepared(address.data, **params.split_settings()), settings.out or address.advice
+    manifest, out = digits.open_prepared(address.data, **params.split_settings()), settings.out or address.advice
     framing = Framing.sized(**settings.framing(manifest.max_value))
     transform = framing.of(backbones.transform_of(backbone, settings.weights, framing.test_size))
     layers = find_layers(backbone, settings.layer, transform, settings.pool, MAX_NUMBERS // settings.images)

@@ -18,7 +18,7 @@ from pipeline.analysis import comparison, predictions
 from pipeline.analysis.grouping import Grouping
 from pipeline.classifiers import persistence
 from pipeline.config import Compare
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.paths import Experiment
 from pipeline.progress import ProgressBar
 
@@ -151,7 +151,7 @@ def run(settings: Compare) -> None:
             f"Fine-tuning starts from {layer}-{model}: name both with --layer and --model as well."
         )
     address = Experiment(settings.dataset, settings.backbone)
-    sources.open_prepared(address.data, **params.split_settings())
+    digits.open_prepared(address.data, **params.split_settings())
     n_commands = count_commands(len(settings.layer), len(settings.model), settings.seeds)
     grouping = Grouping(settings.group_by, settings.near_distance)
     with tempfile.TemporaryDirectory() as folder, ProgressBar("comparing", n_commands, "command") as bar:

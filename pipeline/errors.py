@@ -11,6 +11,7 @@ from pathlib import Path
 
 SHOWN_CHOICES = 12
 SHOWN_BESIDE = 5
+SHOWN_NAMES = 3
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -65,6 +66,12 @@ def counted(number: int, noun: str) -> str:
     """Return a number of things as text: 1 image, 2,000 images, 3 classes."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Return the first of some names as text, and how many more there are."""
+    more = f", … ({len(names) - SHOWN_NAMES} more)" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(repr, names[:SHOWN_NAMES])) + more
 
 
 def nearest(name: str, choices: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 from pipeline import command_line, errors, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.extraction import memory, runner
 from pipeline.images import decoding, parallel, transforms
 from pipeline.paths import Experiment
@@ -94,7 +94,7 @@ def run(settings: Extract) -> None:
         return
     address = Experiment(settings.dataset, settings.backbone)
     folder = settings.out or address.features
-    manifest = sources.open_prepared(address.data, **params.split_settings())
+    manifest = digits.open_prepared(address.data, **params.split_settings())
     from pipeline.networks.frozen import FrozenNetwork, choose_device
 
     device = choose_device(settings.device)

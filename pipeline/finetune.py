@@ -29,7 +29,7 @@ from pipeline.classifiers import persistence, scoring
 from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import flatten
 from pipeline.config import NEAR_DUPLICATES, Extract, Finetune
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.manifest import Manifest, read_depths, require_single_label
 from pipeline.errors import counted
 from pipeline.finetuning import recipes
@@ -288,7 +288,7 @@ def run(settings: Finetune) -> None:
     changes = {field.name: getattr(settings, field.name) for field in fields(recipes.Recipe)}
     recipe = recipes.choose(settings.recipe, {name: value for name, value in changes.items() if value is not None})
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    manifest = sources.open_prepared(address.data, **params.split_settings())
+    manifest = digits.open_prepared(address.data, **params.split_settings())
     require_single_label(manifest)
     from pipeline.finetuning import initialization
     from pipeline.finetuning.distributed import join_processes

@@ -15,7 +15,7 @@ from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Weigh
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.manifest import UNLABELLED, Manifest, require_single_label
 from pipeline.data.sampling import units_of
 from pipeline.paths import Experiment
@@ -104,11 +104,11 @@ def table(weights: SourceWeights) -> str:
 def run(settings: Weigh) -> None:
     """Weigh what the settings name."""
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    manifest = sources.open_prepared(address.data, **params.split_settings())
+    manifest = digits.open_prepared(address.data, **params.split_settings())
     target = manifest.take(first_of_each(manifest))
     if settings.source:
         of_source = replace(address, dataset=settings.source)
-        source = sources.open_prepared(of_source.data, **params.split_settings())
+        source = digits.open_prepared(of_source.data, **params.split_settings())
         require_single_label(source)
         weights = by_classifier(of_source.classifier, source, address.codes, target, settings.temperature)
         judge = f"the classifier {of_source.classifier}"

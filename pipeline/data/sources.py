@@ -1,42 +1,59 @@
-"""The embedded digits, and datasets that are prepared on the spot."""
+"""The kinds of sources: what `prepare` reads, and the images that each of them lists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+from pipeline import errors
+from pipeline.data import digits, downloads, folders
+from pipeline.data.listing import Listing, join_listings
+from pipeline.data.manifest import ListedImage
+from pipeline.data.tables import list_csv, list_unlabelled_csv
+from pipeline.paths import TABLE_SUFFIXES, expand_home
 
-from pipeline.data.manifest import ListedImage, Manifest, read_manifest, write_manifest
-from pipeline.data.splits import assign_splits
-from pipeline.images import decoding
-from pipeline.paths import MANIFEST
-
-
-def write_digits(folder: Path) -> list[ListedImage]:
-    """Write scikit-learn's 1,797 handwritten digits (8×8, 17 grey levels) as PNG files by class, and list them."""
-    from PIL import Image
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    listed = []
-    for number, (grey, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        path = folder / "images" / str(label) / f"{number:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((grey * 255 / 16).round().astype(np.uint8)).save(path)
-        listed.append(ListedImage(path, str(label)))
-    return listed
+SOURCES: dict[str, Callable[[Path], list[ListedImage]]] = {"digits": digits.write_digits, **downloads.SOURCES}
 
 
-def add_digests(images: Sequence[ListedImage]) -> list[ListedImage]:
-    """Return the images with the digests of their files."""
-    return [replace(image, digest=decoding.read_digest(image.path)) for image in images]
+def list_source(source: str, folder: Path, layout: str = "auto") -> Listing:
+    """List the images of a named dataset, which is written or downloaded to `folder`, of a folder, or of a CSV file.
+
+    layout: how images lie in a folder, one of `folders.LAYOUTS`.
+    """
+    path = expand_home(source)
+    if source not in SOURCES and path.is_dir():
+        return folders.list_folder(path, layout)
+    if layout != "auto":
+        raise errors.PipelineError(f"--layout {layout} is for folders of images, and {source} is none. Leave it out.")
+    if source in SOURCES:
+        return Listing(SOURCES[source](folder))
+    if path.suffix.lower() in TABLE_SUFFIXES and path.exists():
+        return list_csv(path)
+    if "/" in source or path.suffix or path.exists():
+        raise _no_images_at(source)
+    raise errors.unknown("dataset", source, SOURCES, where="neither a folder nor a CSV")
 
 
-def open_prepared(folder: Path, test: float, val: float, seed: int) -> Manifest:
-    """Read a prepared dataset's manifest; the embedded digits are prepared on the spot if need be."""
-    if folder == Path("data", "digits") and not (folder / MANIFEST).exists():
-        listed = add_digests(write_digits(folder))
-        write_manifest(folder, assign_splits(listed, {"test": test, "val": val}, seed))
-    return read_manifest(folder)
+def list_unlabelled(source: str) -> Listing:
+    """List the images of a folder or a CSV file as images without labels."""
+    path = expand_home(source)
+    if path.is_dir():
+        return folders.list_unlabelled(path)
+    if path.suffix.lower() in TABLE_SUFFIXES and path.exists():
+        return list_unlabelled_csv(path)
+    raise _no_images_at(source)
+
+
+def _no_images_at(source: str) -> errors.PipelineError:
+    if expand_home(source).exists():
+        return errors.PipelineError(f"{source} is neither a folder nor a CSV file ({' or '.join(TABLE_SUFFIXES)}).")
+    return errors.PipelineError(f"No folder or CSV at {source}. Check the path.")
+
+
+def list_sources(labelled: str, unlabelled: str, folder: Path, layout: str = "auto") -> Listing:
+    """List the images of two sources, with labels and without, or of one of them; "" for none."""
+    if not unlabelled:
+        return list_source(labelled, folder, layout)
+    if not labelled:
+        return list_unlabelled(unlabelled)
+    return join_listings(list_source(labelled, folder, layout), list_unlabelled(unlabelled))

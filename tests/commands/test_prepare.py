@@ -15,7 +15,7 @@ from conftest import ROOT, Outcome, spawn, write_photos
 from helpers import mistake
 from PIL import Image
 
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.manifest import ListedImage, read_manifest
 from pipeline.data.splits import assign_splits, find_leaks
 
@@ -42,7 +42,7 @@ def test_digits_prepared_on_the_spot_are_the_same(run: Run, project: Path) -> No
     run("prepare")
     prepared = (project / "data" / "digits" / "manifest.csv").read_bytes()
     (project / "data" / "digits" / "manifest.csv").unlink()
-    sources.open_prepared(Path("data", "digits"), test=0.25, val=0.0, seed=0)
+    digits.open_prepared(Path("data", "digits"), test=0.25, val=0.0, seed=0)
     assert (project / "data" / "digits" / "manifest.csv").read_bytes() == prepared
 
 

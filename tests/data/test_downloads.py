@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from pipeline import errors, prepare
-from pipeline.data import downloads
+from pipeline.data import checking, downloads, sources
 from pipeline.data.manifest import SPLITS, ListedImage, read_manifest
 
 Rows = set[tuple[str, str, "str | None"]]
@@ -288,7 +288,7 @@ def test_a_dataset_is_downloaded_and_listed(
     listed = downloads.SOURCES[name](folder)
     assert rows(listed, folder) == expected
     for image in listed:
-        prepare.check(image.path)
+        checking.check(image.path)
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(image.path for image in listed)
     assert [path for path in place_of(name, folder).iterdir() if path.is_dir()] == []
 
@@ -475,7 +475,7 @@ def test_prepare_takes_a_dataset_by_name(
 
 def test_an_unknown_name_lists_the_choices() -> None:
     with pytest.raises(errors.PipelineError, match=r"Unknown dataset 'flowers'.*Choose from: flowers102, ") as caught:
-        prepare.list_source("flowers", Path("unused"))
+        sources.list_source("flowers", Path("unused"))
     assert all(name in str(caught.value) for name in ("digits", *downloads.DATASETS))
 
 

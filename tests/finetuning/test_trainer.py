@@ -7,7 +7,7 @@ import torch
 from conftest import write_photos
 
 from pipeline import errors
-from pipeline.data import sources
+from pipeline.data import digits
 from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
@@ -24,7 +24,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> initialization.TrainValSpl
     """Three classes of six images, of which four each are for training."""
     folder = write_photos(tmp_path_factory.mktemp("data") / "photos", CLASSES)
     listed = [ListedImage(image.path, image.label, "train") for image in list_folder(folder).images]
-    write_manifest(folder, sources.add_digests(listed))
+    write_manifest(folder, digits.add_digests(listed))
     return initialization.split_train_val(read_manifest(folder), 0.34, seed=0)
 
 
