@@ -4,7 +4,6 @@ What stands in `__all__` is for everybody's use; all other modules and names may
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     """Import a name of the package's surface, or tell its version."""
     if name == "__version__":
-        return version("cnn-codes")
+        return import_module("importlib.metadata").version("cnn-codes")
     if name in _HOMES:
         module, attribute = _HOMES[name]
         return getattr(import_module(f"pipeline.{module}"), attribute)

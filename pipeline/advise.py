@@ -1,23 +1,24 @@
-"""Recommend a layer for a dataset, and whether to fine-tune: every layer is measured on the training images."""
+"""Recommend a layer for a dataset, and whether to fine-tune: every layer is measured on the training images.
+
+Example: python -m pipeline.advise --dataset photos --curve 1 2 4 8
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("advise")
+
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pipeline.networks.backbones import Backbone
-    from pipeline.networks.frozen import FrozenNetwork
-    from pipeline.networks.source_classes import SourceHead
-
-from pipeline import command_line, errors, params
+from pipeline import errors, params
 from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, trace_curve
@@ -36,13 +37,16 @@ from pipeline.extraction import memory
 from pipeline.extraction.sample import Kind, SampleCodes
 from pipeline.images import parallel
 from pipeline.images.transforms import Framing, Transform
+from pipeline.networks import backbones, layer_nodes, source_classes
+from pipeline.networks.backbones import Backbone
+from pipeline.networks.frozen import FrozenNetwork, choose_device, relu_layers
+from pipeline.networks.source_classes import SourceHead
 from pipeline.paths import Experiment
 from pipeline.progress import track
 from pipeline.reporting.advice_files import table_of_measures, write_advice, write_no_advice
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "python -m pipeline.advise --dataset photos --curve 1 2 4 8"
 
 RELUS = {"post": ("post",), "pre": ("pre",), "both": ("post", "pre")}
 """Where codes are taken, by the value of --relu: the first are measured, the curve shows all."""
@@ -73,8 +77,6 @@ def find_layers(
 
     transform, pool, widest: as in `layer_nodes.unsuitable_layers`, whose layers and reasons are logged.
     """
-    from pipeline.networks import layer_nodes
-
     layers = list(layer_nodes.find_nodes(backbone, asked or layer_nodes.named_layers(backbone)))
     reasons = {} if asked else layer_nodes.unsuitable_layers(backbone, layers, transform, pool, widest)
     for layer, reason in reasons.items():
@@ -84,8 +86,6 @@ def find_layers(
 
 def find_head(backbone: Backbone, weights: str, transform: Transform) -> SourceHead | None:
     """Return the network's own head; None where it has none, or cannot run up to it at the images' size."""
-    from pipeline.networks import layer_nodes, source_classes
-
     head = source_classes.find_head(backbone, weights)
     if head and layer_nodes.unsuitable_layers(backbone, [head.node], transform, "avg", MAX_NUMBERS):
         return None
@@ -124,8 +124,6 @@ def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
 
 def layers_before_relu(backbone: Backbone, layers: Sequence[str]) -> list[str]:
     """Return the layers that end in a plain ReLU, before which codes can be taken; refuse to go on without any."""
-    from pipeline.networks.frozen import relu_layers
-
     found = relu_layers(backbone, layers)
     if not found:
         raise errors.PipelineError(
@@ -195,8 +193,6 @@ def build_network(
     settings: Advise, framing: Framing, head: SourceHead | None, kind: Kind, layers: Sequence[str]
 ) -> FrozenNetwork:
     """Return the network that gives the codes of a kind, as `extract` would build it; head: of the network."""
-    from pipeline.networks.frozen import FrozenNetwork, choose_device
-
     pools = {layer: "avg" if head and layer == head.node else settings.pool for layer in layers}
     seen = replace(framing, views=kind.views)
     network = FrozenNetwork(settings.backbone, layers, settings.weights, pools, seen, kind.relu)
@@ -209,7 +205,6 @@ def validate_trial(settings: Advise, backbone: Backbone, transform: Transform) -
     if not settings.try_finetuning:
         return
     from pipeline.finetuning.model import TUNED_ON
-    from pipeline.networks import backbones
 
     model, (normalisation, *_) = settings.models[0], params.grid_of(settings.models[0])
     if model not in LINEAR or normalisation not in ("l2", "standard"):
@@ -254,8 +249,6 @@ def try_finetuning(
 def run(settings: Advise) -> None:
     """Advise on what the settings name, or say why there is no advice."""
     memory.keep_freed()
-    from pipeline.networks import backbones
-
     address, backbone = Experiment(settings.dataset, settings.backbone), backbones.get(settings.backbone)
     method = Method(read_grids(settings.models), settings.folds, settings.seed, settings.large)
     manifest, out = digits.open_prepared(address.data, **params.split_settings()), settings.out or address.advice
@@ -289,12 +282,3 @@ def run(settings: Advise) -> None:
     print(table_of_measures(measured, advice.layer))
     print("\n".join(["", *advice.sentences, "", *advice.measures]))
     print(f"\n{out}: layers.csv, layers.png, {'curve.csv, ' if points else ''}advice.json")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("advise", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

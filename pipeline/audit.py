@@ -1,8 +1,15 @@
-"""List images whose labels or splits deserve a second look, in a CSV file to fill in for `prepare --corrections`."""
+"""List images whose labels or splits deserve a second look, in a CSV file to fill in for `prepare --corrections`.
+
+Example: python -m pipeline.audit --dataset flowers --backbone efficientnet_lite0 --layer avgpool
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("audit")
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -10,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors, files
+from pipeline import errors, files
 from pipeline.analysis import duplicates, neighbors
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.label_errors import confident_errors
@@ -22,8 +29,6 @@ from pipeline.config import Audit
 from pipeline.data import corrections
 from pipeline.data.splits import validate_folds, validate_trainable
 from pipeline.paths import Experiment, require_one_layer
-
-EXAMPLE = "python -m pipeline.audit --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
 
 GRID = {"l2": {"C": [1, 10, 100, 1000]}}
 """The grid of the classifiers that judge labels; with a small C they withstand many wrong ones."""
@@ -123,12 +128,3 @@ def run(settings: Audit) -> None:
     files.write_csv(path, [field.name for field in fields(Finding)], [astuple(finding) for finding in findings])
     print(summary(path, findings, len(codes.labels)))
     print(f"Write relabel, drop or move into the column action, then: {corrections.next_command(address.data, path)}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("audit", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,20 @@
-"""Show what earlier runs keep for later ones, and prune it: codes of extractions, checkpoints of fine-tuning."""
+"""Show what earlier runs keep for later ones, and prune it: codes of extractions, checkpoints of fine-tuning.
+
+Example: python -m pipeline.cache --prune
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("cache")
+
 from pathlib import Path
 
-from pipeline import command_line
 from pipeline.codes.writer import claim_folder
 from pipeline.config import Cache
 from pipeline.errors import counted
-
-EXAMPLE = "python -m pipeline.cache --prune"
 
 
 def cache_folders(features: Path) -> list[Path]:
@@ -67,12 +71,3 @@ def run(settings: Cache) -> None:
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {own_bytes(path) / 1e6:10.1f} MB of its own  {path}")
     print(f"{counted(len(files), 'file')}, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("cache", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,18 @@
-"""Train a linear classifier on CNN codes, its setting chosen by cross-validation on the training split."""
+"""Train a linear classifier on CNN codes, its setting chosen by cross-validation on the training split.
+
+Example: python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'
+"""
 
 from __future__ import annotations
+
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("classify")
 
 import json
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +20,7 @@ from typing import cast
 
 import numpy as np
 
-from pipeline import command_line, errors, params
+from pipeline import errors, params
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.classifiers import cv_table, few_shot, persistence, scoring, search
 from pipeline.classifiers.cv_table import Grid
@@ -36,8 +43,6 @@ BLOCK = 1024
 
 MIN_MEMORY = 100_000_000
 """Smallest size in bytes that --memory accepts."""
-
-EXAMPLE = "python -m pipeline.classify --layer fc7 --model svm --grid '{l2: {C: [0.1, 1, 10]}}'"
 
 
 def run(settings: Classify) -> None:
@@ -256,12 +261,3 @@ def _edge_warnings(trained: SearchResult) -> list[str]:
         lines.append(f"The best setting lay at the edge of its grid, which was extended by {added}")
     edges = cv_table.at_edge(trained.table)
     return lines + [f"The best {name} lies at the edge of its grid: extend the grid" for name in edges]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("classify", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from io import TextIOWrapper
-from typing import Any, NoReturn, TextIO, TypeVar, get_args
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, get_args
 
 from pipeline import errors, hints, params
-from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, Command, choices_of, extra_of
+from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
 
 logger = logging.getLogger(__name__)
-
-Settings = TypeVar("Settings", bound=Command)
 
 USAGE = {
     "run": " FOLDER",
@@ -41,28 +43,30 @@ class Parser(argparse.ArgumentParser):
         raise PipelineError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def run_command(
-    command: str, run: Callable[[Settings], None], doc: str | None, example: str, argv: Sequence[str] | None = None
-) -> int:
+def start(command: str) -> NoReturn:
+    """Run a command with the arguments of the process, and end with its exit code."""
+    sys.exit(run_command(command, sys.argv[1:]))
+
+
+def run_command(command: str, arguments: Sequence[str]) -> int:
     """Run a command and return the exit code: 0, 2 for a mistake, 130 for an interrupt.
 
-    run: takes the command's settings; doc, example: for `--help`; argv: the arguments, by default those of the process.
+    Its module, with the libraries that it needs, is imported once the arguments have been understood.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     settings: type[Any] = COMMANDS[command]
     origins: dict[str, Origin] = {}
     config: Any = None
     try:
         content = params.read_params()
         values, origins = params.resolve(command, {}, content)
-        parser = build_parser(command, values, doc or "", example)
+        parser = build_parser(command, values)
         flags = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
         config, origins = params.load(settings, flags, content)
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
         for stream in (sys.stdout, sys.stderr):
             escape_unknown_characters(stream)
         log_address(config, origins)
-        run(config)
+        importlib.import_module(f"pipeline.{command}").run(config)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,6 +78,13 @@ def run_command(
         print(errors.sentence(error), file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
+
+
+def docstring_of(command: str) -> str:
+    """Return what a command's module says of itself, without importing it."""
+    spec = find_spec(f"pipeline.{command}")
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
@@ -121,22 +132,22 @@ def set_up_logging(quiet: bool = False, verbose: bool = False) -> None:
     """Send the program's log to standard error: notes by default, details if `verbose`, errors alone if `quiet`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("pipeline", "__main__"):  # the latter is a command's own, where it is run by `python -m`
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
-        logger.handlers[:] = [handler]
-        logger.propagate = False
+    program = logging.getLogger("pipeline")
+    program.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
+    program.handlers[:] = [handler]
+    program.propagate = False
 
 
-def build_parser(command: str, values: Mapping[str, Any], doc: str, example: str) -> Parser:
-    """Return the parser of a command.
+def build_parser(command: str, values: Mapping[str, Any]) -> Parser:
+    """Return the parser of a command, whose help says what its module's docstring says.
 
     values: the settings that params.yaml gives, for the defaults in the help.
     """
+    description, _, example = docstring_of(command).partition("\n\nExample: ")
     parser = Parser(
         prog=f"python -m pipeline.{command}",
         usage=f"%(prog)s [flags]{USAGE.get(command, '')}",
-        description=doc,
+        description=description,
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

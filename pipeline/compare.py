@@ -1,6 +1,14 @@
-"""Compare frozen codes with a fine-tuned network on the same splits: accuracy over several seeds, and cost."""
+"""Compare frozen codes with a fine-tuned network on the same splits: accuracy over several seeds, and cost.
+
+Example: python -m pipeline.compare --layer pool3 fc7 --model softmax --tuned-layer fc7 --seeds 5 -- --recipe modern
+"""
 
 from __future__ import annotations
+
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("compare")
 
 import os
 import subprocess
@@ -13,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors, files, params
+from pipeline import errors, files, params
 from pipeline.analysis import comparison, predictions
 from pipeline.analysis.grouping import Grouping
 from pipeline.classifiers import persistence
@@ -22,7 +30,6 @@ from pipeline.data import digits
 from pipeline.paths import Experiment
 from pipeline.progress import ProgressBar
 
-EXAMPLE = "python -m pipeline.compare --layer pool3 fc7 --model softmax --tuned-layer fc7 --seeds 5 -- --recipe modern"
 ENERGY = "intel-rapl:*/energy_uj"
 """Files of microjoules, one per CPU, under /sys/class/powercap."""
 
@@ -166,12 +173,3 @@ def run(settings: Compare) -> None:
     content = {"rows": rows, "verdict": verdict, "flags": settings.flags}
     files.write_json(out / "comparison.json", content)
     print(f"{comparison.table(rows)}\n\n{verdict}\n{out / 'comparison.csv'}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("compare", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,16 +1,23 @@
-"""Score a trained classifier on the test split: metrics.json, tables and the confusion matrix."""
+"""Score a trained classifier on the test split: metrics.json, tables and the confusion matrix.
+
+Example: python -m pipeline.evaluate --layer fc7 --model svm
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("evaluate")
+
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline import command_line, errors, files
+from pipeline import errors, files
 from pipeline.analysis.grouping import CodesRows, Grouping, Related, find_image_units, find_related
 from pipeline.classifiers import persistence, scoring
 from pipeline.codes import reader
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "python -m pipeline.evaluate --layer fc7 --model svm"
 MAX_NUMBERED = 30
 """Number of classes up to which the cells of a confusion matrix are numbered."""
 
@@ -218,12 +224,3 @@ def run(settings: Evaluate) -> None:
     print(f"{folder}: {conclusion(scores.metrics, related, grouping)}")
     if note := training_note(facts, address.name):
         print(note)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("evaluate", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

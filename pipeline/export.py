@@ -1,26 +1,27 @@
-"""Write a saved classifier and its network as one ONNX file, or the codes of a dataset as a table for other tools."""
+"""Write a saved classifier and its network as one ONNX file, or the codes of a dataset as a table for other tools.
+
+Example: python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("export")
+
 import json
-import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-if TYPE_CHECKING:
-    import torch
-
-    from pipeline.networks.frozen import FrozenNetwork
-
-    Transformation = Callable[[torch.Tensor], torch.Tensor]
-
-from pipeline import command_line, errors, files
+from pipeline import errors, files
 from pipeline.classifiers import persistence
 from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.classifiers.preprocessing import Centred, SignedRoot
@@ -29,9 +30,10 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import join_codes
 from pipeline.config import Export
 from pipeline.images import views
+from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 from pipeline.paths import LAYER_SEPARATOR, Experiment, require_one_layer
 
-EXAMPLE = "python -m pipeline.export --dataset digits --layer fc7 --model svm --out digits.onnx"
+Transformation = Callable[[torch.Tensor], torch.Tensor]
 MAX_BYTES = 2**31 - 2**20
 """ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
 
@@ -54,8 +56,6 @@ def end_to_end(classifier: SavedClassifier, network: FrozenNetwork) -> torch.nn.
     The classes, their order and the values are those of `persistence.margins` and `persistence.probabilities`; where
     the classifier has no probabilities, there are margins alone.
     """
-    import torch
-
     normalise, weights, bias = normalisation(classifier), *map(torch.from_numpy, linear(classifier))
     layers, n_views = classifier.spec.layer.split(LAYER_SEPARATOR), classifier.spec.n_views
     inverse_temperature = softmax_factor(classifier)
@@ -104,16 +104,12 @@ def to_length_one(codes: torch.Tensor) -> torch.Tensor:
 
 def standardise(scaler: StandardScaler) -> Transformation:
     """Return a fitted scaler in operations of torch."""
-    import torch
-
     mean, scale = (torch.from_numpy(values.astype(np.float32)) for values in (scaler.mean_, scaler.scale_))
     return lambda codes: (codes - mean) / scale
 
 
 def centre(scaler: Centred) -> Transformation:
     """Return a fitted centring in operations of torch."""
-    import torch
-
     mean = torch.from_numpy(scaler.mean_.astype(np.float32))
     return lambda codes: to_length_one(codes - mean)
 
@@ -149,8 +145,6 @@ def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
 
 def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
     """Return the ONNX file of a classifier and the network that gives its codes."""
-    import torch
-
     model = end_to_end(classifier, network)
     if sum(value.nbytes for value in model.state_dict().values()) > MAX_BYTES:
         raise errors.PipelineError(
@@ -175,8 +169,6 @@ def translate(model: torch.nn.Module, example: torch.Tensor, outputs: Sequence[s
 
     example: some images; outputs: the names of its outputs.
     """
-    import torch
-
     graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
     graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
     program = torch.onnx.export(graph, input_names=["images"], output_names=list(outputs), verbose=False)
@@ -187,8 +179,6 @@ def translate(model: torch.nn.Module, example: torch.Tensor, outputs: Sequence[s
 
 def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return adaptive max pooling, which ONNX lacks, of maps of a fixed size; the places of the maxima are all 0."""
-    import torch
-
     values = maps
     for axis, (size, count) in enumerate(zip(maps.shape[2:], cells, strict=True), start=2):
         bounds = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
@@ -298,8 +288,6 @@ def export_classifier(settings: Export, address: Experiment) -> None:
     validate_packages()
     source = settings.classifier or address.classifier
     classifier = persistence.load(source)
-    from pipeline.networks.frozen import rebuild_network
-
     network = rebuild_network(classifier.spec, settings.weights).at(precision="fp32")
     file = export(classifier, network)
     difference = check(file, classifier, network)
@@ -312,12 +300,3 @@ def export_classifier(settings: Export, address: Experiment) -> None:
     )
     if classifier.spec.precision != "fp32":
         print(f"It computes in fp32, while the classifier was trained on codes of {classifier.spec.precision}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("export", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

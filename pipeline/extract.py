@@ -1,27 +1,32 @@
-"""Run images through a frozen network in batches, and write the CNN codes of its layers to HDF5."""
+"""Run images through a frozen network in batches, and write the CNN codes of its layers to HDF5.
+
+Example: python -m pipeline.extract --backbone vgg16 --layer fc6 fc7
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("extract")
+
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pipeline.networks.frozen import FrozenNetwork
-
-from pipeline import command_line, errors, params
+from pipeline import errors, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import digits
-from pipeline.extraction import memory, runner
-from pipeline.images import decoding, parallel, transforms
+from pipeline.extraction import autotune, memory, runner
+from pipeline.images import decoding, parallel, torchcodec, transforms
+from pipeline.networks import weights
+from pipeline.networks.frozen import PRECISIONS, FrozenNetwork, choose_device
+from pipeline.networks.listing import listing
 from pipeline.paths import Experiment
 
 AUTO = "auto"
-EXAMPLE = "python -m pipeline.extract --backbone vgg16 --layer fc6 fc7"
 
 
 def choose_settings(
@@ -32,9 +37,6 @@ def choose_settings(
     requested: {"precision": name, "decoder": name}. "auto" takes the choice of an earlier run, so that its codes are
     found again, or else tries the choices on some of the images.
     """
-    from pipeline.extraction import autotune
-    from pipeline.images import torchcodec
-
     fixed = {name: value for name, value in requested.items() if value != AUTO}
     if fixed.get("decoder") == decoding.TORCHCODEC:
         torchcodec.validate_usable(network.transform, network.mean.device)
@@ -61,9 +63,6 @@ def earlier_choices(
 
     fixed: the choices that the user made, which the codes must have. Returns ({}, "") where there is nothing earlier.
     """
-    from pipeline.networks import weights
-    from pipeline.networks.frozen import PRECISIONS
-
     metadata = runner.metadata_of(extraction.manifest)
     for precision, decoder in product(PRECISIONS, decoding.DECODERS):
         choices = {"precision": precision, "decoder": decoder}
@@ -81,8 +80,6 @@ def earlier_choices(
 
 def show(name: str) -> str:
     """Return what --list shows of all backbones (""), of those that fit a pattern, or of one."""
-    from pipeline.networks.listing import listing
-
     return listing(name)
 
 
@@ -95,8 +92,6 @@ def run(settings: Extract) -> None:
     address = Experiment(settings.dataset, settings.backbone)
     folder = settings.out or address.features
     manifest = digits.open_prepared(address.data, **params.split_settings())
-    from pipeline.networks.frozen import FrozenNetwork, choose_device
-
     device = choose_device(settings.device)
     framing = transforms.Framing.sized(**settings.framing(manifest.max_value))
     network = FrozenNetwork(settings.backbone, settings.layer, settings.weights, settings.pool, framing, settings.relu)
@@ -126,12 +121,3 @@ def run(settings: Extract) -> None:
         print(f"{folder / layer}.h5: {count} × {width}{skipped}")
     others = ", the others were there from earlier runs or are copies" if extraction.forwarded < count else ""
     print(f"{errors.counted(extraction.forwarded, 'image')} went through the network{others}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("extract", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

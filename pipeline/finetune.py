@@ -1,27 +1,27 @@
-"""Fine-tune a network on a dataset: train its head, and its layers from one on; write the best weights."""
+"""Fine-tune a network on a dataset: train its head, and its layers from one on; write the best weights.
+
+Example: python -m pipeline.finetune --layer fc7 --model softmax --unfreeze conv7 --recipe modern --augment none
+"""
 
 from __future__ import annotations
+
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("finetune")
 
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    from pipeline.finetuning.initialization import InitialState, TrainValSplit
-    from pipeline.finetuning.model import TunableNetwork
-    from pipeline.finetuning.progress import EpochRow
-    from pipeline.finetuning.trainer import RuntimeConfig, Trainer
-    from pipeline.networks.frozen import FrozenNetwork
-
-from pipeline import command_line, errors, files, params
+from pipeline import errors, files, params
 from pipeline.analysis import source_weights
 from pipeline.analysis.gain import Gain, judge_training
 from pipeline.analysis.grouping import CodesRows, name_near_duplicates
@@ -32,13 +32,19 @@ from pipeline.config import NEAR_DUPLICATES, Extract, Finetune
 from pipeline.data import digits
 from pipeline.data.manifest import Manifest, read_depths, require_single_label
 from pipeline.errors import counted
-from pipeline.finetuning import recipes
+from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning.checkpoint import Checkpoint
+from pipeline.finetuning.distributed import join_processes, share_batch_norms
+from pipeline.finetuning.initialization import InitialState, TrainValSplit
+from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.progress import EpochRow
 from pipeline.finetuning.sampling import Sampling
+from pipeline.finetuning.trainer import LossDiverged, RuntimeConfig, Trainer, choose_step_precision
 from pipeline.images import decoding, parallel
 from pipeline.images.transforms import Framing
+from pipeline.networks import weights
+from pipeline.networks.frozen import FrozenNetwork, choose_device
 from pipeline.paths import FINETUNED, Experiment
-
-EXAMPLE = "python -m pipeline.finetune --layer fc7 --model softmax --unfreeze conv7 --recipe modern --augment none"
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,6 @@ def fine_tune(
     path: of the weights file; report: folder for epochs.csv; facts: for the metadata of the files; restart: whether an
     unfinished run is discarded. Raise PipelineError if the loss diverges, after the best weights so far are written.
     """
-    from pipeline.finetuning.checkpoint import Checkpoint
-    from pipeline.finetuning.trainer import Trainer
-
     main = runtime.processes.is_main
     checkpoint = Checkpoint(path.parent / ".cache" / f"{path.name}.checkpoint", identify_run(plan, runtime.precision))
     network = build_network(plan, runtime)
@@ -119,9 +122,6 @@ def fine_tune(
 
 def build_network(plan: Plan, runtime: RuntimeConfig) -> TunableNetwork:
     """Return the network to train, on its device."""
-    from pipeline.finetuning.distributed import share_batch_norms
-    from pipeline.finetuning.model import TunableNetwork
-
     network = TunableNetwork(plan.start.spec, plan.start.head, plan.unfreeze, plan.start.origin).to(runtime.device)
     if runtime.processes.count > 1 and plan.recipe.batch_norm == "trained":
         share_batch_norms(network.graph)
@@ -130,8 +130,6 @@ def build_network(plan: Plan, runtime: RuntimeConfig) -> TunableNetwork:
 
 def train(trainer: Trainer, report: Path) -> str:
     """Train to the end, with a line per epoch on the screen and in epochs.csv; return why it stopped early, or ""."""
-    from pipeline.finetuning.trainer import LossDiverged
-
     rows: list[EpochRow] = []
     try:
         for row in trainer.run():
@@ -158,8 +156,6 @@ def format_epoch(row: EpochRow) -> str:
 
 def write_weights(trainer: Trainer, start: InitialState, path: Path, facts: Mapping[str, object]) -> None:
     """Write the weights file, and next to it the head as a classifier of the codes that these weights give."""
-    from pipeline.networks import weights
-
     state, classes = trainer.network.backbone_state(), trainer.data.manifest.classes
     transform = replace(start.spec.transform, decoder=decoding.PILLOW)
     spec = replace(start.spec, weights=str(path), weights_sha256=weights.digest_of(state), transform=transform)
@@ -257,8 +253,6 @@ def network_of_codes(settings: Finetune, max_value: float) -> FrozenNetwork:
 
     max_value: the value that is white in the dataset's images.
     """
-    from pipeline.networks.frozen import FrozenNetwork
-
     usual, _ = params.load(Extract)
     origin, pool = settings.weights or usual.weights, settings.pool or usual.pool
     framing = Framing.sized(**usual.framing(max_value))
@@ -276,8 +270,6 @@ def sampling_of(settings: Finetune, data: TrainValSplit) -> Sampling:
 
 def use_deterministic_algorithms() -> None:
     """Let torch raise an exception for operations whose results may differ from run to run."""
-    import torch
-
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -290,11 +282,6 @@ def run(settings: Finetune) -> None:
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     manifest = digits.open_prepared(address.data, **params.split_settings())
     require_single_label(manifest)
-    from pipeline.finetuning import initialization
-    from pipeline.finetuning.distributed import join_processes
-    from pipeline.finetuning.trainer import RuntimeConfig, choose_step_precision
-    from pipeline.networks.frozen import choose_device
-
     codes = settings.codes or address.codes
     if settings.group_by == NEAR_DUPLICATES:
         manifest = add_near_duplicates(manifest, codes, settings)
@@ -319,12 +306,3 @@ def run(settings: Finetune) -> None:
         if processes.is_main:
             print(introduction(plan, runtime))
         fine_tune(plan, runtime, path, report, facts, restart=settings.restart)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("finetune", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,14 @@
-"""Predict the classes of new images, by a saved classifier or by the network itself: CSV or JSON lines on stdout."""
+"""Predict the classes of new images, by a saved classifier or by the network itself: CSV or JSON lines on stdout.
+
+Example: python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3
+"""
 
 from __future__ import annotations
+
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("predict")
 
 import csv
 import json
@@ -8,27 +16,24 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 from scipy.special import softmax
 
-if TYPE_CHECKING:
-    from pipeline.extraction.engine import BatchCodes, Engine
-    from pipeline.networks.frozen import FrozenNetwork
-
-from pipeline import command_line, errors, params
+from pipeline import errors, params
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import join_codes
 from pipeline.config import Extract, Predict
 from pipeline.data import folders
 from pipeline.extraction import memory
+from pipeline.extraction.engine import BatchCodes, Engine
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, depth, parallel
+from pipeline.networks import source_classes
+from pipeline.networks.frozen import FrozenNetwork, choose_device, rebuild_network
 from pipeline.paths import LAYER_SEPARATOR, Experiment
 from pipeline.progress import track
-
-EXAMPLE = "python -m pipeline.predict --classifier models/digits/tinyvgg/fc7-svm.skops photos --top 3"
 
 OF_SOURCES = depth.Depths(eight_bit=True)
 """The depths of the images that pretrained networks were trained on."""
@@ -171,9 +176,6 @@ def known_depths(path: Path) -> depth.Depths | None:
 
 def open_predictor(settings: Predict) -> Predictor:
     """Return what the settings name: a classifier with its network, or a network with the classes of its own."""
-    from pipeline.networks import source_classes
-    from pipeline.networks.frozen import choose_device, rebuild_network
-
     device = choose_device(settings.device)
     if not settings.source_classes:
         address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
@@ -196,8 +198,6 @@ def open_predictor(settings: Predict) -> Predictor:
 def run(settings: Predict) -> None:
     """Predict what the settings name."""
     memory.keep_freed()
-    from pipeline.extraction.engine import Engine
-
     predictor = open_predictor(settings)
     known, white = None if settings.range else predictor.depths, predictor.network.transform.max_value
     engine = Engine(predictor.network, settings.batch_size, validate=decoding.depth_validator(known, white))
@@ -214,12 +214,3 @@ def run(settings: Predict) -> None:
             f"None of {errors.counted(bad, 'image')} can be read." if bad else "No images were named, or found."
         )
     print(f"{errors.counted(done, 'image')}, {bad} skipped", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("predict", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

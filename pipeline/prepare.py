@@ -1,11 +1,18 @@
-"""Make a dataset ready: check every file, settle the splits, write data/<dataset>/manifest.csv."""
+"""Make a dataset ready: check every file, settle the splits, write data/<dataset>/manifest.csv.
+
+Example: python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("prepare")
+
 from pathlib import Path
 
-from pipeline import command_line, errors, files, params
+from pipeline import errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import corrections, sources, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
@@ -14,8 +21,6 @@ from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.summary import first_bad, summary
 from pipeline.images import parallel
 from pipeline.paths import expand_home, identity_of
-
-EXAMPLE = "python -m pipeline.prepare --dataset ~/photos/flowers --test 0.2"
 
 RECORDED = ("test", "val", "seed", "group_by", "layout", "range")
 """The settings on which a prepared dataset depends, besides its sources."""
@@ -60,12 +65,3 @@ def run(settings: Prepare) -> None:
     write_origin(folder, source, prepared.max_value, prepared.depths, recorded)
     write(prepared, folder)
     print(summary(prepared, folder))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("prepare", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,20 @@
-"""Show all on one page that opens offline: scores, mistakes, suspected label errors, images without labels."""
+"""Show all on one page that opens offline: scores, mistakes, suspected label errors, images without labels.
+
+Example: python -m pipeline.report --dataset digits
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("report")
+
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import command_line, errors, files, hints
+from pipeline import errors, files, hints
 from pipeline.codes.reader import CodesIndex
 from pipeline.config import Report
 from pipeline.paths import ADDRESS_WORDS
@@ -22,7 +29,6 @@ from pipeline.reporting.page_data import Scores
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "python -m pipeline.report --dataset digits"
 COLUMNS = ("dataset", "backbone", "layer", "model", "top-1", "95% interval", "balanced", "n")
 MULTI_LABEL_COLUMNS = (*COLUMNS[:4], "mAP", "95% interval", "VOC 2007", "n")
 MEGABYTE = 1_000_000
@@ -100,12 +106,3 @@ def run(settings: Report) -> None:
         print(note)
     if path.exists():
         print(f"\nThe report: {path} ({path.stat().st_size / MEGABYTE:.1f} MB; open it in a browser)")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("report", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

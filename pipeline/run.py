@@ -1,21 +1,27 @@
-"""Go all the way from images to a report: prepare, advise, extract, classify, evaluate, report."""
+"""Go all the way from images to a report: prepare, advise, extract, classify, evaluate, report.
+
+Example: python -m pipeline.run ~/photos
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("run")
+
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import command_line, params
+from pipeline import params
 from pipeline.classifiers.scoring import Metrics
 from pipeline.config import COMMANDS, Run
 from pipeline.errors import Fix, PipelineError
 from pipeline.paths import Experiment
 
-EXAMPLE = "python -m pipeline.run ~/photos"
 BACKBONES = Run().backbone
 """The backbones that need no download: one for photographs, one for small images."""
 
@@ -93,12 +99,3 @@ def run(settings: Run) -> None:
         f"{result.metrics['top1_high']:.4f}, n = {result.metrics['n']}).\n"
         f"For new images: {Fix('predict', {'classifier': result.classifier})} IMAGE"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("run", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,26 @@
-"""Select the best classifier of a backbone by cross-validation, and write its scores as one line of DVC's tables."""
+"""Select the best classifier of a backbone by cross-validation, and write its scores as one line of DVC's tables.
+
+Example: python -m pipeline.select --dataset photos --backbone efficientnet_lite0 --layer stage6 avgpool
+"""
 
 from __future__ import annotations
 
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("select")
+
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import command_line, errors, files
+from pipeline import errors, files
 from pipeline.classifiers import scoring
 from pipeline.config import Select
 from pipeline.paths import Experiment
 from pipeline.reporting.experiments import find_experiments, find_multi_label, rank
 from pipeline.reporting.page_data import Scores
 
-EXAMPLE = "python -m pipeline.select --dataset photos --backbone efficientnet_lite0 --layer stage6 avgpool"
 REPORTS = Path("reports")
 BEST = "best_in_cv"
 """What all keys begin with: the test images had no say in the choice."""
@@ -63,12 +69,3 @@ def run(settings: Select) -> None:
         f"{errors.counted(len(ranked), 'classifier')} on held-out training images{held_out}; on the test images it has "
         f"{scoring.sentence(ranked[0])}\n{settings.out}"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("select", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,25 @@
-"""Find the images of a dataset that are most similar to given images, by the distance between their CNN codes."""
+"""Find the images of a dataset that are most similar to given images, by the distance between their CNN codes.
+
+Example: python -m pipeline.similar photo.jpg --dataset flowers --backbone efficientnet_lite0 --layer avgpool
+"""
 
 from __future__ import annotations
+
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("similar")
 
 import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from pipeline.extraction.engine import Engine
-
-from pipeline import command_line, errors
+from pipeline import errors
 from pipeline.analysis import neighbors
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
@@ -22,12 +27,12 @@ from pipeline.config import Similar
 from pipeline.data.folders import list_paths
 from pipeline.data.manifest import names_of_label, read_depths, read_max_value
 from pipeline.extraction import memory
+from pipeline.extraction.engine import Engine
 from pipeline.extraction.loop import CodesBatch, compute_codes
 from pipeline.images import decoding, parallel
+from pipeline.networks.frozen import choose_device, rebuild_network
 from pipeline.paths import Experiment, require_one_layer
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
-
-EXAMPLE = "python -m pipeline.similar photo.jpg --dataset flowers --backbone efficientnet_lite0 --layer avgpool"
 
 
 @dataclass(frozen=True)
@@ -101,9 +106,6 @@ def run(settings: Similar) -> None:
     file = settings.codes or address.codes
     index = reader.read_index(file, {} if settings.codes else {"backbone": settings.backbone, "layer": settings.layer})
     validate_dataset(file, address.data)
-    from pipeline.extraction.engine import Engine
-    from pipeline.networks.frozen import choose_device, rebuild_network
-
     spec = index.spec.with_white(settings.range)
     network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
     known = read_depths(address.data) if settings.range is None else None
@@ -126,12 +128,3 @@ def run(settings: Similar) -> None:
     draw_sheet(out, sheet_rows(found, address.data, settings.range))
     left_out = f" (the first {MOST_ROWS} of {len(found)} images)" if len(found) > MOST_ROWS else ""
     print(f"The contact sheet: {out}{left_out}", file=sys.stderr)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("similar", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,15 +1,22 @@
-"""Suggest which images without a label to label next, in a CSV file to fill in for `prepare --corrections`."""
+"""Suggest which images without a label to label next, in a CSV file to fill in for `prepare --corrections`.
+
+Example: python -m pipeline.suggest --dataset flowers --backbone efficientnet_lite0 --layer avgpool --count 20
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("suggest")
+
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors, files
+from pipeline import errors, files
 from pipeline.analysis import neighbors, suggestion
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
@@ -19,8 +26,6 @@ from pipeline.data import corrections
 from pipeline.data.manifest import UNLABELLED, read_max_value
 from pipeline.paths import Experiment, require_one_layer
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
-
-EXAMPLE = "python -m pipeline.suggest --dataset flowers --backbone efficientnet_lite0 --layer avgpool --count 20"
 
 MOST_COMPARED = 20_000
 """Number of images among which typical ones are looked for; of more a random sample is taken, the same in each run."""
@@ -107,12 +112,3 @@ def run(settings: Suggest) -> None:
         "Write relabel into the column action and the class into to, then: "
         f"{corrections.next_command(address.data, path)}"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("suggest", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,21 @@
-"""Check a file of codes: its checksums, its spec, and that each row belongs to the image and label it names."""
+"""Check a file of codes: its checksums, its spec, and that each row belongs to the image and label it names.
+
+Example: python -m pipeline.verify features/digits/tinyvgg/fc7.h5
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("verify")
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors
+from pipeline import errors
 from pipeline.codes import reader
 from pipeline.codes.belonging import differences
 from pipeline.codes.spec import extract_settings
@@ -17,8 +24,6 @@ from pipeline.data.manifest import read_manifest
 from pipeline.images import decoding, parallel
 from pipeline.paths import MANIFEST, Experiment
 from pipeline.progress import track
-
-EXAMPLE = "python -m pipeline.verify features/digits/tinyvgg/fc7.h5"
 
 
 def value_problems(path: Path) -> Iterator[str]:
@@ -57,12 +62,3 @@ def run(settings: Verify) -> None:
         raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Extract again.", fix=fix)
     images_too = f"and fit the images in {folder}" if compared else "(no prepared dataset to compare them with)"
     print(f"{settings.file}: {spec.backbone} {spec.layer}, all rows are sound {images_too}")
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("verify", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,14 +1,21 @@
-"""Weigh the classes of a source dataset by how much a target looks like them, to pretrain on what will help."""
+"""Weigh the classes of a source dataset by how much a target looks like them, to pretrain on what will help.
+
+Example: python -m pipeline.weigh --dataset flowers --backbone tinyvgg
+"""
 
 from __future__ import annotations
 
-import sys
+from pipeline import command_line
+
+if __name__ == "__main__":  # help and mistakes do not wait for the imports below
+    command_line.start("weigh")
+
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from pipeline import command_line, errors, files, params
+from pipeline import errors, files, params
 from pipeline.analysis import source_weights
 from pipeline.analysis.source_weights import SourceWeights, mean_probabilities
 from pipeline.classifiers import persistence
@@ -18,10 +25,11 @@ from pipeline.config import Weigh
 from pipeline.data import digits
 from pipeline.data.manifest import UNLABELLED, Manifest, require_single_label
 from pipeline.data.sampling import units_of
+from pipeline.extraction.transformer import CNNCodes
+from pipeline.networks import source_classes
+from pipeline.networks.frozen import choose_device
 from pipeline.paths import Experiment
 from pipeline.reporting import figures
-
-EXAMPLE = "python -m pipeline.weigh --dataset flowers --backbone tinyvgg"
 
 SHOWN = 10
 """How many of the heaviest and of the lightest classes are shown."""
@@ -43,9 +51,6 @@ def first_of_each(manifest: Manifest) -> np.ndarray:
 
 def by_own_head(backbone: str, origin: str, target: Manifest, temperature: float, device: str) -> SourceWeights:
     """Weigh the classes that a network was pretrained on, by its own head; target: the images to weigh by."""
-    from pipeline.extraction.transformer import CNNCodes
-    from pipeline.networks import source_classes
-
     head = source_classes.require_head(backbone, origin)
     codes = CNNCodes(backbone, head.node, weights=origin, range=target.max_value, device=device)
     return SourceWeights(head.names, None, mean_probabilities(codes.fit_transform(target.files()), temperature))
@@ -113,8 +118,6 @@ def run(settings: Weigh) -> None:
         weights = by_classifier(of_source.classifier, source, address.codes, target, settings.temperature)
         judge = f"the classifier {of_source.classifier}"
     else:
-        from pipeline.networks.frozen import choose_device
-
         device = choose_device(settings.device)
         weights = by_own_head(settings.backbone, settings.weights, target, settings.temperature, device)
         judge = f"the head of {settings.backbone} ({settings.weights} weights)"
@@ -129,12 +132,3 @@ def run(settings: Weigh) -> None:
         f"{out / 'weights.csv'}: {errors.counted(len(weights.classes), 'class')} by {judge} on "
         f"{errors.counted(n_images, 'image')}, as many as {weights.effective_classes:.1f} equally weighted ones"
     )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command."""
-    return command_line.run_command("weigh", run, __doc__, EXAMPLE, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import command_line
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
@@ -52,7 +52,7 @@ def run(project: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outc
     def call(stage: str, *arguments: object) -> Outcome:
         capsys.readouterr()
         try:
-            code = importlib.import_module(f"pipeline.{stage}").main([str(argument) for argument in arguments])
+            code = command_line.run_command(stage, [str(argument) for argument in arguments])
         except SystemExit as end:
             code = int(end.code or 0)
         return Outcome(code, *capsys.readouterr())

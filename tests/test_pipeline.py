@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
@@ -18,6 +17,7 @@ import pytest
 import yaml
 from conftest import ROOT, write_photos
 
+from pipeline import command_line
 from pipeline.config import COMMANDS, extra_of
 
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
@@ -29,7 +29,7 @@ def test_every_command_and_flag_has_help_and_every_command_an_example(
 ) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit, match="0"):
-        importlib.import_module(f"pipeline.{command}").main(["--help"])
+        command_line.run_command(command, ["--help"])
     shown = capsys.readouterr().out
     assert f"example:\n  python -m pipeline.{command}" in shown
     flags = re.findall(r"^  --[-\w]+.*(?:\n {6,}.*)*", shown, re.M)

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline import yaml_text
 
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def setting(

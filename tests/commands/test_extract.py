@@ -24,6 +24,7 @@ from helpers import FC7, count_forwards, mistake
 
 from pipeline.codes import reader
 from pipeline.codes.writer import cache_folder
+from pipeline.command_line import run_command
 from pipeline.data.manifest import read_manifest
 from pipeline.networks.frozen import FrozenNetwork
 
@@ -177,7 +178,7 @@ def test_a_really_full_disk(run: Run, prepared: Path) -> None:
     try:
         (disk / "ballast").write_bytes(b"x" * 100_000)
         script = "import shutil, sys; shutil.disk_usage = lambda folder: shutil._ntuple_diskusage(9**9, 0, 9**9)\n"
-        script += "from pipeline import extract; sys.exit(extract.main(sys.argv[1:]))"
+        script += "from pipeline.command_line import run_command; sys.exit(run_command('extract', sys.argv[1:]))"
         command = [
             sys.executable,
             "-c",
@@ -242,7 +243,8 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from pipeline import extract
+import pipeline.extract  # once for all writers
+from pipeline.command_line import run_command
 from pipeline.extraction.engine import Engine
 from pipeline.networks import frozen
 
@@ -261,7 +263,7 @@ for number in range(kills):
         shutil.rmtree("features/photos/.cache", ignore_errors=True)  # each starts from scratch, to be killed anywhere
     child = os.fork()
     if child == 0:
-        os._exit(extract.main(["--dataset", "photos", "--weights", weights, *sys.argv[4:]]))
+        os._exit(run_command("extract", ["--dataset", "photos", "--weights", weights, *sys.argv[4:]]))
     time.sleep(rng.uniform(0, longest))
     os.kill(child, signal.SIGKILL)
     killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -290,12 +292,10 @@ def kill(kills: int, kinds: str, longest: float) -> int:
 
 def undisturbed(*flags: str) -> float:
     """Extract as the writers that are killed do, in one thread: the same sums in the same order; return the seconds."""
-    from pipeline import extract
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     start = time.monotonic()
-    assert extract.main(["--dataset", "photos", *KILLED, *flags]) == 0
+    assert run_command("extract", ["--dataset", "photos", *KILLED, *flags]) == 0
     torch.set_num_threads(threads)
     return time.monotonic() - start
 

@@ -292,14 +292,13 @@ KILLER = """
 import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from pipeline import finetune
-import pipeline.finetuning.trainer, pipeline.finetuning.initialization
-import pipeline.finetuning.distributed, pipeline.finetuning.model, skops.io
+import pipeline.finetune, skops.io
+from pipeline.command_line import run_command
 
 def start(name):
     child = os.fork()
     if child == 0:
-        os._exit(finetune.main([*sys.argv[2:], "--out", f"{name}.safetensors", "--report", name]))
+        os._exit(run_command("finetune", [*sys.argv[2:], "--out", f"{name}.safetensors", "--report", name]))
     return child
 
 begun = time.monotonic()

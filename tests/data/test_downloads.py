@@ -25,7 +25,8 @@ import torchvision.datasets.utils
 from PIL import Image
 from scipy.io import savemat
 
-from pipeline import errors, prepare
+from pipeline import errors
+from pipeline.command_line import run_command
 from pipeline.data import checking, downloads, sources
 from pipeline.data.manifest import SPLITS, ListedImage, read_manifest
 
@@ -465,7 +466,7 @@ def test_prepare_takes_a_dataset_by_name(
 ) -> None:
     publish_hymenoptera(site, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    assert prepare.main(["--dataset", "hymenoptera"]) == 0
+    assert run_command("prepare", ["--dataset", "hymenoptera"]) == 0
     manifest = read_manifest(Path("data", "hymenoptera"))
     assert manifest.classes == ("ants", "bees") and sorted(manifest.splits) == ["test", "test", "train", "train"]
     assert all(file.is_file() for file in manifest.files())

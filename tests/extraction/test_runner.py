@@ -17,14 +17,14 @@ from pipeline.codes import reader
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from pipeline import extract, prepare
+from pipeline.command_line import run_command as run
 
 assert False, "asserts are executed"
 flags = ["--dataset", "photos", "--layer", "fc7", "--batch-size", "4", "--precision", "fp32"]
-codes = prepare.main(["--dataset", "photos"]), extract.main([*flags, "--out", "whole"])
+codes = run("prepare", ["--dataset", "photos"]), run("extract", [*flags, "--out", "whole"])
 corrupt = Path(sys.argv[1])
 corrupt.write_bytes(corrupt.read_bytes()[:200])
-sys.exit(any([*codes, extract.main([*flags, "--out", "parts/part"])]))
+sys.exit(any([*codes, run("extract", [*flags, "--out", "parts/part"])]))
 """
 """Extracts a folder twice, the second time without an image, into a folder that shares no cache with the first."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import io
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from helpers import (
     write_scores,
 )
 
-from pipeline import evaluate
+from pipeline import command_line, evaluate
 from pipeline.classifiers import scoring
 from pipeline.codes.reader import Codes
 
@@ -51,7 +50,7 @@ def browser() -> Iterator[Any]:
 
 def command(stage: str, *arguments: object) -> int:
     """Run a command in this process; return its exit code."""
-    return int(importlib.import_module(f"pipeline.{stage}").main([str(argument) for argument in arguments]))
+    return command_line.run_command(stage, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
