@@ -13,7 +13,7 @@ from pipeline.config import COMMANDS
 
 LAYERS = (
     ("reporting",),
-    ("finetuning", "analysis"),
+    ("finetuning", "analysis", "exporting"),
     ("extraction", "classifiers"),
     ("networks",),
     ("codes",),

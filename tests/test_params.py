@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -226,3 +229,21 @@ def test_the_console_script_lists_the_commands_and_runs_one(capsys: pytest.Captu
         assert any(line.split()[:1] == [command] and len(line.split()) > 3 for line in listed.splitlines())
     assert main(["nope"]) == 2 and "Unknown command 'nope'" in capsys.readouterr().err
     assert main(["cache"]) == 0 and "0 files" in capsys.readouterr().out
+
+
+def test_help_and_mistakes_do_not_wait_for_libraries(project: Path) -> None:
+    script = f"""
+import sys
+from pipeline.command_line import run_command
+for command in {list(COMMANDS)}:
+    try:
+        run_command(command, ["--help"])
+    except SystemExit as end:
+        assert not end.code
+    assert run_command(command, ["--nonsense"]) == 2
+print("imported:", *sorted({{"torch", "sklearn", "scipy", "pandas", "numpy", "h5py", "PIL"}} & set(sys.modules)))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert ended.stdout.endswith("imported:\n"), ended.stderr

@@ -19,10 +19,10 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer
 
-from pipeline import export
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import join_codes
 from pipeline.data.manifest import read_manifest
+from pipeline.exporting import end_to_end, onnx_file
 from pipeline.images import transforms
 from pipeline.networks.frozen import rebuild_network
 
@@ -178,7 +178,7 @@ def test_resizing_that_torchvision_does_not_know_is_not_claimed() -> None:
     def said(**framing: object) -> object:
         spec = make_spec()
         spec = replace(spec, transform=replace(spec.transform, **framing))
-        return json.loads(export.metadata(persistence.SavedClassifier(Pipeline([]), spec, ("a", "b")))["resize"])
+        return json.loads(onnx_file.metadata(persistence.SavedClassifier(Pipeline([]), spec, ("a", "b")))["resize"])
 
     assert said(resize=72) == 72 and said(fit="whole", crop_width=80) == [64, 80]
     assert said(crop_width=80) is None and said(views="flips") is None
@@ -189,7 +189,7 @@ def test_a_head_that_scales_nothing_as_fine_tuning_leaves_it(run: Run, photos: P
     found = persistence.load(trained(run, "fc7", "softmax", "{l2: {C: [1]}}"))
     bare = persistence.SavedClassifier(Pipeline([("classify", found.pipeline[-1])]), found.spec, found.classes)
     network = rebuild_network(found.spec)
-    assert export.check(export.export(bare, network), bare, network) < 1e-4
+    assert onnx_file.check(onnx_file.export(bare, network), bare, network) < 1e-4
 
 
 def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,11 +200,11 @@ def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch:
     path = trained(run, "fc7", "svm", "{l2: {C: [1]}}")
     other = run("export", "--classifier", path, "--weights", "random")
     assert other.code == 2 and "weights_sha256" in other.err
-    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
     large = run("export", "--classifier", path)
     assert large.code == 2 and "2 GB" in large.err
-    monkeypatch.setattr(export, "MAX_BYTES", 2**31)
-    monkeypatch.setattr(persistence, "margins", lambda *given: np.ones((export.CHECKED, 3)))
+    monkeypatch.setattr(onnx_file, "MAX_BYTES", 2**31)
+    monkeypatch.setattr(persistence, "margins", lambda *given: np.ones((onnx_file.CHECKED, 3)))
     wrong = run("export", "--classifier", path)
     assert wrong.code == 2 and "nothing was written" in wrong.err
     assert not list(Path("models").rglob("*.onnx*"))
@@ -222,6 +222,6 @@ def test_ridge_of_two_classes_has_two_rows_of_weights() -> None:
     X, y = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.arange(20) % 2
     pipeline = make_pipeline(Normalizer(), RidgeClassifier()).fit(X, y)
     classifier = persistence.SavedClassifier(pipeline, make_spec(), ("ant", "bee"))
-    weights, bias = export.linear(classifier)
+    weights, bias = end_to_end.linear(classifier)
     margins = Normalizer().transform(X) @ weights.T + bias
     np.testing.assert_allclose(margins, persistence.margins(classifier, X), atol=1e-5)

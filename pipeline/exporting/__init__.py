@@ -1,0 +1,1 @@
+"""A classifier and its network as one, for use without this program."""

@@ -1,0 +1,156 @@
+"""A classifier and its network as one ONNX file, compared with ours in onnxruntime before it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import numpy as np
+import torch
+
+from pipeline import errors
+from pipeline.classifiers import persistence
+from pipeline.classifiers.persistence import SavedClassifier
+from pipeline.codes.spec import join_codes
+from pipeline.exporting.end_to_end import end_to_end, softmax_factor
+from pipeline.images import views
+from pipeline.networks.frozen import FrozenNetwork
+from pipeline.paths import LAYER_SEPARATOR
+
+MAX_BYTES = 2**31 - 2**20
+"""ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
+
+CHECKED = 16
+"""Number of images of noise on which the written network is compared with ours."""
+
+TOLERANCE = 1e-3
+"""Largest difference of an output that is accepted, relative to the largest output or to 1."""
+
+SHOWN_CLASSES = 20
+"""Number of classes that the model's description names; its metadata name all."""
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""Packages that only this command needs."""
+
+
+def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
+    """Return the ONNX file of a classifier and the network that gives its codes."""
+    model = end_to_end(classifier, network)
+    if sum(value.nbytes for value in model.state_dict().values()) > MAX_BYTES:
+        raise errors.PipelineError(
+            "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
+            "a smaller backbone."
+        )
+    names = ["margins"] if softmax_factor(classifier) is None else ["margins", "probabilities"]
+    try:
+        program = translate(model, torch.from_numpy(noise(network, 2)), names)
+    except Exception as error:  # what torch raises depends on the operations of the network
+        raise errors.PipelineError(
+            f"torch cannot write {classifier.spec.backbone} as ONNX ({errors.first_line(error).rstrip('.')}). Export "
+            "another backbone, for instance efficientnet_lite0."
+        ) from error
+    program.model.metadata_props.update(metadata(classifier))
+    program.model.doc_string = describe(classifier)
+    return bytes(program.model_proto.SerializeToString())
+
+
+def translate(model: torch.nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
+    """Return a module as an ONNX program that takes any number of images.
+
+    example: some images; outputs: the names of its outputs.
+    """
+    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
+    program = torch.onnx.export(graph, input_names=["images"], output_names=list(outputs), verbose=False)
+    if program is None:
+        raise RuntimeError("no program was made")
+    return program
+
+
+def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return adaptive max pooling, which ONNX lacks, of maps of a fixed size; the places of the maxima are all 0."""
+    values = maps
+    for axis, (size, count) in enumerate(zip(maps.shape[2:], cells, strict=True), start=2):
+        bounds = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+        values = torch.cat([values.narrow(axis, low, high - low).amax(axis, True) for low, high in bounds], axis)
+    return values, torch.zeros_like(values, dtype=torch.int64)
+
+
+def metadata(classifier: SavedClassifier) -> dict[str, str]:
+    """Return the metadata of the file, as JSON by name: the classes, how images are made ready, the spec of the codes.
+
+    resize and crop are what torchvision's Resize and CenterCrop take; resize is null where the two do not tell it all.
+    """
+    transform = classifier.spec.transform
+    plain = transform.views == "one" and (transform.fit == "whole" or not transform.crop_width)
+    resize = (transform.size if transform.fit == "whole" else transform.resize) if plain else None
+    content = {
+        "classes": classifier.classes,
+        "resize": resize,
+        "interpolation": transform.interpolation,
+        "crop": transform.size,
+        "spec": classifier.spec.to_dict(),
+    }
+    return {name: json.dumps(value) for name, value in content.items()}
+
+
+def describe(classifier: SavedClassifier) -> str:
+    """Return what viewers of ONNX files show of the model: what goes in, and what comes out."""
+    transform, names = classifier.spec.transform, classifier.classes
+    height, width = transform.size
+    shown = ", ".join(names[:SHOWN_CLASSES]) + (f", … ({len(names)} in all)" if len(names) > SHOWN_CLASSES else "")
+    if transform.fit == "whole":
+        made = f"each resized to {height}x{width}"
+    else:
+        made = f"each resized to a shorter side of {transform.resize}, of which the central {height}x{width} are taken"
+    return (
+        f"From upright RGB images of 0 to 255, {made} ({transform.interpolation}, antialiased, as Pillow and "
+        f"torchvision do; views: {transform.views}), to margins, the highest of which is the predicted class's, and "
+        f"probabilities where the classifier has them. The values are scaled within the model. Classes: {shown}."
+    )
+
+
+def noise(network: FrozenNetwork, count: int) -> np.ndarray:
+    """Return images of noise as the network takes them.
+
+    (count, 3, height, width) uint8, or (count, n_views, 3, height, width) where there are several views.
+    """
+    n_views, size = views.count(network.transform.views), network.transform.size
+    shape = (count, n_views, 3, *size) if n_views > 1 else (count, 3, *size)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def check(file: bytes, classifier: SavedClassifier, network: FrozenNetwork) -> float:
+    """Return the largest difference between the file's margins and ours, on images of noise.
+
+    It is relative to the largest margin, or to 1. Raise PipelineError if an output differs by more than `TOLERANCE`.
+    """
+    import onnxruntime  # of an extra
+
+    images = noise(network, CHECKED)
+    codes_by_layer, layers = network.codes(images), classifier.spec.layer.split(LAYER_SEPARATOR)
+    codes = join_codes([codes_by_layer[layer].astype(np.float32) for layer in layers], classifier.spec)
+    margins, probabilities = persistence.margins(classifier, codes), persistence.probabilities(classifier, codes)
+    ours = [margins] if probabilities is None else [margins, probabilities]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {"images": images})
+    differences = [largest_difference(*pair) for pair in zip(theirs, ours, strict=True)]
+    if not max(differences) <= TOLERANCE:
+        raise errors.PipelineError(
+            f"In onnxruntime the model's outputs differ by {max(differences):.2g} of the largest, so nothing was "
+            "written. Export another layer or backbone."
+        )
+    return differences[0]
+
+
+def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference, relative to the largest value or to 1; infinite values are left out."""
+    finite = np.isfinite(expected)
+    return float(np.abs(outputs[finite] - expected[finite]).max() / max(1.0, np.abs(expected[finite]).max()))
+
+
+def validate_packages() -> None:
+    """Refuse to start without the packages that only this command needs."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
