@@ -87,8 +87,8 @@ def test_grammar() -> None:
     assert [counted(1, "image"), counted(0, "image"), counted(2, "class")] == ["1 image", "0 images", "2 classes"]
 
 
-def test_a_command_that_is_run_as_a_module_logs_as_the_program_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_are_shown_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet, expected in ((False, "a note\n"), (True, "")):
         set_up_logging(quiet=quiet)
-        logging.getLogger("__main__").info("a note")
+        logging.getLogger("pipeline.advise").info("a note")
         assert capsys.readouterr().err == expected
