@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,38 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[None]:
+    """Give an empty folder in place of an old one; put the old one back if an exception is raised.
+
+    Where a process is killed, the old folder is put back when this is called again.
+    """
+    is_new = not folder.parent.exists()
+    before, discarded = (folder.with_name(f".{folder.name}.{word}") for word in ("before", "discarded"))
+    if before.exists():
+        _put_back(before, folder)
+    if folder.exists():
+        folder.rename(before)
+    try:
+        folder.mkdir(parents=True)
+        yield
+        shutil.rmtree(discarded, ignore_errors=True)
+        if before.exists():
+            before.rename(discarded)
+    except BaseException:
+        _put_back(before, folder)
+        if is_new:
+            folder.parent.rmdir()
+        raise
+    shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _put_back(before: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if before.exists():
+        before.rename(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from pipeline import addresses
 from pipeline.errors import PipelineError
 
 ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
@@ -20,8 +21,6 @@ FINETUNED = "finetuned"
 MANIFEST, ORIGIN = "manifest.csv", "source.json"
 """What makes a folder a prepared dataset, and what says which source it was prepared from."""
 
-TABLE_SUFFIXES = (".csv", ".tsv")
-
 
 def expand_home(text: str) -> Path:
     """Return a path that starts at the home folder if the text starts with `~`."""
@@ -32,13 +31,18 @@ def expand_home(text: str) -> Path:
 
 
 def name_of_source(source: str) -> str:
-    """Return the name of the dataset that a source becomes: its last part, of a CSV file without the suffix."""
+    """Return the name of the dataset that a source becomes: its last part, of a CSV file or archive without suffix."""
+    if addresses.is_url(source):
+        return addresses.stem(addresses.last_name(source))
     path = expand_home(source)
-    return path.stem if path.suffix.lower() in TABLE_SUFFIXES and not path.is_dir() else path.resolve().name
+    name = path.resolve().name
+    return name if path.is_dir() else addresses.stem(name)
 
 
 def identity_of(source: str) -> str:
-    """Return what tells a source from others: the absolute path of a folder or file, or the name of a dataset."""
+    """Return what tells a source from others: the absolute path of a folder or file, the name of a dataset, a URL."""
+    if addresses.is_url(source):
+        return addresses.without_secrets(source)
     path = expand_home(source)
     return str(path.resolve()) if source and path.exists() else source
 

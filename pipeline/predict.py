@@ -25,7 +25,7 @@ from pipeline import errors, params
 from pipeline.classifiers import persistence
 from pipeline.codes.spec import join_codes
 from pipeline.config import Extract, Predict
-from pipeline.data import folders
+from pipeline.data.local import NewImage, open_images
 from pipeline.extraction import memory
 from pipeline.extraction.engine import BatchCodes, Engine
 from pipeline.extraction.loop import CodesBatch, compute_codes
@@ -43,7 +43,7 @@ OF_SOURCES = depth.Depths(eight_bit=True)
 class Prediction:
     """The classes of an image with the highest margins, best first, each with its probability or margin."""
 
-    path: Path
+    path: str
     classes: tuple[str, ...]
     values: tuple[float, ...]
 
@@ -52,7 +52,7 @@ class Prediction:
 class Unread:
     """An image that cannot be read, and why."""
 
-    path: Path
+    path: str
     reason: str
 
 
@@ -103,13 +103,13 @@ def with_source_classes(network: FrozenNetwork, names: tuple[str, ...]) -> Predi
 
 
 def predict(
-    predictor: Predictor, engine: Engine, paths: Iterable[Path], top: int, threads: int
+    predictor: Predictor, engine: Engine, images: Iterable[NewImage], top: int, threads: int
 ) -> Iterator[Prediction | Unread]:
     """Yield the prediction of each image, and the bad images ahead of their batch; a few batches are in memory.
 
     engine: of the predictor's network. The classes are ordered by their margins, as in `evaluate`.
     """
-    for result in compute_codes(engine, ((path, path) for path in paths), threads):
+    for result in compute_codes(engine, images, threads):
         if isinstance(result, CodesBatch):
             yield from predict_batch(predictor, result, top)
         else:
@@ -117,7 +117,7 @@ def predict(
             yield Unread(path, str(reason))
 
 
-def predict_batch(predictor: Predictor, batch: CodesBatch[Path], top: int) -> Iterator[Prediction]:
+def predict_batch(predictor: Predictor, batch: CodesBatch[str], top: int) -> Iterator[Prediction]:
     """Yield the predictions of the images in a batch."""
     margins, values = predictor.score(batch.codes)
     best = np.argsort(-margins, axis=1, kind="stable")[:, :top]
@@ -145,12 +145,14 @@ def json_writer(file: TextIO, kind: str, measure: str) -> Callable[[Prediction],
     def write(prediction: Prediction) -> None:
         classes = zip(prediction.classes, prediction.values, strict=True)
         top = [{kind: name, measure: value} for name, value in classes]
-        file.write(json.dumps({"path": str(prediction.path), "top": top}) + "\n")
+        file.write(json.dumps({"path": prediction.path, "top": top}) + "\n")
 
     return write
 
 
-WRITERS = {"csv": csv_writer, "json": json_writer}
+Writer = Callable[[TextIO, str, str], Callable[[Prediction], None]]
+
+WRITERS: dict[str, Writer] = {"csv": csv_writer, "json": json_writer}
 
 
 def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], None]) -> tuple[int, int]:
@@ -159,7 +161,7 @@ def emit(results: Iterable[Prediction | Unread], write: Callable[[Prediction], N
     for result in results:
         counts[type(result)] += 1
         if isinstance(result, Unread):
-            print(f"Skipped {str(result.path)!r}: {result.reason}", file=sys.stderr)
+            print(f"Skipped {result.path!r}: {result.reason}", file=sys.stderr)
         else:
             write(result)
     return counts[Prediction], counts[Unread]
@@ -201,12 +203,9 @@ def run(settings: Predict) -> None:
     predictor = open_predictor(settings)
     known, white = None if settings.range else predictor.depths, predictor.network.transform.max_value
     engine = Engine(predictor.network, settings.batch_size, validate=decoding.depth_validator(known, white))
-    paths = folders.list_paths(settings.images, command_line.stdin_lines())
-    results = predict(predictor, engine, paths, settings.top, settings.threads or parallel.default_threads())
-    if not sys.stdout.isatty():  # where the predictions themselves show how far it has come
-        results = track(results, "predicting", None)
-    command_line.pass_any_text(sys.stdout)
-    done, bad = emit(results, WRITERS[settings.format](sys.stdout, predictor.kind, predictor.measure))
+    with open_images(settings.images, command_line.stdin_lines()) as images:
+        results = predict(predictor, engine, images, settings.top, settings.threads or parallel.default_threads())
+        done, bad = write_results(results, predictor, WRITERS[settings.format])
     for note in engine.notes:
         print(note, file=sys.stderr)
     if not done:
@@ -214,3 +213,11 @@ def run(settings: Predict) -> None:
             f"None of {errors.counted(bad, 'image')} can be read." if bad else "No images were named, or found."
         )
     print(f"{errors.counted(done, 'image')}, {bad} skipped", file=sys.stderr)
+
+
+def write_results(results: Iterable[Prediction | Unread], predictor: Predictor, writer: Writer) -> tuple[int, int]:
+    """Write the predictions on stdout; return the numbers of predictions and of bad images."""
+    if not sys.stdout.isatty():  # where the predictions themselves show how far it has come
+        results = track(results, "predicting", None)
+    command_line.pass_any_text(sys.stdout)
+    return emit(results, writer(sys.stdout, predictor.kind, predictor.measure))

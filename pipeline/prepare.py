@@ -16,6 +16,7 @@ from pipeline import errors, files, params
 from pipeline.config import Prepare
 from pipeline.data import corrections, sources, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
+from pipeline.data.listing import Listing
 from pipeline.data.manifest import write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.summary import first_bad, summary
@@ -46,11 +47,17 @@ def run(settings: Prepare) -> None:
     source = settings.dataset or settings.unlabelled
     folder = settings.out or Path("data", params.dataset_name(source))
     validate_origin(folder, source, settings.overwrite)
-    listed = sources.list_sources(settings.dataset, settings.unlabelled, folder, settings.layout)
-    validation.validate_column(listed, settings.group_by, source)
+    with sources.list_sources(settings.dataset, settings.unlabelled, folder, settings.layout) as listing:
+        prepare_listed(settings, listing, folder, source)
+
+
+def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> None:
+    """Prepare the images that a source lists."""
+    validation.validate_column(listing, settings.group_by, source)
+    shares = {"test": settings.test, "val": settings.val}
     threads = settings.threads or parallel.default_threads()
     by_hand = [corrections.read_corrections(expand_home(name)) for name in settings.corrections]
-    prepared = prepare(listed, shares, settings.seed, threads, settings.group_by, settings.range)
+    prepared = prepare(listing, shares, settings.seed, threads, settings.group_by, settings.range)
     for one in by_hand:
         prepared = with_corrections(prepared, one, folder)
     if prepared.bad and settings.on_bad == "error":

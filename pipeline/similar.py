@@ -12,7 +12,7 @@ if __name__ == "__main__":  # help and mistakes do not wait for the imports belo
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -24,7 +24,7 @@ from pipeline.analysis import neighbors
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Similar
-from pipeline.data.folders import list_paths
+from pipeline.data.local import NewImage, open_images
 from pipeline.data.manifest import names_of_label, read_depths, read_max_value
 from pipeline.extraction import memory
 from pipeline.extraction.engine import Engine
@@ -46,21 +46,21 @@ class SimilarImage:
 
 
 def find_similar(
-    engine: Engine, index: reader.CodesIndex, images: Sequence[Path], count: int, threads: int
-) -> Iterator[tuple[Path, list[SimilarImage] | str]]:
+    engine: Engine, index: reader.CodesIndex, images: Sequence[NewImage], count: int, threads: int
+) -> Iterator[tuple[NewImage, list[SimilarImage] | str]]:
     """Yield each image with the most similar ones of a dataset, the nearest first, or with why it cannot be read.
 
     The order is that of `images`, but for images that cannot be read, which come ahead of their batch.
     """
     rows = np.arange(len(index.paths))
-    for result in compute_codes(engine, ((path, path) for path in images), threads):
+    for result in compute_codes(engine, ((image, image.path) for image in images), threads):
         if not isinstance(result, CodesBatch):
             yield result[0], str(result[1])
             continue
         codes = neighbors.to_unit(result.codes[index.spec.layer].astype(np.float32, copy=False))
         distances, nearest = neighbors.nearest_to(codes, index.path, rows, count)
-        for path, line, numbers in zip(result.keys, distances.tolist(), nearest.tolist(), strict=True):
-            yield path, [similar_image(index, row, distance) for row, distance in zip(numbers, line, strict=True)]
+        for image, line, numbers in zip(result.keys, distances.tolist(), nearest.tolist(), strict=True):
+            yield image, [similar_image(index, row, distance) for row, distance in zip(numbers, line, strict=True)]
 
 
 def similar_image(index: reader.CodesIndex, row: int, distance: float) -> SimilarImage:
@@ -69,17 +69,17 @@ def similar_image(index: reader.CodesIndex, row: int, distance: float) -> Simila
     return SimilarImage(index.paths[row], label, index.splits[row], distance)
 
 
-def write_csv(file: TextIO, found: Sequence[tuple[Path, list[SimilarImage]]]) -> None:
+def write_csv(file: TextIO, found: Sequence[tuple[NewImage, list[SimilarImage]]]) -> None:
     """Write a line for each similar image: image,rank,path,label,split,distance."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("image", "rank", "path", "label", "split", "distance"))
-    for path, similar in found:
+    for image, similar in found:
         for rank, one in enumerate(similar, start=1):
-            writer.writerow((path, rank, one.path, one.label, one.split, round(one.distance, 6)))
+            writer.writerow((image.name, rank, one.path, one.label, one.split, round(one.distance, 6)))
 
 
 def sheet_rows(
-    found: Sequence[tuple[Path, list[SimilarImage]]], data: Path, white_of_new: float | None
+    found: Sequence[tuple[NewImage, list[SimilarImage]]], data: Path, white_of_new: float | None
 ) -> list[list[SheetImage]]:
     """Return the rows of a contact sheet: each image, then those similar to it.
 
@@ -88,13 +88,13 @@ def sheet_rows(
     white = read_max_value(data)
     return [
         [
-            SheetImage(path, path.name, max_value=white_of_new or white),
+            SheetImage(image.path, image.path.name, max_value=white_of_new or white),
             *(
                 SheetImage(data / one.path, one.label or Path(one.path).name, f"{one.distance:.3f}", white)
                 for one in similar
             ),
         ]
-        for path, similar in found
+        for image, similar in found
     ]
 
 
@@ -110,21 +110,30 @@ def run(settings: Similar) -> None:
     network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
     known = read_depths(address.data) if settings.range is None else None
     validate = decoding.depth_validator(known, spec.transform.max_value)
-    images = list(list_paths(settings.images, command_line.stdin_lines()))
-    threads = settings.threads or parallel.default_threads()
-    found = []
-    for path, result in find_similar(Engine(network, validate=validate), index, images, settings.count, threads):
-        if isinstance(result, str):
-            print(f"Skipped {str(path)!r}: {result}", file=sys.stderr)
-        else:
-            found.append((path, result))
-    if not found:
-        raise errors.PipelineError(
-            f"None of {errors.counted(len(images), 'image')} can be read." if images else "No images found."
-        )
-    command_line.pass_any_text(sys.stdout)
-    write_csv(sys.stdout, found)
-    out = settings.out or address.reports / f"{settings.layer}-similar.png"
-    draw_sheet(out, sheet_rows(found, address.data, settings.range))
+    engine, threads = Engine(network, validate=validate), settings.threads or parallel.default_threads()
+    with open_images(settings.images, command_line.stdin_lines()) as opened:
+        images = list(opened)
+        found = readable(find_similar(engine, index, images, settings.count, threads))
+        if not found:
+            raise errors.PipelineError(
+                f"None of {errors.counted(len(images), 'image')} can be read." if images else "No images found."
+            )
+        command_line.pass_any_text(sys.stdout)
+        write_csv(sys.stdout, found)
+        out = settings.out or address.reports / f"{settings.layer}-similar.png"
+        draw_sheet(out, sheet_rows(found, address.data, settings.range))
     left_out = f" (the first {MOST_ROWS} of {len(found)} images)" if len(found) > MOST_ROWS else ""
     print(f"The contact sheet: {out}{left_out}", file=sys.stderr)
+
+
+def readable(
+    results: Iterable[tuple[NewImage, list[SimilarImage] | str]],
+) -> list[tuple[NewImage, list[SimilarImage]]]:
+    """Return what was found for the images that can be read, and name the others on stderr."""
+    found = []
+    for image, result in results:
+        if isinstance(result, str):
+            print(f"Skipped {image.name!r}: {result}", file=sys.stderr)
+        else:
+            found.append((image, result))
+    return found

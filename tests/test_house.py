@@ -25,6 +25,7 @@ LAYERS = (
     ("config", "paths"),
     ("files", "progress", "yaml_text"),
     ("errors",),
+    ("addresses",),
 )
 """The rooms, from the one that may import all others down to the one that may import none."""
 

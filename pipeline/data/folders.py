@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipeline.addresses import is_table
 from pipeline.data import layouts
 from pipeline.data.doubts import doubts_of_names, nested_notes
 from pipeline.data.listing import UNLABELLED_NAMES, Listing, Skipped, clean_name, join_listings
 from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.data.tree import FolderContent, read_folder, walk
 from pipeline.errors import PipelineError, unknown
-from pipeline.paths import MANIFEST, ORIGIN, TABLE_SUFFIXES
+from pipeline.paths import MANIFEST, ORIGIN
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +23,12 @@ OWN_FILES = {MANIFEST, "bad.csv", "leakage.csv", "skipped.csv", ORIGIN}
 LOOSE = "lies beside the class folders, so its class is unknown"
 
 
-def list_paths(names: Iterable[str], lines: Iterable[str]) -> Iterator[Path]:
-    """Yield each file, the files below each folder, and for the name `-` the paths in `lines`.
-
-    What is skipped in folders is logged.
-    """
-    for name in names:
-        if name == "-":
-            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
-        elif Path(name).is_dir():
-            content = walk(Path(name))
-            for entry in content.skipped:
-                logger.warning("Skipped %r (%d files): %s", entry.path, entry.files, entry.reason)
-            yield from content.files
-        else:
-            yield Path(name)
+def list_files(folder: Path, show: Callable[[str], str] = str) -> list[Path]:
+    """Return the files below a folder; what is skipped there is logged, by names that a person knows."""
+    content = walk(folder)
+    for entry in content.skipped:
+        logger.warning("Skipped %r (%d files): %s", show(entry.path), entry.files, entry.reason)
+    return content.files
 
 
 def list_folder(root: Path, layout: str = "auto") -> Listing:
@@ -100,7 +92,7 @@ def _list_labelled(root: Path, content: FolderContent, layout: str) -> Listing:
 
 def _table_hint(files: Sequence[Path]) -> str:
     """Say that a CSV file lies beside the images, if that is so."""
-    tables = [file for file in files if file.suffix.lower() in TABLE_SUFFIXES]
+    tables = [file for file in files if is_table(file.name)]
     return f" If {tables[0]} lists them, prepare that file." if tables else ""
 
 

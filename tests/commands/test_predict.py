@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from conftest import ROOT, Outcome, spawn, write_photos
 
 from pipeline import predict
 from pipeline.classifiers import persistence
+from pipeline.data.local import NewImage
 from pipeline.data.manifest import read_manifest
 from pipeline.extraction.engine import Engine
 from pipeline.networks import backbones
@@ -68,7 +70,8 @@ def test_all_digits_get_evaluates_predictions(run: Run, project: Path) -> None:
     classifier = persistence.load(Path("models/digits/tinyvgg/fc7-svm.skops"))
     paths = [path for path, split in zip(manifest.files(), manifest.splits, strict=True) if split == "test"]
     predictor = predict.with_classifier(classifier, rebuild_network(classifier.spec))
-    results = predict.predict(predictor, Engine(predictor.network, 64), iter(paths), top=1, threads=2)
+    images = [NewImage(str(path), path) for path in paths]
+    results = predict.predict(predictor, Engine(predictor.network, 64), images, top=1, threads=2)
     found = [result.classes[0] for result in results if isinstance(result, predict.Prediction)]
     assert len(found) == 450 and found == [row["predicted"] for row in evaluated]
 
@@ -86,6 +89,17 @@ def test_json_lines_of_the_best_classes(run: Run, trained: Path) -> None:
 def test_the_classifier_is_found_by_its_address(run: Run, trained: Path) -> None:
     outcome = run("predict", "--dataset", "photos", "--layer", "pool3", "--model", "svm", "photos/red")
     assert outcome.code == 0 and len(rows_of(outcome.out)) == 12
+
+
+def test_images_in_an_archive_are_named_by_their_place_in_it(run: Run, trained: Path) -> None:
+    shutil.make_archive("new", "zip", trained, "photos/red")
+    address = ("--dataset", "photos", "--layer", "pool3", "--model", "svm")
+    expected = run("predict", *address, "photos/red").out
+    outcome = run("predict", *address, "new.zip")
+    assert outcome.out == expected.replace("photos/", "new.zip/photos/") and outcome.err.endswith(
+        "12 images, 0 skipped\n"
+    )
+    assert run("predict", *address, "new.zip/photos/red/03.png").out.count("\nnew.zip/photos/red/03.png,1,red") == 1
 
 
 def test_bad_images_are_named_and_the_rest_goes_on(run: Run, trained: Path) -> None:

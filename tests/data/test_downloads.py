@@ -475,8 +475,12 @@ def test_prepare_takes_a_dataset_by_name(
 
 
 def test_an_unknown_name_lists_the_choices() -> None:
-    with pytest.raises(errors.PipelineError, match=r"Unknown dataset 'flowers'.*Choose from: flowers102, ") as caught:
-        sources.list_source("flowers", Path("unused"))
+    unknown = r"Unknown dataset 'flowers'.*Choose from: flowers102, "
+    with (
+        pytest.raises(errors.PipelineError, match=unknown) as caught,
+        sources.list_sources("flowers", "", Path("unused")),
+    ):
+        pass
     assert all(name in str(caught.value) for name in ("digits", *downloads.DATASETS))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import errors
-from pipeline.data.folders import list_folder, list_paths
+from pipeline.data.folders import list_files, list_folder
 from pipeline.data.listing import Listing
 
 
@@ -116,7 +116,7 @@ def test_hidden_and_system_files_are_skipped_and_counted(tmp_path: Path) -> None
     listing = list_folder(tmp_path)
     assert len(listing.images) == 6 and {image.label for image in listing.images} == {"a", "b"}
     assert sum(entry.files for entry in listing.skipped) == 6 + 6
-    assert list(list_paths([str(tmp_path / "a")], [])) == [tmp_path / "a" / f"{n}.png" for n in range(3)]
+    assert list(list_files(tmp_path / "a")) == [tmp_path / "a" / f"{n}.png" for n in range(3)]
 
 
 def test_loose_images_are_skipped_and_what_prepare_wrote_is_not(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_the_program_wrote_into_the_folder_of_the_images_is_skipped(
     listing = list_folder(Path())
     assert {image.label for image in listing.images} == {"a", "b", "models"}
     assert {entry.path: entry.files for entry in listing.skipped} == {"reports": 2, "old": 3}
-    assert list(list_paths(["."], [])) == [Path("a/1.png"), Path("b/2.png"), Path("models/3.png")]
+    assert list(list_files(Path())) == [Path("a/1.png"), Path("b/2.png"), Path("models/3.png")]
 
 
 def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:

@@ -145,4 +145,4 @@ def test_a_pile_that_is_taken_for_classes_is_led_to_the_flag(run: Run, pile: Pat
 def test_nothing_to_list_is_one_sentence(run: Run, project: Path) -> None:
     (project / "empty").mkdir()
     mistake(run("prepare", "--unlabelled", "empty"), "holds no files")
-    mistake(run("prepare", "--unlabelled", "none/here"), "No folder or CSV at none/here")
+    mistake(run("prepare", "--unlabelled", "none/here"), "No folder, CSV or archive at none/here")

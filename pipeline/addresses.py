@@ -1,0 +1,79 @@
+"""Addresses of images: on this disk, in archives, on servers; what they are called, and shown without secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from urllib.parse import unquote
+
+TABLE_SUFFIXES = (".csv", ".tsv")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
+"""How a URL begins, or a chain of them as fsspec has it; a single letter is a drive of Windows."""
+
+_PARTS = re.compile(r"([a-z][a-z0-9+.-]+://)([^/?#]*@)?([^?#]*)([?#].*)?", re.IGNORECASE | re.DOTALL)
+"""The parts of a URL: the scheme, who logs in, the place, and what follows."""
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is a URL, as https://host/photos.zip or s3://bucket/photos is."""
+    return _URL.match(text) is not None
+
+
+def is_archive(name: str) -> bool:
+    """Return whether a file's name is that of a zip or tar file."""
+    return _without_query(name).lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def is_table(name: str) -> bool:
+    """Return whether a file's name is that of a CSV file."""
+    return _without_query(name).lower().endswith(TABLE_SUFFIXES)
+
+
+def split_archive(source: str) -> tuple[str, str]:
+    """Return the archive that a path or URL leads into, and the path within; ("", "") where there is none.
+
+    photos.zip/list.csv leads to list.csv in photos.zip.
+    """
+    pattern = "|".join(re.escape(suffix) for suffix in ARCHIVE_SUFFIXES)
+    match = re.fullmatch(rf"(.*?[^/](?:{pattern}))(?:/+(.*?))?/*([?#].*)?", source, re.IGNORECASE | re.DOTALL)
+    return (match[1] + (match[3] or ""), match[2] or "") if match else ("", "")
+
+
+def without_secrets(text: str) -> str:
+    """Return an address without user name and password; of what follows ? or #, a digest stands for the text.
+
+    Such queries hold signatures and tokens; their digest tells two addresses apart. Any other text is returned as it
+    is.
+    """
+    return "::".join(map(_shown, text.split("::"))) if is_url(text) else text
+
+
+def _shown(url: str) -> str:
+    if (match := _PARTS.fullmatch(url)) is None:
+        return url
+    scheme, _, place, query = match.groups()
+    return f"{scheme}{place}" + (f"?…{hashlib.sha256(query.encode()).hexdigest()[:8]}" if query else "")
+
+
+def has_secrets(text: str) -> bool:
+    """Return whether `without_secrets` leaves something out."""
+    return without_secrets(text) != text
+
+
+def last_name(url: str) -> str:
+    """Return the last part of a URL, as text: what is after the last slash."""
+    path = _without_query(url.split("::")[0]).rstrip("/")
+    return unquote(path.split("://")[-1].rsplit("/", 1)[-1])
+
+
+def stem(name: str) -> str:
+    """Return a file's name without the suffix of a CSV file or an archive."""
+    suffixes = [suffix for suffix in (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES) if name.lower().endswith(suffix)]
+    return name[: -max(map(len, suffixes))] if suffixes else name
+
+
+def _without_query(name: str) -> str:
+    """Return an address without what follows ? or #; names of files on disk may hold both."""
+    return re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name
