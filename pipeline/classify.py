@@ -14,25 +14,27 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from pipeline import errors, params
+from pipeline.analysis.gain import Gain, judge_unlabelled
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
-from pipeline.classifiers import cv_table, few_shot, persistence, scoring, search
+from pipeline.classifiers import cv_table, few_shot, persistence, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
-from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier
+from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier, UnlabelledFacts
 from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
+from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.config import Classify
-from pipeline.data.manifest import read_depths
-from pipeline.data.splits import validate_folds, validate_trainable
+from pipeline.data.manifest import UNLABELLED, read_depths
+from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves
 
@@ -59,7 +61,9 @@ def run(settings: Classify) -> None:
         validate_dataset(file, address.data)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
         grouping = Grouping(settings.group_by, settings.near_distance)
-        units = find_image_units(CodesRows.of_splits(file, "train"), address.data, grouping)
+        if settings.unlabelled:
+            validate_unlabelled(plan.model, codes, others=settings.calibrate or settings.nested)
+        units, unlabelled = read_units(file, address.data, grouping, settings.unlabelled)
         if settings.drop_small_classes:
             codes, units = without_small_classes(codes, units, settings.folds)
         validate_different(codes)
@@ -68,19 +72,18 @@ def run(settings: Classify) -> None:
         data = training_data(codes, units)
         if shots:
             few_shot.validate_shots(codes.labels, codes.classes, shots, settings.draws)
-            path = path.with_name(f"{path.stem}-shots.csv")
-            rows = few_shot_rows(data, plan, shots, settings.draws)
-            curves.write_few_shot_curve(path, rows)
+            rows = few_shot_rows(data, plan, shots, settings.draws, unlabelled)
+            curves.write_few_shot_curve(path := path.with_name(f"{path.stem}-shots.csv"), rows)
             print(few_shot_summary(path, rows))
             return
+        if unlabelled and not unlabelled.n_images:
+            raise no_unlabelled_images()
         validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
         memory = half if in_blocks(codes) else None
         trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
-        facts["dataset"], facts["dataset_digest"] = address.name, training_digest(codes)
-        if depths := read_depths(address.data):
-            facts["depths"] = depths.to_dict()
-        facts["n_train"], facts["n_units"] = len(codes.labels), len(np.unique(units))
-        facts["group_by"], facts["near_distance"] = grouping.by, grouping.near_distance
+        if unlabelled:
+            trained, facts["unlabelled"] = learn_further(trained, data, plan, unlabelled)
+        facts |= dataset_facts(address, codes, units, grouping)
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(summary(path, trained, facts, data.X.shape[1]))
@@ -110,6 +113,23 @@ def train_classifier(
     return trained, facts
 
 
+def learn_further(
+    trained: SearchResult, data: TrainingData, plan: SearchPlan, unlabelled: Unlabelled
+) -> tuple[SearchResult, UnlabelledFacts]:
+    """Return the setting of a search fitted to unlabelled images as well, and what these bring in the same folds."""
+    setting = cv_table.setting_of(trained.chosen)
+    beside = semi_supervised.compare(data, unlabelled, plan, setting)
+    pipeline, converged = semi_supervised.refit(data, unlabelled, plan.model, setting)
+    gain = Gain.of(beside.alone, beside.together, beside.units)
+    return replace(trained, pipeline=pipeline, converged=converged), {
+        "method": unlabelled.method,
+        "images": unlabelled.n_images,
+        "accuracy": float(np.mean(beside.folds)),
+        "standard_deviation": float(np.std(beside.folds, ddof=1)),
+        "gain": asdict(gain),
+    }
+
+
 def training_facts(data: TrainingData, plan: SearchPlan, trained: SearchResult) -> ClassifierFacts:
     """Return what the metadata says of a search."""
     return {
@@ -126,26 +146,62 @@ def training_facts(data: TrainingData, plan: SearchPlan, trained: SearchResult) 
     }
 
 
-def few_shot_rows(data: TrainingData, plan: SearchPlan, shots: Sequence[int], draws: int) -> list[FewShotRow]:
+def dataset_facts(address: Experiment, codes: reader.Codes, units: np.ndarray, grouping: Grouping) -> ClassifierFacts:
+    """Return what the metadata says of the images; units: (n,) int64 of the training images."""
+    facts: ClassifierFacts = {
+        "dataset": address.name,
+        "dataset_digest": training_digest(codes),
+        "n_train": len(codes.labels),
+        "n_units": len(np.unique(units)),
+        "group_by": grouping.by,
+        "near_distance": grouping.near_distance,
+    }
+    if depths := read_depths(address.data):
+        facts["depths"] = depths.to_dict()
+    return facts
+
+
+def few_shot_rows(
+    data: TrainingData, plan: SearchPlan, shots: Sequence[int], draws: int, unlabelled: Unlabelled | None = None
+) -> list[FewShotRow]:
     """Return the few-shot curve, over draws that hold out a quarter of the training images each."""
     splits = few_shot.hold_out_quarters(data, draws, plan.seed)
-    return few_shot.summarise(few_shot.learning_curve(data, plan, sorted(set(shots)), splits))
+    return few_shot.summarise(few_shot.learning_curve(data, plan, sorted(set(shots)), splits, unlabelled))
 
 
 def few_shot_summary(path: Path, rows: Sequence[FewShotRow]) -> str:
     """Return the few-shot curve as text."""
     scored = scoring.images_text(rows[0]["n_scored"], rows[0]["images"], "held-out training image")
-    lines = [f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws"]
-    lines += [
-        f"{row['shots']:4} per class: {row['accuracy']:.4f} ± {row['standard_deviation']:.4f} (standard deviation)"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join([f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws", *few_shot.lines_of(rows)])
 
 
 def in_blocks(codes: reader.Codes) -> bool:
     """Whether the codes stay on disk and are read in blocks."""
     return isinstance(codes.values, reader.StoredRows)
+
+
+def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -> tuple[np.ndarray, Unlabelled | None]:
+    """Return the unit (n,) int64 of each training image, and the images without a label if a method is named."""
+    splits = ("train", UNLABELLED) if method else ("train",)
+    images = CodesRows.of_splits(file, *splits)
+    units = find_image_units(images, data, grouping)
+    if method is None:
+        return units, None
+    labelled = np.array([images.index.splits[row] == "train" for row in images.rows], bool)
+    codes = reader.read_layers(file, {}, UNLABELLED)
+    return units[labelled], Unlabelled(method, TrainingData.of_codes(codes, units[~labelled]))
+
+
+def validate_unlabelled(model: str, codes: reader.Codes, *, others: bool) -> None:
+    """Refuse to learn from images without a label with other options, or with codes, that do not go with it."""
+    if others or in_blocks(codes):
+        raise errors.PipelineError("--unlabelled takes no --calibrate, no --nested, and no codes beyond --memory.")
+    if codes.labels.ndim == 2:
+        raise errors.PipelineError("--unlabelled is for one label per image, and these have several. Leave it out.")
+    if not search.takes_weights(model):
+        raise errors.PipelineError(
+            f"Guessed labels weigh less than given ones, and {model} knows no weights. Take another --model, like svm."
+        )
 
 
 def validate_combination(
@@ -236,6 +292,9 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
             f"Nested, with the choice inside: {nested['accuracy']:.4f} (95% {nested['low']:.4f}–{nested['high']:.4f}), "
             + scoring.count_text(nested["n"], nested["images"])
         )
+    if further := facts.get("unlabelled"):
+        judgement = judge_unlabelled(Gain.of_dict(further["gain"]), further["method"], further["images"])
+        lines.append(f"With {judgement}")
     if constant := facts["constant_features"]:
         are = "is constant: it carries" if constant == 1 else "are constant: they carry"
         lines.append(f"{constant} of {errors.counted(width, 'feature')} of the codes {are} no information")

@@ -24,6 +24,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Suggest
 from pipeline.data import corrections
 from pipeline.data.manifest import UNLABELLED, read_max_value
+from pipeline.data.splits import no_unlabelled_images
 from pipeline.paths import Experiment, require_one_layer
 from pipeline.reporting.contact_sheet import MOST_ROWS, SheetImage, draw_sheet
 
@@ -75,9 +76,7 @@ def unlabelled_rows(index: reader.CodesIndex) -> np.ndarray:
     """Return the rows (n,) int64 of the images without a label; refuse codes that have none."""
     rows = np.flatnonzero(np.array(index.splits) == UNLABELLED)
     if not len(rows):
-        raise errors.PipelineError(
-            "All images have labels. Add some without: pipeline.prepare --unlabelled FOLDER, and extract again."
-        )
+        raise no_unlabelled_images()
     return rows
 
 

@@ -45,7 +45,7 @@ def test_every_command_on_a_page_has_the_flags_that_it_is_shown_with(page: Path)
     for command, *arguments in (words for words in commands_in(page) if "--help" not in words):
         assert command in COMMANDS, f"{page.name}: pipeline.{command}"
         own = takewhile(lambda word: word not in ("--", ">", "…"), arguments)
-        build_parser(command, {}, "", "").parse_args(list(own))
+        build_parser(command, {}).parse_args(list(own))
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda notebook: notebook.stem)

@@ -1,7 +1,8 @@
-"""What training a network further brought, on the same held-out images before and after it."""
+"""What training a network further, or on more images, brought: accuracies on the same held-out images, paired."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,13 +10,14 @@ import numpy as np
 
 from pipeline.analysis.predictions import paired_difference
 from pipeline.classifiers import scoring
+from pipeline.errors import counted
 
 Sign = Literal["higher", "lower", "not told apart"]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Accuracies on held-out images before and after training, and their paired difference with its 95% interval.
+    """Accuracies on held-out images before and after a change, and their paired difference with its 95% interval.
 
     n_images: number of these images; n_units: number of independent units among them, as in `scoring.Interval`.
     """
@@ -34,16 +36,25 @@ class Gain:
         paired = paired_difference(after, before, units)
         return cls(float(before.mean()), float(after.mean()), *paired, len(units), len(np.unique(units)))
 
+    @classmethod
+    def of_dict(cls, values: Mapping[str, float]) -> Gain:
+        """Return a gain from its fields by name, as a classifier's metadata have them."""
+        return cls(**values)  # type: ignore[arg-type]
+
     @property
     def sign(self) -> Sign:
-        """Whether the accuracy after training is higher, lower, or cannot be told apart at 95%."""
+        """Whether the accuracy after the change is higher, lower, or cannot be told apart at 95%."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not told apart"
 
     def __str__(self) -> str:
         """Return the figures."""
+        return self.text("after", "before")
+
+    def text(self, after: str, before: str) -> str:
+        """Return the figures; after, before: words for the two."""
         number = scoring.count_text(self.n_units, self.n_images)
         return (
-            f"{self.after:.4f} after and {self.before:.4f} before, a difference of {self.difference:+.4f} "
+            f"{self.after:.4f} {after} and {self.before:.4f} {before}, a difference of {self.difference:+.4f} "
             f"(95% {self.low:+.4f} to {self.high:+.4f}, paired, {number})"
         )
 
@@ -64,3 +75,17 @@ def judge_training(gain: Gain, best_epoch: int, *, from_codes: bool) -> str:
     if gain.sign == "higher":
         return f"Training helped: accuracy {gain}. {chosen}; pipeline.evaluate tells it on test images."
     return f"Whether training helped is open: accuracy {gain}. {chosen}. {advice}"
+
+
+NO_HELP = {
+    "higher": "",
+    "lower": " They do harm: leave --unlabelled out.",
+    "not told apart": " That may be chance: without --unlabelled the classifier is simpler.",
+}
+
+
+def judge_unlabelled(gain: Gain, method: str, n_images: int) -> str:
+    """Say what images without a label brought, and whether they helped; n_images: their number."""
+    figures = gain.text("with them", "without them")
+    others = counted(n_images, "image")
+    return f"{others} without a label, by {method}: accuracy {figures}.{NO_HELP[gain.sign]}"

@@ -83,7 +83,8 @@ def find_image_units(images: CodesRows, data: Path, grouping: Grouping) -> np.nd
     if grouping.by == NEAR_DUPLICATES:
         groups = [name_near_duplicates(images, grouping.near_distance)]
     elif manifest and grouping.by:
-        groups = [manifest.groups_of(grouping.by, images.paths)]
+        values = manifest.groups_of(grouping.by, images.paths)
+        groups = [[value or (path,) for value, path in zip(values, images.paths, strict=True)]]  # no value, no group
     return find_units(find_contents(images, manifest), *groups)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from typing import TypedDict, cast
 
 import numpy as np
+from scipy.stats import t as student
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import Pipeline
 
 from pipeline import errors
-from pipeline.classifiers import cv_table, scoring, search
+from pipeline.classifiers import cv_table, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid, Setting
 from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.data.splits import Folds, draw_distinct
 
 HOLD_OUT_PARTS = 4
@@ -26,7 +28,8 @@ class Draw:
 
     draw: number of the draw; images: number of images held out; n_scored: number of independent units among them;
     accuracy: share of the images that is predicted correctly, with its 95% interval low…high, as in `scoring.Interval`;
-    balanced_accuracy: mean accuracy of the classes; setting: the one that was chosen.
+    balanced_accuracy: mean accuracy of the classes; setting: the one that was chosen; unlabelled: the method by which
+    it learned from other images without a label as well, "" for none.
     """
 
     shots: int
@@ -38,12 +41,15 @@ class Draw:
     high: float
     balanced_accuracy: float
     setting: Setting
+    unlabelled: str = ""
 
 
 class FewShotRow(TypedDict):
     """Means and standard deviations over draws of `shots` images per class, as in `Draw`.
 
-    images, n_scored: the fewest of a draw.
+    images, n_scored: the fewest of a draw; unlabelled: as in `Draw`; gain: by how much the accuracy is above that of
+    the same draws without the unlabelled images, on average, with the 95% interval of the mean, gain_low…gain_high,
+    which counts how the draws differ but not that they share their images; None where no such images were there.
     """
 
     shots: int
@@ -54,23 +60,39 @@ class FewShotRow(TypedDict):
     draws: int
     images: int
     n_scored: int
+    unlabelled: str
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
 
 
-def learning_curve(data: TrainingData, plan: SearchPlan, shots: Sequence[int], draws: Folds) -> list[Draw]:
-    """Learn from `shots` images of each class alone, for every draw.
+def learning_curve(
+    data: TrainingData,
+    plan: SearchPlan,
+    shots: Sequence[int],
+    draws: Folds,
+    unlabelled: Unlabelled | None = None,
+) -> list[Draw]:
+    """Learn from `shots` images of each class alone, for every draw, and from these and unlabelled ones, if any.
 
     All of it happens within the training split. draws: for each draw the rows to take images from, and the rows held
     out to score on, as `hold_out_quarters` or `hold_out_rest` return them. The images are taken in a random order, one
     of each unit before the second of any, so that fewer images are a subset of more images, and all counts are scored
     on the same images. A grid of several settings is cross-validated on the images taken; where some class has one unit
-    among them, and nothing can be held out, the setting is the middle of the grid.
+    among them, and nothing can be held out, the setting is the middle of the grid. Where images without a label are
+    given, those that a draw neither takes nor holds out lose their labels and join them; the setting is the same.
     """
     curve = []
     for draw, (available, held) in enumerate(draws):
         for count in shots:
             taken = _take(data, available, count, [plan.seed, draw])
-            setting, pipeline = _train(data.subset(taken), plan)
-            curve.append(_score(data.subset(held), pipeline, setting, count, draw))
+            labelled, scored = data.subset(taken), data.subset(held)
+            setting, pipeline = _train(labelled, plan)
+            curve.append(_score(scored, pipeline, setting, count, draw))
+            if unlabelled:
+                others = unlabelled.without(scored.units).joined(data.subset(np.setdiff1d(available, taken)))
+                pipeline, _ = semi_supervised.refit(labelled, others, plan.model, setting)
+                curve.append(replace(_score(scored, pipeline, setting, count, draw), unlabelled=unlabelled.method))
     return curve
 
 
@@ -155,13 +177,20 @@ def validate_shots(y: np.ndarray, classes: Sequence[str], shots: Sequence[int], 
 
 
 def summarise(curve: Sequence[Draw]) -> list[FewShotRow]:
-    """Return a row per number of images: means and standard deviations over its draws."""
-    return [_row([draw for draw in curve if draw.shots == shots]) for shots in sorted({draw.shots for draw in curve})]
+    """Return a row per number of images: means and standard deviations over its draws.
+
+    The rows without unlabelled images come first.
+    """
+    groups: dict[tuple[str, int], list[Draw]] = {}
+    for draw in curve:
+        groups.setdefault((draw.unlabelled, draw.shots), []).append(draw)
+    return [_row(groups[key], groups["", key[1]]) for key in sorted(groups)]
 
 
-def _row(draws: Sequence[Draw]) -> FewShotRow:
-    """Return the row of draws of the same number of images."""
+def _row(draws: Sequence[Draw], alone: Sequence[Draw]) -> FewShotRow:
+    """Return the row of draws of the same number of images; alone: these draws without unlabelled images."""
     accuracies, balanced = [draw.accuracy for draw in draws], [draw.balanced_accuracy for draw in draws]
+    gain, low, high = _mean_gain(draws, alone) if draws[0].unlabelled else (None, None, None)
     return {
         "shots": draws[0].shots,
         "accuracy": float(np.mean(accuracies)),
@@ -171,4 +200,37 @@ def _row(draws: Sequence[Draw]) -> FewShotRow:
         "draws": len(draws),
         "images": min(draw.images for draw in draws),
         "n_scored": min(draw.n_scored for draw in draws),
+        "unlabelled": draws[0].unlabelled,
+        "gain": gain,
+        "gain_low": low,
+        "gain_high": high,
     }
+
+
+def lines_of(rows: Sequence[FewShotRow]) -> list[str]:
+    """Return rows as lines of text: first those of labels alone, then those with other images without labels."""
+    lines = []
+    for row in rows:
+        figures = f"{row['shots']:4} per class: {row['accuracy']:.4f} ± {row['standard_deviation']:.4f}"
+        if not row["unlabelled"]:
+            lines.append(f"{figures} (standard deviation)")
+            continue
+        if row["shots"] == rows[0]["shots"]:
+            lines.append(f"With other images without their labels, by {row['unlabelled']}:")
+        lines.append(f"{figures}, {gain_text(row)}")
+    return lines
+
+
+def gain_text(row: FewShotRow) -> str:
+    """Say what images without a label brought to a row that has them, and whether that helps."""
+    gain, low, high = (cast(float, row[name]) for name in ("gain", "gain_low", "gain_high"))
+    verdict = "" if low > 0 else ": they do harm" if high < 0 else ": that may be chance"
+    return f"a gain of {gain:+.4f} (95% {low:+.4f} to {high:+.4f}, paired){verdict}"
+
+
+def _mean_gain(draws: Sequence[Draw], alone: Sequence[Draw]) -> tuple[float, float, float]:
+    """Return the mean gain over draws of the same images, and the ends of its 95% interval by Student's t."""
+    gains = [one.accuracy - other.accuracy for one, other in zip(draws, alone, strict=True)]
+    mean, quantile = float(np.mean(gains)), float(student.ppf((1 + scoring.CONFIDENCE) / 2, len(gains) - 1))
+    half = quantile * float(np.std(gains, ddof=1)) / len(gains) ** 0.5
+    return mean, mean - half, mean + half

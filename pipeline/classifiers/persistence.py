@@ -47,6 +47,20 @@ class SavedClassifier:
     classes: tuple[str, ...]
 
 
+class UnlabelledFacts(TypedDict):
+    """What images without a label brought to a classifier.
+
+    method: a name of `semi_supervised.METHODS`; images: number of these images; accuracy, standard_deviation: of the
+    classifier that learned from them too, over the folds; gain: an `analysis.gain.Gain` over the labels alone.
+    """
+
+    method: str
+    images: int
+    accuracy: float
+    standard_deviation: float
+    gain: Mapping[str, float]
+
+
 class ClassifierFacts(TypedDict, total=False):
     """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val…` are listed here.
 
@@ -57,7 +71,7 @@ class ClassifierFacts(TypedDict, total=False):
     what the accuracies of the table are; constant_features: number of features with one value in all rows; chosen: a
     row of cv; converged: whether the final fit did; temperature: of the probabilities, if calibrated; nested: estimate
     of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best; depths: of the
-    dataset's images, as `depth.Depths.to_dict` gives them.
+    dataset's images, as `depth.Depths.to_dict` gives them; unlabelled: if it learned from images without a label.
     """
 
     dataset: str
@@ -82,6 +96,7 @@ class ClassifierFacts(TypedDict, total=False):
     n_val: int
     n_val_units: int
     depths: Mapping[str, object]
+    unlabelled: UnlabelledFacts
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ class ClassifierMetadata:
 
 def validation_of(facts: ClassifierFacts) -> scoring.Validation | None:
     """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
-    if chosen := facts.get("chosen"):
+    if chosen := facts.get("unlabelled") or facts.get("chosen"):
         return _validation(chosen["accuracy"], chosen["standard_deviation"], facts.get("n_units", facts["n_train"]))
     if best := facts.get("best"):
         return _validation(best["val_accuracy"], None, facts.get("n_val_units", facts["n_val"]))

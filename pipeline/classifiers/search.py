@@ -19,6 +19,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.utils.validation import has_fit_parameter
 
 from pipeline import errors
 from pipeline.classifiers import cv_table, scoring, solvers
@@ -242,23 +243,35 @@ def _fit_fold(
 
 
 def refit(
-    X: Rows, y: np.ndarray, model: str, normalisation: str, parameters: Mapping[str, Any]
+    X: Rows,
+    y: np.ndarray,
+    model: str,
+    normalisation: str,
+    parameters: Mapping[str, Any],
+    sample_weight: np.ndarray | None = None,
 ) -> tuple[Pipeline, bool]:
     """Return the pipeline of one setting, fitted on all rows, and whether it converged.
 
-    The solvers of `PATH_MODELS` apply the normalisation block by block: the codes are not copied, and rows on disk are
-    never in memory together.
+    sample_weight: (n,) >= 0 of the rows in the classifier, for the models of `takes_weights`. The solvers of
+    `PATH_MODELS` apply the normalisation block by block: the codes are not copied, and rows on disk are never in memory
+    together.
     """
     classifier, all_rows = CLASSIFIERS[model](**parameters), [np.arange(len(y))]
     if model not in PATH_MODELS:
         pipeline = Pipeline([("normalise", NORMALISATIONS[normalisation]()), ("classify", classifier)])
-        return pipeline, converges(partial(pipeline.fit, X, y))
+        weights = {} if sample_weight is None else {"classify__sample_weight": sample_weight}
+        return pipeline, converges(partial(pipeline.fit, X, y, **weights))
     rows, rest = _partly_normalised(X, normalisation)
     design = solvers.normalised_design(rows, all_rows, rest)
-    converged = converges(partial(classifier.fit_design, design, y))
+    converged = converges(partial(classifier.fit_design, design, y, sample_weight))
     standard = normalisation == "standard"
     scaler = solvers.fit_scalers(X, all_rows)[0] if standard else NORMALISATIONS[normalisation]().fit(X[:1])
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
+
+
+def takes_weights(model: str) -> bool:
+    """Whether the rows that a model learns from can have weights."""
+    return has_fit_parameter(CLASSIFIERS[model](), "sample_weight")
 
 
 def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memory: int | None = None) -> float:

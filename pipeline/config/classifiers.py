@@ -71,6 +71,12 @@ class Classify(Address):
         (), "Train from so many images per class only, and show accuracy against their number.", in_file=False
     )
     draws: Integer = setting(5, "Number of draws of the images for --shots.", ge=2)
+    unlabelled: Literal["self-training", "label-spreading"] | None = setting(
+        None,
+        "Learn from the images without a label as well, by this way to guess their labels, and say what that brings; "
+        "with --shots, also from the training images that a draw does not take.",
+        shown="labelled images only",
+    )
     codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
     out: Path | None = setting(None, "File for the classifier.", shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     weights: str = setting("", SPEC.format("weights"), group=FILES)

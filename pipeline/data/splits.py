@@ -152,6 +152,13 @@ def nothing_to_learn_from(what: str) -> PipelineError:
     )
 
 
+def no_unlabelled_images() -> PipelineError:
+    """Return the error for a dataset of which all images have labels, where some without are needed."""
+    return PipelineError(
+        "All images have labels. Add some without: pipeline.prepare --unlabelled FOLDER, and extract again."
+    )
+
+
 def validate_trainable(y: np.ndarray, classes: Sequence[str], folds: int, groups: np.ndarray | None = None) -> None:
     """Refuse training labels that cannot be cross-validated; the arguments are those of `make_folds`."""
     if folds < 2:

@@ -67,14 +67,14 @@ def write_few_shot_curve(path: Path, rows: Sequence[FewShotRow]) -> None:
     """Write accuracy against images per class to `path` (.csv), and its curve beside it (.png)."""
     files.write_csv(path, list(FewShotRow.__annotations__), [list(row.values()) for row in rows])
     with figures.new_figure(path.with_suffix(".png"), 7, 4.5) as figure:
-        axes, shots = figure.add_subplot(), [row["shots"] for row in rows]
-        accuracies, balanced = [row["accuracy"] for row in rows], [row["balanced_accuracy"] for row in rows]
-        bars, balanced_bars = (
-            [row["standard_deviation"] for row in rows],
-            [row["balanced_accuracy_standard_deviation"] for row in rows],
-        )
-        axes.errorbar(shots, accuracies, bars, marker="o", capsize=3, label="accuracy")
-        axes.errorbar(shots, balanced, balanced_bars, marker="o", capsize=3, label="balanced accuracy")
+        axes, shots = figure.add_subplot(), sorted({row["shots"] for row in rows})
+        for method in dict.fromkeys(row["unlabelled"] for row in rows):
+            of_method = [row for row in rows if row["unlabelled"] == method]
+            suffix = f", with unlabelled images by {method}" if method else ""
+            for measure, prefix in (("accuracy", ""), ("balanced_accuracy", "balanced_accuracy_")):
+                means, bars = ([row[name] for row in of_method] for name in (measure, f"{prefix}standard_deviation"))  # type: ignore[literal-required]
+                label = measure.replace("_", " ") + suffix
+                axes.errorbar([row["shots"] for row in of_method], means, bars, marker="o", capsize=3, label=label)
         axes.set(xlabel="training images per class", ylabel="accuracy on held-out training images")
         axes.set_xscale("log", base=2)
         axes.set_xticks(shots, [str(count) for count in shots])

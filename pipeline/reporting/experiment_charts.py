@@ -12,6 +12,7 @@ from pipeline.classifiers.cv_table import CVRow
 from pipeline.reporting.charts import Chart, Point, Tick, Titles, lay_out
 from pipeline.reporting.experiments import address_of, report_folder
 from pipeline.reporting.page_data import IntervalBar, Scores
+from pipeline.reporting.unlabelled_gains import few_shot_path
 
 MAX_EPOCH_TICKS = 6
 
@@ -101,18 +102,15 @@ def few_shot_charts(experiments: Sequence[Scores]) -> list[Chart]:
     charts: dict[str, dict[str, list[Point]]] = {}
     for scores in experiments:
         address = address_of(scores)
-        path = address.classifier.with_name(f"{address.classifier.stem}-shots.csv")
-        if path.exists():
+        path = few_shot_path(address)
+        for row in files.read_csv(path) if path.exists() else ():
             lines = charts.setdefault(f"{address.dataset}, {address.backbone}", {})
-            lines[f"{address.layer}, {address.model}"] = _few_shot_points(path)
+            names = (address.layer, address.model, row.get("unlabelled", ""))
+            lines.setdefault(", ".join(filter(None, names)), []).append(_few_shot_point(row))
     return [
         lay_out(lines, few_shot_ticks(lines.values()), Titles(title, "training images per class", "accuracy"))
         for title, lines in charts.items()
     ]
-
-
-def _few_shot_points(path: Path) -> list[Point]:
-    return [_few_shot_point(row) for row in files.read_csv(path)]
 
 
 def _few_shot_point(row: Mapping[str, str]) -> Point:

@@ -171,13 +171,29 @@ class Comparison(TypedDict):
     differs: bool | None
 
 
+class UnlabelledGain(TypedDict):
+    """What images without a label brought to a classifier on held-out training images.
+
+    labels: the labelled images that it learned from, in words; together, alone: accuracy with the others and without
+    them; difference: between the two, with its paired 95% interval low…high.
+    """
+
+    method: str
+    labels: str
+    together: float
+    alone: float
+    difference: float
+    low: float
+    high: float
+
+
 class ExperimentDetails(Scores):
     """An experiment.
 
     note: what could not be read, and why; network: the
     settings of `extract` that give its codes, {} if they cannot be read; per_class: the scores of each class; lists:
     {name: images worth a look}; mistakes_on_map: {image number: predicted class}; facts: names and values of the
-    classifier's metadata.
+    classifier's metadata; unlabelled_gains: what `classify --unlabelled` measured.
     """
 
     name: str
@@ -192,6 +208,7 @@ class ExperimentDetails(Scores):
     reliability_chart: Chart | None
     path_chart: Chart | None
     facts: list[tuple[str, str]]
+    unlabelled_gains: list[UnlabelledGain]
 
 
 class IntervalBar(NamedTuple):

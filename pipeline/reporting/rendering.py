@@ -41,6 +41,7 @@ SECTIONS = (
     Section("bad_files", "Bad files"),
     Section("advice", "Advice"),
     Section("curves", "Curves"),
+    Section("unlabelled", "Unlabelled"),
     Section("provenance", "Provenance"),
 )
 """The parts of the page, in their order. One whose template writes nothing is left out."""
@@ -51,6 +52,7 @@ SCRIPTS = ("dom", "images", "tables", "confusion", "map", "page")
 TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
     *("bad_files", "verdict", "next_step", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
+    "unlabelled_gains",
 )
 """Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""
 

@@ -47,6 +47,7 @@ from pipeline.reporting.page_data import (
 )
 from pipeline.reporting.study import describe_dataset, study_dataset
 from pipeline.reporting.thumbnails import Album
+from pipeline.reporting.unlabelled_gains import gains_of
 from pipeline.reporting.verdict import TestedImages, choose_first_step, compare_with_first, give_verdict
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
@@ -153,6 +154,7 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         "reliability_chart": reliability_chart(calibration) if calibration else None,
         "path_chart": path_chart(facts.get("cv", []), facts.get("measure", "accuracy")),
         "facts": metadata_texts(metadata) if metadata else [],
+        "unlabelled_gains": gains_of(experiment.address, facts),
     }
 
 

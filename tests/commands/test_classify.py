@@ -181,6 +181,38 @@ def test_four_images_per_class_give_a_curve_of_the_nearest_class_mean(run: Run) 
     mistake(run("classify", "--model", "ncm"), "4 training images, fewer than the 5 folds")
 
 
+def write_with_unlabelled(labelled: int = 24, classes: int = 2) -> None:
+    """Write codes of some labelled training and test images, and of twelve without a label."""
+    labels = [number % classes for number in range(labelled)]
+    splits = ["test" if number % 4 > 1 else "train" for number in range(labelled)]
+    write_codes(CODES, [*labels, *[-1] * 12], [*splits, *["unlabelled"] * 12], ["ant", "bee"][:classes])
+
+
+def test_images_without_a_label_teach_a_classifier_like_any_other(run: Run) -> None:
+    write_with_unlabelled()
+    outcome = run("classify", "--grid", GRID, "--unlabelled", "self-training")
+    facts = persistence.read_metadata(MODEL).facts
+    assert "With 12 images without a label, by self-training: accuracy" in outcome.out, outcome
+    assert facts["unlabelled"]["images"] == 12 == facts["unlabelled"]["gain"]["n_images"] == facts["n_train"]
+    validation = persistence.validation_of(facts)
+    assert validation and validation["accuracy"] == facts["unlabelled"]["accuracy"] and validation["n"] == 12
+    assert "top-1" in run("evaluate").out and "n = 12" in run("evaluate").out, "they do not count in scores"
+
+
+def test_where_images_without_a_label_cannot_teach(run: Run) -> None:
+    spreading = ("--grid", GRID, "--unlabelled", "label-spreading")
+    write_training()
+    mistake(run("classify", *spreading), "All images have labels", "--unlabelled FOLDER")
+    write_with_unlabelled()
+    mistake(run("classify", "--model", "knn", "--unlabelled", "label-spreading"), "knn knows no weights")
+    mistake(run("classify", *spreading, "--nested"), "takes no --calibrate, no --nested")
+    write_with_unlabelled(classes=1)
+    mistake(run("classify", *spreading), "one class only, 'ant'")
+    write_with_unlabelled(labelled=0)
+    mistake(run("classify", *spreading), "no training images with a label")
+    assert not MODEL.exists()
+
+
 def test_columns_that_are_constant_are_counted(run: Run) -> None:
     values = np.random.default_rng(0).random((60, 5), np.float32)
     values[:, :2] = 3
