@@ -88,8 +88,9 @@ def change(folder: Path, **sections: object) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as git has it or would have it, with smaller grids, in a repository of its own."""
+    """The project as git has it or would have it, on few images, with smaller grids, in a repository of its own."""
     folder = tmp_path_factory.mktemp("clone")
+    source = write_photos(tmp_path_factory.mktemp("source") / "photos", {"red": 20, "green": 20, "blue": 20})
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -103,6 +104,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     change(
         folder,
+        source=str(source),
+        dataset="colours",
         svm={"l2": {"C": [10]}},
         softmax={"l2": {"C": [100]}},
         classify={"folds": 2},
@@ -128,31 +131,29 @@ def test_dvc_runs_what_changed_and_nothing_else(clone: Path) -> None:
     assert repro(clone) == set()
     assert "up to date" in call(clone, "dvc", "status")
 
-    change(clone, softmax={"l2": {"C": [10]}}, extract={"layer": ["pool4", "fc7"]})
+    change(clone, models=["svm"], extract={"layer": ["pool4", "fc7"]})
     ran = repro(clone) - {"advise", "report"}
-    assert ran == {"extract", "select"} | {
-        f"{stage}@{pair}"
-        for stage in ("classify", "evaluate")
-        for pair in ("pool4-svm", "pool4-softmax", "fc7-softmax")
-    }, "the SVM on fc7, whose codes and grid are the same, is not trained again"
+    assert ran == {"extract", "select", "classify@pool4-svm", "evaluate@pool4-svm"}, (
+        "the SVM on fc7, whose codes and grid are the same, is not trained again"
+    )
 
 
 def test_dvc_shows_and_compares_metrics_and_plots(clone: Path) -> None:
-    repro(clone)
     best = best_of(json.loads(call(clone, "dvc", "metrics", "show", "--json").splitlines()[-1])[""])
     scores = [
         json.loads(path.read_text(encoding="utf-8")) | {"path": path.parent.name}
-        for path in (clone / "reports/digits/tinyvgg").glob("*/metrics.json")
+        for path in (clone / "reports/colours/tinyvgg").glob("*-svm/metrics.json")
     ]
     chosen = max(scores, key=lambda one: one["validation"]["accuracy"])
     assert chosen["path"] == f"{best['layer']}-{best['model']}" and best["backbone"] == "tinyvgg"
-    assert (best["test_top1"], best["test_n"]) == (round(chosen["top1"], 4), 450)
+    assert (best["test_top1"], best["test_n"]) == (round(chosen["top1"], 4), 15)
     call(clone, "git", "add", "-A")
     call(clone, "git", "commit", "-qm", "run")
-    change(clone, models=["svm"], svm={"l2": {"C": [0.001]}})
-    repro(clone)
+    change(clone, extract={"layer": ["fc7"]}, svm={"l2": {"C": [0.001]}})
+    ran = repro(clone) - {"advise", "report"}
+    assert ran == {"select", "classify@fc7-svm", "evaluate@fc7-svm"}, "DVC has the codes of the first run still"
     difference = call(clone, "dvc", "metrics", "diff")
-    assert "best_in_cv.cv_accuracy" in difference and "best_in_cv.test_top1" in difference
+    assert "best_in_cv.cv_accuracy" in difference
     call(clone, "dvc", "plots", "show")
     assert "confusion.png" in (clone / "dvc_plots" / "index.html").read_text(encoding="utf-8")
 
@@ -178,12 +179,12 @@ def test_dvc_experiments_change_the_backbone(clone: Path) -> None:
         "-S",
         "advise.layer=[pool5]",
     )
-    scores = json.loads((clone / "reports/digits/alexnet/pool5-svm/metrics.json").read_text(encoding="utf-8"))
-    assert 0.2 < scores["top1"] <= 1 and scores["n"] == 450
+    scores = json.loads((clone / "reports/colours/alexnet/pool5-svm/metrics.json").read_text(encoding="utf-8"))
+    assert scores["n"] == 15
     rows = json.loads(call(clone, "dvc", "exp", "show", "--json").splitlines()[-1])
     assert {"tinyvgg", "alexnet"} <= {best_of(row["data"])["backbone"] for row in rows if row["data"]["metrics"]}
     page = (clone / "reports" / "index.html").read_text(encoding="utf-8")
-    assert "digits/alexnet/pool5-svm" in page and "digits/tinyvgg/fc7-svm" in page, "the page shows all backbones"
+    assert "colours/alexnet/pool5-svm" in page and "colours/tinyvgg/fc7-svm" in page, "the page shows all backbones"
 
 
 def test_only_lock_files_and_artifacts_appear_in_the_clone(clone: Path) -> None:
@@ -196,7 +197,6 @@ def test_dvc_passes_names_with_spaces_and_quotes_on(clone: Path) -> None:
     change(clone, source=str(source), dataset="my photos")
     call(clone, "dvc", "repro", "prepare")
     assert (clone / "data" / "my photos" / "manifest.csv").read_text(encoding="utf-8").count("\n") == 7
-    change(clone, source="digits", dataset="digits")
 
 
 # The README
@@ -212,15 +212,19 @@ def readme_commands() -> list[str]:
     return commands
 
 
-def test_the_readmes_commands_run(clone: Path, tmp_path: Path) -> None:
-    from conftest import write_photos
-
+def test_the_readmes_commands_run(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = readme_commands()
     assert len(commands) >= 5 and any(command.startswith("python -c ") for command in commands)
-    write_photos(tmp_path / "photos", {"ants": 20, "bees": 20})
+    photos = write_photos(tmp_path / "photos", {"ants": 20, "bees": 20})
     call(clone, "git", "checkout", "-q", "params.yaml")
+    monkeypatch.chdir(clone)
     for command in commands:
-        call(clone, "bash", "-c", command.replace("~/photos", str(tmp_path / "photos")))
+        typed = command.replace("~/photos", str(photos))
+        stage = re.fullmatch(r"python -m pipeline\.(\w+) ([^|>]*)", typed)
+        if stage and "--help" not in typed:  # in this process, where the libraries are imported already
+            assert command_line.run_command(stage[1], shlex.split(stage[2])) == 0, command
+        else:
+            call(clone, "bash", "-c", typed)
 
 
 # The installed package
