@@ -68,6 +68,11 @@ def last_name(url: str) -> str:
     return unquote(path.split("://")[-1].rsplit("/", 1)[-1])
 
 
+def folder_of(url: str) -> str:
+    """Return the URL of the folder that a URL's file lies in, without a slash at its end."""
+    return _without_query(url).rsplit("/", 1)[0]
+
+
 def stem(name: str) -> str:
     """Return a file's name without the suffix of a CSV file or an archive."""
     suffixes = [suffix for suffix in (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES) if name.lower().endswith(suffix)]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, get_args
 
 from pipeline import errors, hints, params
+from pipeline.addresses import without_secrets
 from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
@@ -101,7 +102,7 @@ def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
 
 def _word(name: str, value: Any, shown: str, origin: Origin | None) -> str:
     text = shown if value is None else ", ".join(value) if isinstance(value, tuple) else value
-    return f"{name}: {text} ({origin.place if origin else 'default'})"
+    return f"{name}: {without_secrets(str(text))} ({origin.place if origin else 'default'})"
 
 
 def _origin_of(error: BaseException, origins: Mapping[str, Origin]) -> str:
@@ -222,4 +223,4 @@ def _as_text(value: Any) -> str:
         return " ".join(map(str, value))
     if value is None or value is False:
         return ""
-    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else without_secrets(str(value))

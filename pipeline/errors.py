@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from pipeline.addresses import without_secrets
+
 SHOWN_CHOICES = 12
 SHOWN_BESIDE = 5
 SHOWN_NAMES = 3
@@ -38,7 +40,8 @@ def _flag(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-", 1)]
     values = list(value) if isinstance(value, list | tuple) else [value]
-    return [flag, *map(str, values)] if values and values != [None] and values != [""] else []
+    given = values and values != [None] and values != [""]
+    return [flag, *(without_secrets(str(one)) for one in values)] if given else []
 
 
 class PipelineError(Exception):

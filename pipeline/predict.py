@@ -109,7 +109,7 @@ def predict(
 
     engine: of the predictor's network. The classes are ordered by their margins, as in `evaluate`.
     """
-    for result in compute_codes(engine, images, threads):
+    for result in compute_codes(engine, ((image.name, image.file) for image in images), threads):
         if isinstance(result, CodesBatch):
             yield from predict_batch(predictor, result, top)
         else:

@@ -13,6 +13,7 @@ if __name__ == "__main__":  # help and mistakes do not wait for the imports belo
 from pathlib import Path
 
 from pipeline import errors, files, params
+from pipeline.addresses import without_secrets
 from pipeline.config import Prepare
 from pipeline.data import corrections, sources, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
@@ -53,7 +54,8 @@ def run(settings: Prepare) -> None:
 
 def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> None:
     """Prepare the images that a source lists."""
-    validation.validate_column(listing, settings.group_by, source)
+    shown = without_secrets(source)
+    validation.validate_column(listing, settings.group_by, shown)
     shares = {"test": settings.test, "val": settings.val}
     threads = settings.threads or parallel.default_threads()
     by_hand = [corrections.read_corrections(expand_home(name)) for name in settings.corrections]
@@ -64,8 +66,8 @@ def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: st
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {first_bad(prepared.bad)}. Fix them, or run with --on-bad skip."
         )
-    validation.validate_usable(prepared, source)
-    validation.validate_groups(prepared, settings.group_by, source)
+    validation.validate_usable(prepared, shown)
+    validation.validate_groups(prepared, settings.group_by, shown)
     recorded: dict[str, object] = {name: identity_of(getattr(settings, name)) for name in ("dataset", "unlabelled")}
     recorded |= {name: getattr(settings, name) for name in RECORDED}
     recorded["corrections"] = [identity_of(name) for name in settings.corrections]

@@ -53,7 +53,7 @@ def find_similar(
     The order is that of `images`, but for images that cannot be read, which come ahead of their batch.
     """
     rows = np.arange(len(index.paths))
-    for result in compute_codes(engine, ((image, image.path) for image in images), threads):
+    for result in compute_codes(engine, ((image, image.file) for image in images), threads):
         if not isinstance(result, CodesBatch):
             yield result[0], str(result[1])
             continue

@@ -33,8 +33,8 @@ class Project:
 
     source: str = setting(
         "digits",
-        "What `prepare` reads: a name, a folder of images, a CSV file or an archive; empty where prepare.unlabelled "
-        "is all.",
+        "What `prepare` reads: a name, a folder of images, a CSV file, an archive or a URL; empty where "
+        "prepare.unlabelled is all.",
     )
     dataset: Name = setting("digits", "Name of the prepared dataset: data/NAME, features/NAME and so on.")
     backbone: Name = setting("tinyvgg", BACKBONE)

@@ -128,7 +128,7 @@ CODES_SHOWN = "features/DATASET/BACKBONE/LAYER.h5"
 CLASSIFIER = "File of the trained classifier."
 CLASSIFIER_SHOWN = "models/DATASET/BACKBONE/LAYER-MODEL.skops"
 SPEC = "Refuse codes that were made with other {}."
-NEW_IMAGES = "Image files, folders or zip and tar files with all that is in them, or - for paths on standard input."
+NEW_IMAGES = "Image files, folders, zip and tar files, URLs of any of them, or - for paths on standard input."
 WEIGHTS_NOW = "Where the backbone's weights are now, if they were moved."
 
 NEAR_DUPLICATES = "near-duplicates"

@@ -38,14 +38,14 @@ class Prepare(Command):
     dataset: str = setting(
         "digits",
         "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
-        "(or the column labels, as in cat;dog, for several labels per image), or a zip or tar file of either.",
+        "(or the column labels, as in cat;dog, for several labels per image), or a zip or tar file or a URL of either.",
         key="source",
         group=EXPERIMENT,
     )
     unlabelled: str = setting(
         "",
-        "Images without labels: a folder, read at any depth, a CSV file with the column path, or a zip or tar file; "
-        "beside --dataset, or alone.",
+        "Images without labels: a folder, read at any depth, a CSV file with the column path, a zip or tar file, or a "
+        "URL; beside --dataset, or alone.",
         replaces="dataset",
         group=EXPERIMENT,
     )

@@ -62,20 +62,25 @@ class Member:
     open: Callable[[], IO[bytes]]
 
 
-def unpack(archive: Path, folder: Path) -> list[Skipped]:
-    """Unpack an archive into an empty folder, and return what was left out.
+def is_packed(path: Path) -> bool:
+    """Return whether a file is a zip or tar file, by its content."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+def unpack(archive: Path, folder: Path, shown: str) -> list[Skipped]:
+    """Unpack an archive into an empty folder, and return what was left out; shown: how the archive is called.
 
     Raises PipelineError if the archive is damaged or encrypted, if a name leaves the folder or two names are one on
     some disks, and if there is more in it than the bounds of this module let pass.
     """
-    skipped, names, bounds = [], Names(archive), Bounds(archive)
-    with _explain_damage(archive), _open(archive) as members, ProgressBar("unpacking", None, "file") as bar:
+    skipped, names, bounds = [], Names(shown), Bounds(shown, archive.stat().st_size)
+    with _explain_damage(shown), _open(archive, shown) as members, ProgressBar("unpacking", None, "file") as bar:
         for member in members:
-            parts = names.add(member)
+            parts = names.add(member.name)
             bounds.add_file()
             target = folder.joinpath(*parts)
             if reason := member.reason or (NESTED if is_archive(target.name) and not member.is_folder else ""):
-                skipped.append(Skipped(f"{archive}/{'/'.join(parts)}", reason))
+                skipped.append(Skipped(f"{shown}/{'/'.join(parts)}", reason))
             else:
                 _write(member, target, bounds)
             bar.update()
@@ -105,9 +110,9 @@ def _copy(source: IO[bytes], target: IO[bytes], bounds: Bounds) -> None:
 class Bounds:
     """How much an archive may hold; counts what was unpacked."""
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, archive: str, size: int) -> None:
         self.archive, self.files, self.bytes = archive, 0, 0
-        self.most = max(FREE_BYTES, MAX_RATIO * archive.stat().st_size)
+        self.most = max(FREE_BYTES, MAX_RATIO * size)
 
     def add_file(self) -> None:
         """Count an entry."""
@@ -131,19 +136,19 @@ class Bounds:
 
 
 class Names:
-    """The names in an archive; refuses those that leave the folder, and pairs that are one name on some disks."""
+    """The names in an archive or bucket; refuses those that leave the folder, and pairs that are one on some disks."""
 
-    def __init__(self, archive: Path) -> None:
-        self.archive, self.seen = archive, dict[str, str]()
+    def __init__(self, source: str) -> None:
+        self.source, self.seen = source, dict[str, str]()
 
-    def add(self, member: Member) -> list[str]:
+    def add(self, name: str) -> list[str]:
         """Return the parts of a name, which is relative, with slashes or the backslashes of Windows."""
-        path = member.name.replace("\\", "/")
+        path = name.replace("\\", "/")
         parts = [part for part in path.split("/") if part not in ("", ".")]
         if path.startswith("/") or ".." in parts or re.match("[A-Za-z]:", "".join(parts[:1])) or "\0" in path:
             raise PipelineError(
-                f"{self.archive} holds the name {member.name!r}, which leads out of the folder, so "
-                "nothing is unpacked. Pack it again, with relative names."
+                f"{self.source} holds the name {name!r}, which leads out of the folder, so nothing is taken from it. "
+                "Rename it there."
             )
         for end in range(1, len(parts) + 1):
             self._add_alike("/".join(parts[:end]))
@@ -153,7 +158,7 @@ class Names:
         before = self.seen.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if before != path:
             raise PipelineError(
-                f"{self.archive} holds {before!r} and {path!r}, which are one name on many disks. Rename one of them."
+                f"{self.source} holds {before!r} and {path!r}, which are one name on many disks. Rename one of them."
             )
 
 
@@ -170,7 +175,7 @@ class BoundedHeader(tarfile.TarInfo):
 
 
 @contextmanager
-def _explain_damage(archive: Path) -> Iterator[None]:
+def _explain_damage(archive: str) -> Iterator[None]:
     """Turn what the libraries raise into a PipelineError."""
     try:
         yield
@@ -184,22 +189,22 @@ def _explain_damage(archive: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _open(archive: Path) -> Iterator[Iterator[Member]]:
+def _open(archive: Path, shown: str) -> Iterator[Iterator[Member]]:
     """Yield the entries of an archive; its first bytes tell its kind."""
     with archive.open("rb") as file:
         is_zip = file.read(2) == b"PK"
     if is_zip:
         with zipfile.ZipFile(archive) as zipped:
-            yield _zip_members(zipped, archive)
+            yield _zip_members(zipped, shown)
     else:
         with tarfile.open(archive, encoding="utf-8", errors="surrogateescape", tarinfo=BoundedHeader) as tar:
             yield _tar_members(tar)
 
 
-def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[Member]:
+def _zip_members(archive: zipfile.ZipFile, shown: str) -> Iterator[Member]:
     for entry in archive.infolist():
         if entry.flag_bits & 1:
-            raise PipelineError(f"{path} is encrypted. Unpack it yourself, and name the folder.")
+            raise PipelineError(f"{shown} is encrypted. Unpack it yourself, and name the folder.")
         is_link = stat.S_ISLNK(entry.external_attr >> 16)
         yield Member(_zip_name(entry), entry.is_dir(), LINK if is_link else "", partial(archive.open, entry))
 

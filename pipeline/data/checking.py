@@ -65,7 +65,8 @@ def prepare(
     good = mark_resaved(good, [one.content for one in facts])
     depths = depth.Depths.of([one.values for one in facts])
     white, notes = choose_white(depths.deep, max_value)
-    bad = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
+    unreadable = [(str(image.path), str(r)) for image, r in checked_images if isinstance(r, decoding.BadImage)]
+    bad = [*listing.bad, *unreadable]
     images = assign_splits(resolve_splits(good), shares, seed, group_by)
     notes = [*listing.notes, *split_notes(good), *notes, *several_notes(good, facts)]
     return Prepared(images, bad, find_leaks(images), replace(listing, notes=notes), depths, white, are_large(facts))

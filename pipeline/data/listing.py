@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.manifest import UNLABELLED, ListedImage
@@ -38,13 +38,15 @@ class Skipped:
 class Listing:
     """The images of a source.
 
-    skipped: files that are not used; notes: sentences on how the source was read; empty: classes without any file.
+    skipped: files that are not used; notes: sentences on how the source was read; empty: classes without any file; bad:
+    files that were not to be had, each with the reason.
     """
 
     images: Sequence[ListedImage]
     skipped: Sequence[Skipped] = ()
     notes: Sequence[str] = ()
-    empty: Sequence[str] = field(default=())
+    empty: Sequence[str] = ()
+    bad: Sequence[tuple[str, str]] = ()
 
 
 def join_listings(labelled: Listing, unlabelled: Listing) -> Listing:
@@ -58,6 +60,7 @@ def join_listings(labelled: Listing, unlabelled: Listing) -> Listing:
         [*labelled.skipped, *unlabelled.skipped, *skipped],
         [*labelled.notes, *unlabelled.notes],
         labelled.empty,
+        [*labelled.bad, *unlabelled.bad],
     )
 
 

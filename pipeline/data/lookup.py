@@ -12,11 +12,11 @@ from pipeline.paths import expand_home
 class FileFinder:
     """Finds files by the names that people write; it remembers what lies in the folders that it looked into.
 
-    root: where relative paths start.
+    root: where relative paths start; known: the files of some cells, which were fetched from elsewhere.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, known: Mapping[str, Path] | None = None) -> None:
+        self.root, self.known = root, known or {}
         self._names: dict[Path, Mapping[str, Path]] = {}
 
     def find(self, cell: str) -> Path:
@@ -26,6 +26,8 @@ class FileFinder:
         slashes instead of backslashes, and with names that `clean_name` reads alike: composed or not, or in the bytes
         of Windows-1252 instead of UTF-8.
         """
+        if cell in self.known:
+            return self.known[cell]
         return next((path for path in self._spellings(cell) if exists(path)), self.root / cell.strip())
 
     def _spellings(self, cell: str) -> Iterator[Path]:

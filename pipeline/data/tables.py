@@ -7,14 +7,16 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.addresses import without_secrets
 from pipeline.data.doubts import doubts_of_cells, doubts_of_names
 from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, is_text, split_of
 from pipeline.data.lookup import FileFinder, exists
 from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
+from pipeline.data.remote_rows import FetchedCell
 from pipeline.errors import PipelineError
 
 SEPARATORS = ",;\t|"
@@ -30,6 +32,15 @@ MARKS = (
 
 OTHER_STARTS = (b"PK\3\4", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 """How Excel's files begin, the new ones and the old."""
+
+
+Fetch = Callable[[Sequence[str]], Mapping[str, FetchedCell]]
+"""A function that brings the files which some cells name, and tells what became of those that are elsewhere."""
+
+
+def fetch_nothing(cells: Sequence[str]) -> Mapping[str, FetchedCell]:
+    """Take all cells for files on this disk."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -155,23 +166,46 @@ def _named(cells: Sequence[str], header: Sequence[str], path: Path, line: int) -
     return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))
 
 
-def list_csv(path: Path) -> Listing:
+def list_csv(path: Path, fetch: Fetch = fetch_nothing) -> Listing:
     """List the images of a CSV file with the columns path, label or labels and, if it likes, split.
 
     Relative paths start at its folder. A column `labels` names any number of classes per image, with semicolons between
     them; so do several rows with the same path and different labels. Other columns are kept as metadata. An empty
-    label means that the image has none.
+    label means that the image has none. fetch: brings the files that are elsewhere.
     """
     rows, notes = read_table(path)
-    finder = FileFinder(path.parent)
-    return _list_rows([_read_row(row, path, finder) for row in rows], notes, path)
+    return _list_fetched(rows, notes, path, fetch, _read_row)
 
 
-def list_unlabelled_csv(path: Path) -> Listing:
+def list_unlabelled_csv(path: Path, fetch: Fetch = fetch_nothing) -> Listing:
     """List the images of a CSV file with the column path as images without labels; other columns are metadata."""
     rows, notes = read_table(path, labelled=False)
-    finder = FileFinder(path.parent)
-    return _list_rows([_read_unlabelled_row(row, path, finder) for row in rows], notes, path)
+    return _list_fetched(rows, notes, path, fetch, _read_unlabelled_row)
+
+
+def _list_fetched(
+    rows: Sequence[Row],
+    notes: Sequence[str],
+    path: Path,
+    fetch: Fetch,
+    read: Callable[[Row, Path, FileFinder], ListedImage],
+) -> Listing:
+    """List the images of rows; those that cannot be fetched are bad files."""
+    fetched = fetch([row.cells["path"] for row in rows])
+    finder = FileFinder(path.parent, {cell: file.path for cell, file in fetched.items()})
+    images = [_with_url(read(row, path, finder), fetched.get(row.cells["path"])) for row in rows]
+    failed = {file.path: (without_secrets(file.url), file.reason) for file in fetched.values() if file.reason}
+    if failed and all(image.path in failed for image in images):
+        url, reason = next(iter(failed.values()))
+        raise PipelineError(f"None of the {len(failed)} files of {path} can be fetched, the first is {url}: {reason}.")
+    listing = _list_rows([image for image in images if image.path not in failed], notes, path)
+    offered, there = ({name for image in some for name in image.classes} for some in (images, listing.images))
+    return replace(listing, bad=list(failed.values()), empty=sorted(offered - there))
+
+
+def _with_url(image: ListedImage, fetched: FetchedCell | None) -> ListedImage:
+    """Return an image with its address in a column."""
+    return replace(image, metadata={"url": without_secrets(fetched.url), **image.metadata}) if fetched else image
 
 
 def _list_rows(images: Sequence[ListedImage], notes: Sequence[str], path: Path) -> Listing:

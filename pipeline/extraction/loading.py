@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Content = bytes | Image.Image | np.ndarray
 """The bytes of a file, a PIL image, or uint8 (height, width, 3) or (height, width)."""
 
-Source = str | Path | Content
+Source = str | Path | Content | decoding.BadImage
 """An image: the path of a file, or its content."""
 
 
@@ -129,6 +129,8 @@ def read_source(source: Source) -> tuple[str, Content]:
     """Return the name and the content of an image; raise `BadImage` for a file that cannot be read."""
     if isinstance(source, str | Path):
         return str(source), decoding.read_bytes(Path(source))
+    if isinstance(source, decoding.BadImage):
+        raise source
     return "", source
 
 

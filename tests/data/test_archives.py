@@ -140,11 +140,11 @@ def test_bombs_are_refused_before_they_fill_the_disk(project: Path, monkeypatch:
     ]:
         with monkeypatch.context() as patch, pytest.raises(PipelineError, match=words):
             patch.setattr(archives, name, value)
-            archives.unpack(bomb, Path(name))
+            archives.unpack(bomb, Path(name), "bomb.zip")
         assert sum(path.stat().st_size for path in Path().rglob("*.png")) < 1_000_000
     header = tarfile.TarInfo("x" * 2_000_000)
     with pytest.raises(PipelineError, match="a header of"):
-        archives.unpack(tarred(Path("bomb.tar.gz"), ["a/1.png", header]), Path("made"))
+        archives.unpack(tarred(Path("bomb.tar.gz"), ["a/1.png", header]), Path("made"), "bomb")
 
 
 def test_names_are_read_as_their_writers_meant_them(project: Path) -> None:
@@ -154,7 +154,7 @@ def test_names_are_read_as_their_writers_meant_them(project: Path) -> None:
     data = bytearray(path.read_bytes())
     data[7] = data[data.index(b"PK\1\2") + 9] = 0  # the upper byte of the flags
     path.write_bytes(data)
-    archives.unpack(path, Path("made"))
+    archives.unpack(path, Path("made"), "set.zip")
     assert names_below(Path("made")) == {"caf\u00e9/1.png"}
 
 
