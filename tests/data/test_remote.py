@@ -148,7 +148,7 @@ def test_an_archive_on_a_server_is_fetched_once_and_secrets_stay_secret(
         ([404], b"", "does not exist (404)"),
         ([500] * 9, b"", "the server answers 500"),
         ([302], b"", "redirects in a circle"),
-        ([], b"\n<!DOCTYPE html><p>Log in", "a web page instead of the file"),
+        ([], b"\n<!DOCTYPE html><p>Log in", "a web page instead of a file"),
         ([], b"GIF89a", "neither a folder, a CSV file nor an archive"),
     ],
 )
