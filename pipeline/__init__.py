@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pipeline.classifiers.persistence import SavedClassifier
     from pipeline.classifiers.persistence import load as load_classifier
     from pipeline.classifiers.solvers import LinearSVM, Softmax
-    from pipeline.codes.reader import Codes, read_codes
+    from pipeline.codes.formats import read_codes
+    from pipeline.codes.reader import Codes
     from pipeline.codes.spec import CodesSpec
     from pipeline.errors import PipelineError
     from pipeline.extraction.transformer import CNNCodes
@@ -42,7 +43,7 @@ _HOMES = {
     "Softmax": ("classifiers.solvers", "Softmax"),
     "classify_folder": ("run", "classify_folder"),
     "load_classifier": ("classifiers.persistence", "load"),
-    "read_codes": ("codes.reader", "read_codes"),
+    "read_codes": ("codes.formats", "read_codes"),
 }
 """Where each of them lies: they are imported when they are asked for, since torch takes seconds."""
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    import os
-
     import pandas
     import torch
 
@@ -173,15 +171,6 @@ class StoredRows:
             values, _ = read_rows(self.file, first, last)
             self.checked[part] = True
         return values if len(values) == len(rows) else values[rows - first]
-
-
-def read_codes(path: str | os.PathLike[str], split: str | None = None) -> Codes[np.ndarray]:
-    """Read the codes in a file that `extract` wrote; of several layers from a path like fc6+fc7.h5.
-
-    split: "train", "val", "test" or "unlabelled", None for all images. Raises PipelineError if the file is missing or
-    damaged.
-    """
-    return read_layers(Path(path).expanduser(), {}, split)
 
 
 def read(path: Path, expected: Mapping[str, object], split: str | None = None) -> Codes[np.ndarray]:

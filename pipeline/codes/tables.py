@@ -1,4 +1,4 @@
-"""Codes as tables for other tools: Parquet, NumPy's own format and CSV, written block by block."""
+"""Codes for other tools: Parquet, NumPy's own format, CSV and Zarr, written block by block."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import errors, files
 from pipeline.codes.reader import Codes, CodesStream
+from pipeline.codes.zarr_store import write_zarr
 
 if TYPE_CHECKING:
     import pyarrow
@@ -106,5 +107,6 @@ WRITERS: dict[str, Callable[[Path, CodesStream], list[Path]]] = {
     "parquet": write_parquet,
     "npy": write_npy,
     "csv": write_csv,
+    "zarr": write_zarr,
 }
 """The formats by name, which is also the suffix: each writes the codes and returns the files that it wrote."""

@@ -148,7 +148,7 @@ class Export(Address):
     """Settings of `export`."""
 
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
-    codes: Literal["parquet", "npy", "csv"] | None = setting(
+    codes: Literal["parquet", "npy", "csv", "zarr"] | None = setting(
         None,
         "Write the layer's codes in this format, for other tools, instead of network and classifier; of the four "
         "words, --model does not count then.",

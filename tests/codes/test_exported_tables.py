@@ -18,6 +18,8 @@ from pyarrow import parquet
 
 from pipeline import read_codes
 from pipeline.codes import reader, tables
+from pipeline.codes.reader import Codes
+from pipeline.errors import PipelineError
 
 Run = Callable[..., Outcome]
 OUT = Path("exports/digits/tinyvgg/fc7.parquet")
@@ -55,6 +57,36 @@ def test_an_array_and_a_csv_hold_the_same(run: Run) -> None:
     assert specs == [codes.spec.to_dict()] * 2
 
 
+def as_bits(codes: Codes[np.ndarray]) -> tuple[object, ...]:
+    """Return all that codes hold, with their values as bits."""
+    bits, labels = codes.values.view(np.uint32).tolist(), (codes.labels.dtype, codes.labels.tolist())
+    return bits, labels, codes.paths, codes.splits, codes.digests, codes.classes, codes.spec
+
+
+def test_zarr_comes_back_bit_for_bit_and_is_refused_when_damaged(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.zeros((5, 4), np.float32)
+    values[2:] = [-0.0, 1e-42, 1 / 3, 7]
+    names = ["a.png", "bé.png", "c" * 300, "d.png", "e.png"]
+    splits, digests = ["train", "unlabelled", "train", "test", "test"], [f"{row:064x}" for row in range(5)]
+    listing = Listing(names, [1, -1, 0, 1, 0], splits, digests, ["ant", "bee"])
+    put_codes(CODES, values, listing)
+    monkeypatch.setattr(reader, "BLOCK_BYTES", 2 * 4 * 4)
+    for _ in range(2):
+        assert run("export", "--codes", "zarr", "--out", "made/codes.zarr").code == 0
+    codes = read_codes(CODES)
+    assert as_bits(read_codes("made/codes.zarr")) == as_bits(codes) and np.signbit(codes.values[2, 0])
+    assert as_bits(read_codes("made/codes.zarr", "test")) == as_bits(read_codes(CODES, "test"))
+    assert [path.name for path in Path("made").iterdir()] == ["codes.zarr"]
+    chunk = Path("made/codes.zarr/values/c/1/0")
+    whole = chunk.read_bytes()
+    for damage in (lambda: chunk.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]), chunk.unlink):
+        damage()
+        with pytest.raises(PipelineError, match=r"codes\.zarr is damaged"):
+            read_codes("made/codes.zarr")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    mistake(run("export", "--codes", "zarr"), "pip install -e '.[zarr]'")
+
+
 def test_codes_are_a_pandas_table_and_torch_tensors(project: Path) -> None:
     write_training()
     codes = read_codes(str(CODES), "test")
@@ -80,6 +112,8 @@ def test_what_parquet_cannot_hold_is_refused(run: Run, monkeypatch: pytest.Monke
     assert "odd \udcff.png" in OUT.with_name("fc7-images.csv").read_text(errors="surrogateescape")
     mistake(run("export", "--codes", "npy", "--layer", "fc6+fc7"), "names several layers")
     mistake(run("export", "--codes", "npy", "--layer", "fc6"), "no codes at", "pipeline.extract")
+    mistake(run("export", "--codes", "zarr"), "'odd \\udcff.png' is not valid UTF-8", "npy")
+    assert not OUT.with_suffix(".zarr").exists()
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     mistake(run("export", "--codes", "parquet"), "pip install -e '.[parquet]'")
 
