@@ -127,4 +127,4 @@ def run(settings: Audit) -> None:
     findings = [*find_label_errors(codes, data, plan), *find_duplicates(index), *find_outliers(index)]
     files.write_csv(path, [field.name for field in fields(Finding)], [astuple(finding) for finding in findings])
     print(summary(path, findings, len(codes.labels)))
-    print(f"Write relabel, drop or move into the column action, then: {corrections.next_command(address.data, path)}")
+    print(corrections.next_step(address.data, path, "Write relabel, drop or move into the column action"))

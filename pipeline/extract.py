@@ -19,12 +19,13 @@ from pipeline import errors, params
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import digits
+from pipeline.data.manifest import read_manifest
 from pipeline.extraction import autotune, memory, runner
 from pipeline.images import decoding, parallel, torchcodec, transforms
 from pipeline.networks import weights
 from pipeline.networks.frozen import PRECISIONS, FrozenNetwork, choose_device
 from pipeline.networks.listing import listing
-from pipeline.paths import Experiment
+from pipeline.paths import TASK_SEPARATOR, Experiment, folder_of_task, read_tasks
 
 AUTO = "auto"
 
@@ -111,11 +112,20 @@ def run(settings: Extract) -> None:
     layers, images = ", ".join(settings.layer), errors.counted(len(manifest.paths), "image")
     print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {images}")
     print(why)
+    extract_to(extraction, network, folder)
+    for task in read_tasks(address.data)[1:] if settings.out is None else ():
+        manifest = read_manifest(folder_of_task(address.data, task))
+        other = Experiment(f"{address.name}{TASK_SEPARATOR}{task}", address.backbone)
+        extract_to(extraction.of(manifest), network, other.features)
+
+
+def extract_to(extraction: runner.Extraction, network: FrozenNetwork, folder: Path) -> None:
+    """Extract to a folder, and say what was done."""
     with claim_folder(folder):
         runner.extract(extraction, network, folder)
     for line in (*extraction.notes, *(f"Skipped {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
-    count = len(manifest.paths) - len(extraction.bad)
+    count = len(extraction.manifest.paths) - len(extraction.bad)
     skipped = f", {errors.counted(len(extraction.bad), 'image')} skipped" if extraction.bad else ""
     for layer, width in network.widths.items():
         print(f"{folder / layer}.h5: {count} × {width}{skipped}")

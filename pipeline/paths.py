@@ -15,6 +15,9 @@ ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
 LAYER_SEPARATOR = "+"
 """What stands between the names of several layers, as in fc6+fc7."""
 
+TASK_SEPARATOR = "@"
+"""What stands between a dataset and one of its tasks, as in photos@shape."""
+
 FINETUNED = "finetuned"
 """The model's name in the address of a fine-tuned network."""
 
@@ -31,12 +34,39 @@ def expand_home(text: str) -> Path:
 
 
 def name_of_source(source: str) -> str:
-    """Return the name of the dataset that a source becomes: its last part, of a CSV file or archive without suffix."""
+    """Return the name of the dataset that a source becomes: its last part, of a CSV file or archive without suffix.
+
+    The task that is named behind it stays, unless it is the first, which is the dataset's own.
+    """
+    place, task = split_task(source)
+    name = _name_of_place(place)
+    return name if not task or read_tasks(Path("data", name))[:1] == [task] else f"{name}{TASK_SEPARATOR}{task}"
+
+
+def _name_of_place(source: str) -> str:
     if addresses.is_url(source):
         return addresses.stem(addresses.last_name(source))
     path = expand_home(source)
     name = path.resolve().name
     return name if path.is_dir() else addresses.stem(name)
+
+
+def split_task(dataset: str) -> tuple[str, str]:
+    """Return a dataset and the task that is named behind it: photos and shape of photos@shape; "" for none."""
+    place, _, task = dataset.rpartition(TASK_SEPARATOR)
+    is_task = place and task and "/" not in task and not expand_home(dataset).exists()
+    return (place, task) if is_task else (dataset, "")
+
+
+def folder_of_task(folder: Path, task: str) -> Path:
+    """Return the folder of a task beside that of its dataset, among prepared datasets or codes."""
+    return folder.with_name(f"{folder.name}{TASK_SEPARATOR}{task}")
+
+
+def without_task(folder: Path) -> Path:
+    """Return the folder of the dataset that a folder is a task of, or the folder itself."""
+    name, _, task = folder.name.rpartition(TASK_SEPARATOR)
+    return folder.with_name(name) if name and task else folder
 
 
 def identity_of(source: str) -> str:
@@ -53,6 +83,22 @@ def read_origin(folder: Path) -> str | None:
         return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def read_tasks(folder: Path) -> list[str]:
+    """Return the columns of labels that a dataset was prepared with; [] where none were named, or no file says it."""
+    try:
+        return [str(name) for name in json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["settings"]["labels"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def codes_of_all_tasks(folder: Path) -> Path:
+    """Return the folder of the codes of a dataset, for the one of a task's: features/NAME/… of features/NAME@TASK/…"""
+    kind, *rest = folder.parts
+    if kind != "features" or len(rest) < 2:
+        return folder
+    return Path(kind, without_task(Path(rest[0])), *rest[1:])
 
 
 def require_one_layer(layer: str) -> None:
@@ -87,10 +133,10 @@ class Experiment:
     @property
     def data(self) -> Path:
         """The prepared dataset: a folder with manifest.csv; for a source, the folder that was prepared from it."""
-        given, prepared = expand_home(self.dataset), Path("data", self.name)
+        given, prepared, (source, task) = expand_home(self.dataset), Path("data", self.name), split_task(self.dataset)
         if (given / MANIFEST).exists():
             return given
-        return prepared if read_origin(prepared) == identity_of(self.dataset) else Path("data", self.dataset)
+        return prepared if task or read_origin(prepared) == identity_of(source) else Path("data", self.dataset)
 
     @property
     def features(self) -> Path:

@@ -15,16 +15,16 @@ from pathlib import Path
 from pipeline import errors, files, params
 from pipeline.addresses import without_secrets
 from pipeline.config import Prepare
-from pipeline.data import corrections, sources, validation
+from pipeline.data import corrections, sources, tasks, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
 from pipeline.data.listing import Listing
 from pipeline.data.manifest import write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.summary import first_bad, summary
 from pipeline.images import parallel
-from pipeline.paths import expand_home, identity_of
+from pipeline.paths import expand_home, folder_of_task, identity_of
 
-RECORDED = ("test", "val", "seed", "group_by", "layout", "range")
+RECORDED = ("test", "val", "seed", "group_by", "layout", "range", "labels")
 """The settings on which a prepared dataset depends, besides its sources."""
 
 
@@ -47,8 +47,11 @@ def run(settings: Prepare) -> None:
         )
     source = settings.dataset or settings.unlabelled
     folder = settings.out or Path("data", params.dataset_name(source))
-    validate_origin(folder, source, settings.overwrite)
-    with sources.list_sources(settings.dataset, settings.unlabelled, folder, settings.layout) as listing:
+    tasks.validate_labels(settings.labels, settings.corrections)
+    for one in [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]:
+        validate_origin(one, source, settings.overwrite)
+    listed = sources.list_sources(settings.dataset, settings.unlabelled, folder, settings.layout, settings.labels)
+    with listed as listing:
         prepare_listed(settings, listing, folder, source)
 
 
@@ -60,17 +63,26 @@ def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: st
     threads = settings.threads or parallel.default_threads()
     by_hand = [corrections.read_corrections(expand_home(name)) for name in settings.corrections]
     prepared = prepare(listing, shares, settings.seed, threads, settings.group_by, settings.range)
-    for one in by_hand:
-        prepared = with_corrections(prepared, one, folder)
+    for correction in by_hand:
+        prepared = with_corrections(prepared, correction, folder)
     if prepared.bad and settings.on_bad == "error":
         raise errors.PipelineError(
             f"{len(prepared.bad)} bad files: {first_bad(prepared.bad)}. Fix them, or run with --on-bad skip."
         )
-    validation.validate_usable(prepared, shown)
-    validation.validate_groups(prepared, settings.group_by, shown)
+    by_task = tasks.part_by_task(prepared, settings.labels)
+    for name, one in by_task.items():
+        validation.validate_usable(one, shown, name if name in settings.labels[1:] else "")
+        validation.validate_groups(one, settings.group_by, shown)
+    tasks.forget_tasks(folder, source, settings.labels)
+    for number, (name, one) in enumerate(by_task.items()):
+        place = folder_of_task(folder, name) if number else folder
+        write_origin(place, source, one.max_value, one.depths, recorded_settings(settings))
+        write(one, place)
+        print(summary(one, place, briefly=number > 0))
+
+
+def recorded_settings(settings: Prepare) -> dict[str, object]:
+    """Return the settings on which a prepared dataset depends."""
     recorded: dict[str, object] = {name: identity_of(getattr(settings, name)) for name in ("dataset", "unlabelled")}
     recorded |= {name: getattr(settings, name) for name in RECORDED}
-    recorded["corrections"] = [identity_of(name) for name in settings.corrections]
-    write_origin(folder, source, prepared.max_value, prepared.depths, recorded)
-    write(prepared, folder)
-    print(summary(prepared, folder))
+    return recorded | {"corrections": [identity_of(name) for name in settings.corrections]}

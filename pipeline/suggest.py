@@ -107,7 +107,4 @@ def run(settings: Suggest) -> None:
     print(f"{path}, {sheet}: {len(suggestions):,} of {errors.counted(available, 'image')} without a label")
     if len(suggestions) > MOST_ROWS * COLUMNS:
         print(f"The contact sheet shows the first {MOST_ROWS * COLUMNS}")
-    print(
-        "Write relabel into the column action and the class into to, then: "
-        f"{corrections.next_command(address.data, path)}"
-    )
+    print(corrections.next_step(address.data, path, "Write relabel into the column action and the class into to"))

@@ -22,6 +22,7 @@ import numpy as np
 from pipeline import errors, files
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
+from pipeline.paths import codes_of_all_tasks
 
 COPIED_AT_ONCE = 256
 """Rows of earlier runs that are written at a time."""
@@ -71,9 +72,9 @@ def cache_folder(folder: Path) -> Path:
     """Return where later runs find what earlier runs wrote to a folder of codes.
 
     It holds half-written files (`.partial`), and the complete ones as hard links, which need no space. It lies beside
-    the folder, since DVC empties the folder before each run.
+    the folder, since DVC empties the folder before each run. The tasks of a dataset share it.
     """
-    return folder.parent / ".cache" / folder.name
+    return codes_of_all_tasks(folder).parent / ".cache" / folder.name
 
 
 def cached_name(spec: CodesSpec) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.base import Address, Command, OfCodes, OfLayer
+from pipeline.config.base import Address, Command, OfCodes, OfDataset, OfLayer
 from pipeline.config.fields import (
     DEVICE,
     EXPERIMENT,
@@ -124,7 +124,7 @@ class Suggest(Address):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Report(Command):
+class Report(OfDataset):
     """Settings of `report`."""
 
     dataset: Name | None = setting(None, "Show this dataset only.", shown="all", in_file=False, group=EXPERIMENT)

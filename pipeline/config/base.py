@@ -15,6 +15,7 @@ from pipeline.config.fields import (
     MODEL,
     NETWORK,
     STRICT,
+    TASK,
     Decoder,
     Integer,
     Name,
@@ -57,7 +58,20 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class OfBackbone(Command):
+class OfDataset(Command):
+    """What a command works on is a prepared dataset, or one of its tasks, which is then part of the dataset's name."""
+
+    task: str = setting("", TASK, in_file=False, group=EXPERIMENT)
+
+    def __post_init__(self) -> None:
+        """Write the task behind the dataset, so that no other place has to know of tasks."""
+        if self.task and (dataset := getattr(self, "dataset", None)):
+            object.__setattr__(self, "dataset", f"{dataset}@{self.task}")
+            object.__setattr__(self, "task", "")
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OfBackbone(OfDataset):
     """The two words that address what there is of a backbone."""
 
     dataset: Name = setting("digits", DATASET, key="dataset", group=EXPERIMENT)

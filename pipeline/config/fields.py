@@ -118,6 +118,7 @@ GROUPS = EXPERIMENT, SETTINGS, RECIPE, NETWORK, MACHINE, FILES = (
 """The titles under which `--help` lists the flags, in that order."""
 
 DATASET = "The prepared dataset: its name under data/, or its folder."
+TASK = "The column of labels, of a dataset that was prepared with --labels; --dataset NAME@TASK says the same."
 BACKBONE = "The pretrained network."
 LAYER = "The layer whose codes are used; fc6+fc7 joins the codes of both."
 MODEL = "The classifier."

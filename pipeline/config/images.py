@@ -49,6 +49,12 @@ class Prepare(Command):
         replaces="dataset",
         group=EXPERIMENT,
     )
+    labels: Texts = setting(
+        (),
+        "Columns of the CSV file that are labels, each of a task of its own: the first becomes the dataset NAME, any "
+        "other one NAME@COLUMN, with the same images and splits.",
+        shown="label",
+    )
     out: Path | None = setting(None, "Folder of the prepared dataset.", shown="data/NAME", group=FILES)
     test: float = setting(
         0.25, "Share of each class that becomes the test split, where the source has no splits.", ge=0, lt=1

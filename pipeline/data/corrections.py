@@ -12,6 +12,7 @@ from pipeline.data.listing import Skipped, clean_name
 from pipeline.data.manifest import SPLITS, UNLABELLED, ListedImage, stored_path
 from pipeline.data.origin import prepare_again
 from pipeline.data.tables import Row, read_table
+from pipeline.paths import read_tasks
 
 ACTIONS = ("relabel", "drop", "move")
 """What the column action may say: take the label, or the split, in the column `to`, or leave the image out."""
@@ -37,12 +38,18 @@ def validate_overwritable(file: Path) -> None:
         )
 
 
-def next_command(folder: Path, file: Path) -> errors.Fix:
-    """Return the command that prepares a dataset as before, with the corrections in a file after earlier ones."""
+def next_step(folder: Path, file: Path, first: str) -> str:
+    """Say how to prepare a dataset as before, with the corrections in a file after earlier ones.
+
+    first: what to write into the file. With several columns of labels, the source is what has to be corrected.
+    """
     (again,) = prepare_again(folder)
+    if len(read_tasks(folder)) > 1:
+        return f"Correct them in the CSV file of the dataset, then: {hints.complete(again, {})}"
     earlier = again.settings.get("corrections")
     corrections = [*(earlier if isinstance(earlier, list) else ()), str(file)]
-    return hints.complete(errors.Fix("prepare", {**again.settings, "corrections": corrections}), {})
+    command = hints.complete(errors.Fix("prepare", {**again.settings, "corrections": corrections}), {})
+    return f"{first}, then: {command}"
 
 
 def read_corrections(file: Path) -> dict[str, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,9 @@ KINDS = "neither a folder, a CSV file nor an archive"
 
 
 @contextmanager
-def list_sources(labelled: str, unlabelled: str, folder: Path, layout: str = "auto") -> Iterator[Listing]:
+def list_sources(
+    labelled: str, unlabelled: str, folder: Path, layout: str = "auto", tasks: Sequence[str] = ()
+) -> Iterator[Listing]:
     """Yield the images of two sources, with labels and without, or of one of them; "" for none.
 
     folder: of the prepared dataset, into which images are written that lie in no folder on this disk. It is as it was
@@ -30,26 +32,26 @@ def list_sources(labelled: str, unlabelled: str, folder: Path, layout: str = "au
     """
     with ExitStack() as stack:
         if not unlabelled:
-            yield list_labelled(labelled, folder, layout, stack)
+            yield list_labelled(labelled, folder, layout, stack, tasks)
         elif not labelled:
             yield list_unlabelled(unlabelled, folder, stack)
         else:
-            yield join_listings(
-                list_labelled(labelled, folder, layout, stack), list_unlabelled(unlabelled, folder, stack)
-            )
+            listing = list_labelled(labelled, folder, layout, stack, tasks)
+            yield join_listings(listing, list_unlabelled(unlabelled, folder, stack))
 
 
-def list_labelled(source: str, folder: Path, layout: str, stack: ExitStack) -> Listing:
+def list_labelled(source: str, folder: Path, layout: str, stack: ExitStack, tasks: Sequence[str] = ()) -> Listing:
     """List the images of a named dataset, a folder, a CSV file, or of an archive or URL of either; folder: as above.
 
-    layout: how images lie in a folder, one of `folders.LAYOUTS`; stack: what it opens.
+    layout: how images lie in a folder, one of `folders.LAYOUTS`; stack: what it opens; tasks: as in `list_csv`.
     """
     if source in SOURCES:
         _validate_layout(layout, source)
+        _validate_no_tasks(tasks, source)
         return Listing(SOURCES[source](folder))
     place, fetch = _open(source, folder, "images", stack)
     with place.explaining():
-        listing = _list_place(place.path, source, layout, fetch)
+        listing = _list_place(place.path, source, layout, fetch, tasks)
     return replace(listing, skipped=[*place.skipped, *listing.skipped])
 
 
@@ -63,12 +65,13 @@ def _open(source: str, folder: Path, name: str, stack: ExitStack) -> tuple[Local
     return place, RowFetcher(place.base, folder / f"{name}-fetched", cache, stack)
 
 
-def _list_place(path: Path, source: str, layout: str, fetch: RowFetcher) -> Listing:
+def _list_place(path: Path, source: str, layout: str, fetch: RowFetcher, tasks: Sequence[str]) -> Listing:
     if path.is_dir():
+        _validate_no_tasks(tasks, source)
         return folders.list_folder(path, layout)
     _validate_layout(layout, source)
     if is_table(path.name) and path.exists():
-        return list_csv(path, fetch)
+        return list_csv(path, fetch, tasks)
     if "/" in source or path.suffix or path.exists():
         raise _no_images_at(source, path)
     raise errors.unknown("dataset", source, SOURCES, where=KINDS)
@@ -77,6 +80,13 @@ def _list_place(path: Path, source: str, layout: str, fetch: RowFetcher) -> List
 def _validate_layout(layout: str, source: str) -> None:
     if layout != "auto":
         raise errors.PipelineError(f"--layout {layout} is for folders of images, and {source} is none. Leave it out.")
+
+
+def _validate_no_tasks(tasks: Sequence[str], source: str) -> None:
+    if tasks:
+        raise errors.PipelineError(
+            f"--labels names columns of a CSV file, and {without_secrets(source)} is none. Leave it out."
+        )
 
 
 def list_unlabelled(source: str, folder: Path, stack: ExitStack) -> Listing:

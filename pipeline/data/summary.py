@@ -17,13 +17,16 @@ from pipeline.images import decoding
 FOR_PHOTOS = {"backbone": "efficientnet_lite0", "layer": "avgpool"}
 
 
-def summary(prepared: Prepared, folder: Path) -> str:
-    """Say what is in the dataset, what was found and skipped and why, and what to do next."""
+def summary(prepared: Prepared, folder: Path, briefly: bool = False) -> str:
+    """Say what is in the dataset, and unless briefly, what was found and skipped and why, and what to do next."""
     counts = Counter(image.split for image in prepared.images)
     splits = ", ".join(f"{counts[split]:,} {split}" for split in PARTS if counts[split])
     classes = {name for image in prepared.images for name in image.classes}
+    first = f"{folder.name}: {counted(len(prepared.images), 'image')}, {counted(len(classes), 'class')} ({splits})"
+    if briefly:
+        return first
     lines = [
-        f"{folder.name}: {counted(len(prepared.images), 'image')}, {counted(len(classes), 'class')} ({splits})",
+        first,
         *(f"{count:>9}  {text}" for count, text in table(prepared, folder)),
         *prepared.listing.notes,
         *next_steps(prepared, folder),

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.addresses import without_secrets
@@ -17,7 +18,7 @@ from pipeline.data.listing import UNLABELLED_NAMES, Listing, clean_name, is_text
 from pipeline.data.lookup import FileFinder, exists
 from pipeline.data.manifest import PARTS, RESERVED_COLUMNS, UNLABELLED, ListedImage, parse_labels
 from pipeline.data.remote_rows import FetchedCell
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, unknown
 
 SEPARATORS = ",;\t|"
 FIRST_LINE = "Its first line must read: path,label[,split]."
@@ -83,10 +84,10 @@ def _decode_line(line: bytes) -> tuple[str, bool]:
         return line.decode("utf-8", "surrogateescape"), False
 
 
-def read_table(path: Path, labelled: bool = True) -> tuple[list[Row], list[str]]:
+def read_table(path: Path, labelled: bool = True, tasks: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
     """Return the rows of a CSV file, and notes on how it was read.
 
-    It must have the column path and, if `labelled`, label or labels.
+    It must have the column path and, if `labelled`, label or labels, or the columns that are named as `tasks`.
     """
     data = path.read_bytes()
     if data.startswith(OTHER_STARTS):
@@ -97,7 +98,10 @@ def read_table(path: Path, labelled: bool = True) -> tuple[list[Row], list[str]]
     text, separator = _take_separator_line(text)
     records = _parse(text, separator or _find_separator(text), path)
     _, first = next(records, (0, []))
-    header = _read_header(first, path, labelled)
+    header = _read_header(first, path, labelled and not tasks)
+    for name in tasks:
+        if name not in header:
+            raise unknown("column", name, filter(None, header), where=f"--labels in {path}")
     rows = [Row(line, _named(cells, header, path, line)) for line, cells in records]
     if not rows:
         raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
@@ -166,15 +170,25 @@ def _named(cells: Sequence[str], header: Sequence[str], path: Path, line: int) -
     return dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=False))
 
 
-def list_csv(path: Path, fetch: Fetch = fetch_nothing) -> Listing:
+def list_csv(path: Path, fetch: Fetch = fetch_nothing, tasks: Sequence[str] = ()) -> Listing:
     """List the images of a CSV file with the columns path, label or labels and, if it likes, split.
 
     Relative paths start at its folder. A column `labels` names any number of classes per image, with semicolons between
     them; so do several rows with the same path and different labels. Other columns are kept as metadata. An empty
-    label means that the image has none. fetch: brings the files that are elsewhere.
+    label means that the image has none.
+
+    fetch: brings the files that are elsewhere; tasks: columns of labels, of which the first is read as label, where an
+    image that has any of them is listed as labelled.
     """
-    rows, notes = read_table(path)
-    return _list_fetched(rows, notes, path, fetch, _read_row)
+    rows, notes = read_table(path, tasks=tasks)
+    named = [_with_label(row, tasks) for row in rows] if tasks else rows
+    return _list_fetched(named, notes, path, fetch, partial(_read_row, tasks=tasks or ("label",)))
+
+
+def _with_label(row: Row, tasks: Sequence[str]) -> Row:
+    """Return a row whose label is that of the first task."""
+    cells = {name: value for name, value in row.cells.items() if name != "labels"}
+    return replace(row, cells={**cells, "label": row.cells[tasks[0]]})
 
 
 def list_unlabelled_csv(path: Path, fetch: Fetch = fetch_nothing) -> Listing:
@@ -232,14 +246,14 @@ def _siblings(path: Path) -> list[Path]:
     return sorted(path.parent.iterdir()) if exists(path.parent) and path.parent.is_dir() else []
 
 
-def _read_row(row: Row, path: Path, finder: FileFinder) -> ListedImage:
+def _read_row(row: Row, path: Path, finder: FileFinder, *, tasks: Sequence[str]) -> ListedImage:
     multi_label = "labels" in row.cells
     split = _read_split(row.cells.get("split", ""), f"{path}, line {row.line}")
-    if split == UNLABELLED or not (multi_label or clean_name(row.cells["label"])):
+    if split == UNLABELLED or not (multi_label or any(clean_name(row.cells[name]) for name in tasks)):
         return _read_unlabelled_row(row, path, finder)
     names = [clean_name(name) for name in parse_labels(row.cells["labels"])] if multi_label else []
     label = ";".join(sorted(set(names))) if multi_label else clean_name(row.cells["label"])
-    if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels")):
+    if not all(is_text(row.cells[name]) for name in row.cells if name in ("label", "labels", *tasks)):
         raise PipelineError(
             f"{path}, line {row.line}: the label is neither valid UTF-8 nor Windows-1252. Save the file as UTF-8."
         )

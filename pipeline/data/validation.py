@@ -43,11 +43,16 @@ def validate_groups(prepared: Prepared, name: str, source: str) -> None:
         )
 
 
-def validate_usable(prepared: Prepared, source: str) -> None:
+def validate_usable(prepared: Prepared, source: str, column: str = "") -> None:
     """Refuse a dataset without any image, and labels from which no classifier could learn.
 
-    Images without labels, and test images alone, are good for their codes.
+    Images without labels, and test images alone, are good for their codes. column: of the labels, where others were
+    named first, by which the splits are drawn.
     """
+    drawn = column and any(image.split is None for image in prepared.listing.images)
+    drawn_by = (
+        f" Splits are drawn by the first of --labels: put {column} first, or take another --seed." if drawn else ""
+    )
     if not prepared.images:
         raise PipelineError(
             f"None of the {len(prepared.bad)} files of {source} can be read as an image: {first_bad(prepared.bad)}."
@@ -67,7 +72,7 @@ def validate_usable(prepared: Prepared, source: str) -> None:
         if untrained := sorted(classes[split] - classes["train"]):
             raise PipelineError(
                 f"The labels of {source} do not match: class {untrained[0]!r} has images in {split} but none in train. "
-                "Add some there, or take it out."
+                f"Add some there, or take it out.{drawn_by}"
             )
 
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,10 @@ class Extraction:
     forwarded: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def of(self, manifest: Manifest) -> Extraction:
+        """Return a run over another dataset with the same settings."""
+        return replace(self, manifest=manifest, forwarded=0, bad={}, notes=[])
 
     def find_missing(self, writers: Mapping[str, CodesWriter]) -> dict[str, list[int]]:
         """Copy the codes that earlier runs computed of the same bytes; return {layer: rows that are still missing}."""
