@@ -52,8 +52,9 @@ def ours(model: str) -> Callable[..., Any]:
     """Return a search with our path solver and a refit with our estimator."""
 
     def run(X: np.ndarray, y: np.ndarray, folds: list[Any], Cs: list[float]) -> Any:
-        accuracies = solvers.PathSolver(model).cross_validate(X, y, folds, Cs).accuracy.mean(1)
-        best = Cs[int(accuracies.argmax())]
+        path = solvers.PathSolver(model).cross_validate(X, y, folds, Cs)
+        accuracies = path.accuracy.mean(1)
+        best = float(path.Cs[int(accuracies.argmax())])
         return accuracies, best, {"svm": solvers.LinearSVM, "softmax": solvers.Softmax}[model](C=best).fit(X, y)
 
     return run

@@ -198,7 +198,14 @@ def _search_path(
 ) -> list[FoldResult]:
     """Solve all folds, classes and values of C together."""
     path = solver.cross_validate(X, y, splits, Cs)
-    columns = zip(Cs, path.accuracy.tolist(), path.converged.tolist(), path.seconds.tolist(), strict=True)
+    if left_out := sorted(set(Cs) - set(path.Cs.tolist())):
+        logger.info(
+            "%s: C above %g was not tried (%s): the folds had learned their images, and did worse on the others.",
+            normalisation,
+            path.Cs.max(),
+            ", ".join(f"{C:g}" for C in left_out),
+        )
+    columns = zip(path.Cs.tolist(), path.accuracy.tolist(), path.converged.tolist(), path.seconds.tolist(), strict=True)
     return [
         FoldResult(normalisation, {"C": C}, accuracy, seconds / len(splits), converged)
         for C, accuracies, convergence, seconds in columns

@@ -132,6 +132,65 @@ def test_the_path_is_the_same_in_parts(model, monkeypatch):
     np.testing.assert_allclose(whole.accuracy, parts.accuracy, atol=0.011)
 
 
+def overlapping(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Make codes that a linear classifier can learn by heart, and does: a few directions that tell, many of noise."""
+    X, y = codes(n, 500, 4, seed=3)
+    y = np.where(np.random.default_rng(3).random(n) < 0.25, (y + 1) % 4, y)
+    return X, y
+
+
+@pytest.mark.parametrize("C", [[0.01, 0.1, 1, 10, 100, 1000], [1000, 0.1, 10, 1, 100, 0.01]])
+def test_hopeless_values_of_c_are_not_tried(C):
+    X, y = overlapping()
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
+    every = solvers.PathSolver(exhaustive=True).cross_validate(X, y, folds, C)
+    path = solvers.PathSolver().cross_validate(X, y, folds, C)
+    assert every.Cs.tolist() == C
+    tried = [C.index(value) for value in path.Cs]
+    left_out = sorted(set(C) - set(path.Cs))
+    assert left_out and min(left_out) > path.Cs.max(), "the largest are left out"
+    assert tried == sorted(tried), "the others stay in the order in which they were given"
+    np.testing.assert_allclose(path.accuracy, every.accuracy[tried], atol=0.02)
+    best = every.accuracy.mean(1).argmax()
+    assert path.Cs[path.accuracy.mean(1).argmax()] == C[best]
+
+
+def test_a_low_accuracy_alone_makes_no_value_hopeless():
+    """Codes that tell little, one common class: a small C predicts it always, and larger ones do worse."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 60)).astype(np.float32)
+    y = np.where(rng.random(300) < 0.7, 0, rng.integers(1, 4, 300))
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
+    path = solvers.PathSolver(normalisation="l2").cross_validate(X, y, folds, [1e-3, 1e-2, 1e-1, 1, 10, 100])
+    assert len(path.Cs) == 6
+    means = path.accuracy.mean(1)
+    assert path_module.clearly_lower(path.accuracy[4], path.accuracy[means.argmax()], 0.25)
+
+
+def test_multi_label_rows_and_parts_of_the_folds_try_all_values(monkeypatch):
+    X, y = overlapping()
+    folds = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
+    Y = np.eye(4, dtype=int)[y]
+    assert len(solvers.PathSolver().cross_validate(X, Y, folds, [0.1, 10, 1000]).Cs) == 3
+    monkeypatch.setattr(path_module, "column_budget", lambda design, memory: 8)
+    assert len(solvers.PathSolver().cross_validate(X, y, folds, [0.1, 10, 1000]).Cs) == 3
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "lower"),
+    [
+        ([0.80, 0.79, 0.81, 0.80, 0.80], True),
+        ([0.80, 0.79, 0.81, 0.80, 0.91], False),  # better in one fold
+        ([0.89, 0.72, 0.89, 0.89, 0.89], False),  # lower by chance
+        ([0.90, 0.90, 0.90, 0.90, 0.90], False),
+    ],
+)
+def test_clearly_lower(accuracies, lower):
+    others = np.full(5, 0.90)
+    assert path_module.clearly_lower(np.array(accuracies), others, 0.25) is lower
+    assert not path_module.clearly_lower(np.array([0.1]), np.array([0.9]), 0.25), "one fold tells nothing"
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("normalisation", [None, "l2", "standard"])

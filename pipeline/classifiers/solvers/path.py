@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
@@ -24,10 +25,17 @@ Fold = tuple[np.ndarray, np.ndarray]
 STATE_SHARE = 0.5
 """Size of the scores and coefficients that are solved together, as a share of the codes' bytes, if none is given."""
 
+LEAST_STATE = 1 << 27
+"""Their size in bytes, at least, if none is given."""
+
+
+LEARNED = 0.99
+"""Share of the rows of a fit from which on it has learned them by heart: a larger C can teach it nothing more."""
+
 
 @dataclass(frozen=True)
 class PathResult:
-    """What cross-validation found, an array (n_Cs, n_folds) each, in the order of Cs.
+    """What cross-validation found, an array (n_Cs, n_folds) each, in the order of Cs, which are those that were tried.
 
     accuracy: share of the held-out rows that are predicted correctly; for multi-label rows, the mean of the labels'
     average precisions; iterations: the most that a class took; converged: whether all classes did; seconds: (n_Cs,)
@@ -47,7 +55,8 @@ class PathSolver:
 
     model: "svm" or "softmax"; normalisation: None, "l2" (each row to length 1) or "standard" (each column to mean 0 and
     variance 1 over the rows that the fold fits); tol, max_iter: as in `LinearSVM`; memory: bytes that scores and
-    coefficients may take, by default half of the codes' bytes.
+    coefficients may take, by default half of the codes' bytes, and 128 MB at least;
+    exhaustive: whether hopeless values of C are tried as well.
     """
 
     model: str = "svm"
@@ -55,6 +64,7 @@ class PathSolver:
     tol: float = 2e-5
     max_iter: int = 1000
     memory: int | None = None
+    exhaustive: bool = False
 
     def cross_validate(
         self,
@@ -68,6 +78,10 @@ class PathSolver:
 
         X: (n, d) float32 codes, in memory or on disk, which are not copied; y: (n,) labels, or (n, n_labels) of 0 and 1
         for the SVM; sample_weight: (n,) of the rows in the fits, while each held-out row counts once.
+
+        Values of C are hopeless, and not tried, above one at which every fold has learned its rows by heart and does
+        clearly worse on the others than at a smaller C. They are most of the work: the larger C, the more iterations.
+        (This takes all folds and classes together; where the memory holds only some of them, all values are tried.)
         """
         checks.path(folds, Cs)
         task = self._task(X, y, folds)
@@ -75,9 +89,13 @@ class PathSolver:
         tally = task.tally(len(Cs))
         ascending = [float(Cs[index]) for index in order]
         for problems, loss, solutions in task.solve(ascending, checks.weights(sample_weight, task.X)):
-            for index, solution in zip(order, solutions, strict=True):
-                tally.add(int(index), problems, loss, solution)
-        return tally.result(np.asarray(Cs, float))
+            together = (len(problems), len(loss.classes)) == (len(folds), task.n_columns)
+            for place, solution in enumerate(solutions):
+                tally.add(int(order[place]), problems, loss, solution)
+                if together and not self.exhaustive and tally.is_hopeless(order[: place + 1], solution):
+                    order = order[: place + 1]
+                    break
+        return tally.result(np.asarray(Cs, float), np.sort(order))
 
     def held_out_scores(self, X: Rows, y: np.ndarray, folds: Sequence[Fold], C: float) -> np.ndarray:
         """Return the scores (n, n_columns) of each row by the fold that held it out, NaN where none did.
@@ -113,12 +131,17 @@ class _Task:
     n_classes: int
     folds: Sequence[Fold]
 
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of a fold: one for each class, but of two classes the SVM has one."""
+        one_column = self.labels.ndim == 1 and self.solver.model == "svm" and self.n_classes == 2
+        return 1 if one_column else self.n_classes
+
     def tally(self, n_Cs: int) -> _Tally:
         """Return an empty tally of the results."""
         if self.labels.ndim == 2:
             return _PrecisionTally(self.labels, self.folds, n_Cs)
-        one_column = self.solver.model == "svm" and self.n_classes == 2
-        return _AccuracyTally(self.labels, self.folds, n_Cs, floor=0.0 if one_column else -np.inf)
+        return _AccuracyTally(self.labels, self.folds, n_Cs, floor=0.0 if self.n_columns == 1 else -np.inf)
 
     def solve(self, Cs: Sequence[float], sample_weight: np.ndarray) -> Iterator[tuple[range, Loss, Iterator[Solution]]]:
         """Yield some problems, their loss, and their solutions for each C; Cs: ascending; sample_weight: (n,)."""
@@ -179,8 +202,10 @@ def fit_scalers(X: Rows, fitted: Sequence[np.ndarray]) -> list[StandardScaler]:
 
 def column_budget(design: Design, memory: int | None) -> int:
     """Return how many columns fit into the memory for them: the scores four times, the coefficients eight times."""
-    size = STATE_SHARE * design.n * design.X.shape[1] if memory is None else memory / design.X.dtype.itemsize
-    return max(32, int(size / (4 * design.n + 8 * min(design.n, design.width))))
+    itemsize = design.X.dtype.itemsize
+    if memory is None:
+        memory = max(LEAST_STATE, int(STATE_SHARE * design.n * design.X.shape[1] * itemsize))
+    return max(32, int(memory / itemsize / (4 * design.n + 8 * min(design.n, design.width))))
 
 
 class _Tally(ABC):
@@ -214,9 +239,14 @@ class _Tally(ABC):
     def accuracy(self) -> np.ndarray:
         """Return the accuracy of each fold at each C, (n_Cs, n_folds)."""
 
-    def result(self, Cs: np.ndarray) -> PathResult:
-        """Return all results."""
-        return PathResult(Cs, self.accuracy(), self.iterations, self.converged, self.seconds)
+    def is_hopeless(self, tried: np.ndarray, solution: Solution) -> bool:
+        """Return whether no C above those tried can be the best one; solution: of the last one, all its columns."""
+        return False
+
+    def result(self, Cs: np.ndarray, tried: np.ndarray) -> PathResult:
+        """Return the results of the values that were tried; tried: their indices in Cs, ascending."""
+        results = (self.accuracy(), self.iterations, self.converged, self.seconds)
+        return PathResult(Cs[tried], *(values[tried] for values in results))
 
 
 class _AccuracyTally(_Tally):
@@ -226,6 +256,7 @@ class _AccuracyTally(_Tally):
         super().__init__(labels, folds, n_Cs)
         self.highest = [np.full((n_Cs, len(held)), floor) for held in self.held]
         self.predicted = [np.zeros((n_Cs, len(held)), int) for held in self.held]
+        self.fitted = [fitted for fitted, _ in folds]
 
     def count(self, index: int, problem: int, scores: np.ndarray, classes: np.ndarray) -> None:
         """Predict the class of the highest score so far."""
@@ -234,10 +265,40 @@ class _AccuracyTally(_Tally):
         predicted[top > highest] = classes[scores.argmax(1)][top > highest]
         np.maximum(highest, top, out=highest)
 
+    def is_hopeless(self, tried: np.ndarray, solution: Solution) -> bool:
+        """Return whether the folds have learned their rows, and do clearly worse on the others than at a smaller C."""
+        accuracy = self.accuracy()[tried]
+        shares = [len(held) / len(fitted) for fitted, held in zip(self.fitted, self.held, strict=True)]
+        best = accuracy.mean(1).argmax()
+        return clearly_lower(accuracy[-1], accuracy[best], float(np.mean(shares))) and self.has_learned(solution)
+
+    def has_learned(self, solution: Solution) -> bool:
+        """Return whether every fold predicts nearly all the rows correctly that it was fitted to."""
+        scores = solution.Z.reshape(len(solution.Z), len(self.fitted), -1)
+        for fold, rows in enumerate(self.fitted):
+            own = scores[rows, fold]
+            predicted = own[:, 0] > 0 if own.shape[1] == 1 else own.argmax(1)
+            if (predicted == self.labels[rows]).mean() < LEARNED:
+                return False
+        return True
+
     def accuracy(self) -> np.ndarray:
         """Return the share of correct predictions."""
         pairs = zip(self.predicted, self.held, strict=True)
         return np.array([(predicted == self.labels[held]).mean(1) for predicted, held in pairs]).T
+
+
+def clearly_lower(accuracies: np.ndarray, others: np.ndarray, share: float) -> bool:
+    """Return whether accuracies (n_folds,) are lower than others in every fold, and by more than chance explains.
+
+    share: rows held out for each row fitted. The t-test of Nadeau and Bengio ("Inference for the generalization error",
+    2003), whose variance allows for the rows that folds have in common; one-sided, at the level of 2.5%.
+    """
+    differences, n = others - accuracies, len(accuracies)
+    if n < 2 or differences.min() <= 0:
+        return False
+    error = differences.std(ddof=1) * np.sqrt(1 / n + share)
+    return bool(differences.mean() > stats.t.ppf(0.975, n - 1) * error)
 
 
 class _PrecisionTally(_Tally):
