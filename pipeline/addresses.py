@@ -7,6 +7,7 @@ import re
 from urllib.parse import unquote
 
 TABLE_SUFFIXES = (".csv", ".tsv")
+ROWS_SUFFIX = ".parquet"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+(://|::)", re.IGNORECASE)
@@ -74,8 +75,8 @@ def folder_of(url: str) -> str:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without the suffix of a CSV file or an archive."""
-    suffixes = [suffix for suffix in (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES) if name.lower().endswith(suffix)]
+    """Return a file's name without the suffix of a CSV file, a Parquet file or an archive."""
+    suffixes = [suffix for suffix in (*ARCHIVE_SUFFIXES, *TABLE_SUFFIXES, ROWS_SUFFIX) if name.lower().endswith(suffix)]
     return name[: -max(map(len, suffixes))] if suffixes else name
 
 

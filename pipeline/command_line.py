@@ -32,7 +32,10 @@ USAGE = {
 """What follows the flags, in the commands that take more than those."""
 
 
-METAVARS = {"group_by": "COLUMN", "tuned_layer": "LAYER", "tuned_model": "MODEL", "shots": "N", "curve": "N"}
+METAVARS = {
+    **dict.fromkeys(("group_by", "image_column", "label_column"), "COLUMN"),
+    **{"tuned_layer": "LAYER", "tuned_model": "MODEL", "shots": "N", "curve": "N"},
+}
 """What stands for the values of some flags in `--help`, where neither the flag's name nor its type says it."""
 
 

@@ -17,6 +17,7 @@ from pipeline.addresses import without_secrets
 from pipeline.config import Prepare
 from pipeline.data import corrections, sources, tasks, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
+from pipeline.data.hugging_face_columns import Columns
 from pipeline.data.listing import Listing
 from pipeline.data.manifest import write_manifest
 from pipeline.data.origin import validate_origin, write_origin
@@ -24,7 +25,7 @@ from pipeline.data.summary import first_bad, summary
 from pipeline.images import parallel
 from pipeline.paths import expand_home, folder_of_task, identity_of
 
-RECORDED = ("test", "val", "seed", "group_by", "layout", "range", "labels")
+RECORDED = ("test", "val", "seed", "group_by", "layout", "image_column", "label_column", "range", "labels")
 """The settings on which a prepared dataset depends, besides its sources."""
 
 
@@ -50,8 +51,9 @@ def run(settings: Prepare) -> None:
     tasks.validate_labels(settings.labels, settings.corrections)
     for one in [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]:
         validate_origin(one, source, settings.overwrite)
-    listed = sources.list_sources(settings.dataset, settings.unlabelled, folder, settings.layout, settings.labels)
-    with listed as listing:
+    columns = Columns(settings.image_column, settings.label_column)
+    reading = sources.Reading(settings.layout, settings.labels, columns)
+    with sources.list_sources(settings.dataset, settings.unlabelled, folder, reading) as listing:
         prepare_listed(settings, listing, folder, source)
 
 

@@ -38,7 +38,8 @@ class Prepare(Command):
     dataset: str = setting(
         "digits",
         "The images: a dataset's name, a folder, or a CSV file with the columns path, label and, if you like, split "
-        "(or the column labels, as in cat;dog, for several labels per image), or a zip or tar file or a URL of either.",
+        "(or the column labels, as in cat;dog, for several labels per image), a dataset of Hugging Face on "
+        "disk, or a zip or tar file or a URL of these.",
         key="source",
         group=EXPERIMENT,
     )
@@ -74,6 +75,12 @@ class Prepare(Command):
         "auto",
         "How a folder is read: its folders are classes, or splits with folders of classes within, or classes with "
         "folders of splits within; auto tells by the names, and asks where there are two ways.",
+    )
+    image_column: str = setting(
+        "", "Column of the images in a dataset of Hugging Face.", shown="the only one that holds images"
+    )
+    label_column: str = setting(
+        "", "Column of the labels in a dataset of Hugging Face.", shown="the only one declared as such, or label"
     )
     range: float | None = setting(
         None,

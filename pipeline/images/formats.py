@@ -40,6 +40,16 @@ OTHER_STARTS = {
 }
 """How files of other formats begin that lie among images."""
 
+SUFFIXES = {
+    b"\xff\xd8": ".jpg",
+    b"\x89PNG": ".png",
+    b"GIF8": ".gif",
+    b"BM": ".bmp",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+"""How files of usual formats begin, and their suffixes."""
+
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
 
@@ -81,6 +91,13 @@ def readable_formats(data: bytes) -> tuple[str, ...]:
     if name == "AVIF" and features.check("avif"):
         return ("AVIF",)
     return () if name else FORMATS
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the usual suffix of an image file's name, ".img" for a format that is not known by its first bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in SUFFIXES.items() if data.startswith(start)), ".img")
 
 
 def refusal(data: bytes) -> str:
