@@ -57,7 +57,8 @@ def replacing_folder(folder: Path) -> Iterator[None]:
     except BaseException:
         _put_back(before, folder)
         if is_new:
-            folder.parent.rmdir()
+            with suppress(OSError):
+                folder.parent.rmdir()
         raise
     shutil.rmtree(discarded, ignore_errors=True)
 

@@ -54,11 +54,12 @@ def run(settings: Prepare) -> None:
     columns = Columns(settings.image_column, settings.label_column)
     reading = sources.Reading(settings.layout, settings.labels, columns)
     with sources.list_sources(settings.dataset, settings.unlabelled, folder, reading) as listing:
-        prepare_listed(settings, listing, folder, source)
+        texts = prepare_listed(settings, listing, folder, source)
+    print("\n".join(texts))  # the images stay, even if nobody reads what is said of them
 
 
-def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> None:
-    """Prepare the images that a source lists."""
+def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> list[str]:
+    """Prepare the images that a source lists, and return what is to be said of each task."""
     shown = without_secrets(source)
     validation.validate_column(listing, settings.group_by, shown)
     shares = {"test": settings.test, "val": settings.val}
@@ -76,11 +77,12 @@ def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: st
         validation.validate_usable(one, shown, name if name in settings.labels[1:] else "")
         validation.validate_groups(one, settings.group_by, shown)
     tasks.forget_tasks(folder, source, settings.labels)
-    for number, (name, one) in enumerate(by_task.items()):
-        place = folder_of_task(folder, name) if number else folder
+    places = [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]
+    texts = [summary(one, place, briefly=place != folder) for one, place in zip(by_task.values(), places, strict=True)]
+    for one, place in zip(by_task.values(), places, strict=True):
         write_origin(place, source, one.max_value, one.depths, recorded_settings(settings))
         write(one, place)
-        print(summary(one, place, briefly=number > 0))
+    return texts
 
 
 def recorded_settings(settings: Prepare) -> dict[str, object]:

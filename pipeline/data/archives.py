@@ -182,7 +182,7 @@ def _explain_damage(archive: str) -> Iterator[None]:
     except (*DAMAGES, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the archive
             raise
-        reason = first_line(error).rstrip(".")
+        reason = first_line(error).rstrip(".:")
         raise PipelineError(
             f"{archive} is damaged, cut off, or no zip or tar file ({reason}). Copy or pack it again."
         ) from error

@@ -14,6 +14,8 @@ import pytest
 from conftest import Outcome
 from helpers import encode_image, mistake, smooth_image
 
+from pipeline import params, prepare
+from pipeline.config import Prepare
 from pipeline.data import archives
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import PipelineError
@@ -145,6 +147,19 @@ def test_bombs_are_refused_before_they_fill_the_disk(project: Path, monkeypatch:
     header = tarfile.TarInfo("x" * 2_000_000)
     with pytest.raises(PipelineError, match="a header of"):
         archives.unpack(tarred(Path("bomb.tar.gz"), ["a/1.png", header]), Path("made"), "bomb")
+
+
+def test_the_images_stay_even_if_nobody_reads_the_summary(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+
+    def print_nothing(*words: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", print_nothing)
+    archive = shutil.make_archive("photos", "zip", photos)
+    with pytest.raises(BrokenPipeError):
+        prepare.run(params.load(Prepare, {"dataset": archive})[0])
+    assert all(path.exists() for path in read_manifest(Path("data/photos")).files())
 
 
 def test_names_are_read_as_their_writers_meant_them(project: Path) -> None:
