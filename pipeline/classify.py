@@ -13,6 +13,7 @@ if __name__ == "__main__":  # help and mistakes do not wait for the imports belo
 import json
 import logging
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,9 +34,10 @@ from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.config import Classify
+from pipeline.data import class_maps
 from pipeline.data.manifest import UNLABELLED, read_depths
 from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
-from pipeline.paths import Experiment
+from pipeline.paths import LOGITS, Experiment
 from pipeline.reporting import curves
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,8 @@ def run(settings: Classify) -> None:
     with reader.open_codes(file, expected, "train", half) as codes:
         validate_dataset(file, address.data)
         validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
+        if settings.source_map:
+            plan = replace(plan, grid=given_grid(settings.source_map, plan.model, codes))
         grouping = Grouping(settings.group_by, settings.near_distance)
         if settings.unlabelled:
             validate_unlabelled(plan.model, codes, others=settings.calibrate or settings.nested)
@@ -204,11 +208,27 @@ def validate_unlabelled(model: str, codes: reader.Codes, *, others: bool) -> Non
         )
 
 
+def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
+    """Return the grid of a classifier that knows from a CSV file what the network's own classes stand for."""
+    from pipeline.networks.source_classes import require_head  # takes seconds to import, and is seldom needed
+
+    if model != search.SOURCE_MAP:
+        raise errors.PipelineError(f"--source-map is for --model {search.SOURCE_MAP}, not {model}. Leave it out.")
+    names = require_head(codes.spec.backbone, codes.spec.weights).names
+    return {"probabilities": {"given": [class_maps.read_pairs(path, names, codes.classes)]}}
+
+
 def validate_combination(
     plan: SearchPlan, codes: reader.Codes, *, calibrate: bool, nested: bool, shots: Sequence[int] | None
 ) -> None:
     """Refuse options that do not go together, or not with these codes."""
     multi_label = codes.labels.ndim == 2
+    if plan.model == search.SOURCE_MAP and codes.spec.layer != LOGITS:
+        raise errors.PipelineError(
+            f"{plan.model} reads the scores of the network's own classes, the layer {LOGITS}, not {codes.spec.layer}. "
+            f"Extract them, and name --layer {LOGITS}.",
+            fix=[errors.Fix("extract", {"layer": LOGITS})],
+        )
     along_path = all(search.uses_path_solver(plan.model, values) for values in plan.grid.values())
     if plan.model != "svm" and (multi_label or calibrate):
         why = "These images have several labels each" if multi_label else "--calibrate is for margins"
@@ -281,7 +301,10 @@ def count_constant_features(X: Rows) -> int:
 def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: int) -> str:
     """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
     chosen = trained.chosen
-    setting = [chosen["normalisation"], *(f"{name}={value}" for name, value in chosen["parameters"].items())]
+    setting = [
+        chosen["normalisation"],
+        *(f"{name}={reprlib.repr(value)}" for name, value in chosen["parameters"].items()),
+    ]
     lines = [
         f"{path}: {', '.join(setting)}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
         f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, "

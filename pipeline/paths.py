@@ -15,6 +15,9 @@ ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
 LAYER_SEPARATOR = "+"
 """What stands between the names of several layers, as in fc6+fc7."""
 
+LOGITS = "logits"
+"""The layer that gives the scores of the classes that a network was trained on."""
+
 TASK_SEPARATOR = "@"
 """What stands between a dataset and one of its tasks, as in photos@shape."""
 

@@ -23,6 +23,7 @@ from pipeline.classifiers import scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, Grid, NestedResult
 from pipeline.classifiers.nearest_mean import NearestClassMean
 from pipeline.classifiers.preprocessing import Centred, SignedRoot
+from pipeline.classifiers.source_map import OneHot, Probabilities, SourceMap
 from pipeline.codes.spec import CodesSpec
 
 FORMAT = "cnn-codes-classifier 2"
@@ -30,7 +31,10 @@ FORMAT = "cnn-codes-classifier 2"
 
 TRUSTED = [
     f"{kind.__module__}.{kind.__qualname__}"
-    for kind in (solvers.LinearSVM, solvers.Softmax, NearestClassMean, SignedRoot, Centred)
+    for kind in (
+        *(solvers.LinearSVM, solvers.Softmax, NearestClassMean, SourceMap),
+        *(SignedRoot, Centred, Probabilities, OneHot),
+    )
 ]
 """Types beyond those of scikit-learn, SciPy and NumPy that a classifier's file may hold."""
 

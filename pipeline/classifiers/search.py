@@ -26,6 +26,7 @@ from pipeline.classifiers import cv_table, scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
 from pipeline.classifiers.nearest_mean import NearestClassMean
 from pipeline.classifiers.preprocessing import Centred, SignedRoot, signed_root_rows
+from pipeline.classifiers.source_map import OneHot, Probabilities, SourceMap
 from pipeline.codes import reader
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
@@ -36,12 +37,15 @@ logger = logging.getLogger(__name__)
 PATH_MODELS = {"svm": 2_000, "softmax": 2_000}
 """The models for which all values of C are solved together, and the iterations allowed for each."""
 
+SOURCE_MAP = "source-map"
+
 CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
     "svm": partial(solvers.LinearSVM, max_iter=PATH_MODELS["svm"]),
     "softmax": partial(solvers.Softmax, max_iter=PATH_MODELS["softmax"]),
     "knn": partial(KNeighborsClassifier, metric="cosine"),
     "ridge": RidgeClassifier,
     "ncm": NearestClassMean,
+    SOURCE_MAP: SourceMap,
 }
 """The classifiers by name; params.yaml has the grids of their hyper-parameters under the same names."""
 
@@ -50,10 +54,15 @@ NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {
     "standard": StandardScaler,
     "sqrt": SignedRoot,
     "centred": Centred,
+    "probabilities": Probabilities,
+    "one-hot": OneHot,
 }
 """What is done to the codes first: each row is scaled to length 1 (Razavian et al., "CNN features off-the-shelf",
 2014), each column to mean 0 and variance 1, or the signed square root of each number, or the subtraction of the mean
-row, precedes the scaling of rows."""
+row, precedes the scaling of rows. The last two are for the scores of a network's own classes alone."""
+
+OF_SOURCES = ("probabilities", "one-hot")
+"""What is done to the scores of a network's own classes, and to nothing else."""
 
 
 @dataclass(frozen=True)
@@ -360,13 +369,20 @@ def validate_grid(model: str, grid: object) -> None:
     for name, values in grid.items():
         if name not in NORMALISATIONS:
             raise errors.unknown("normalisation", str(name), NORMALISATIONS)
-        if name == "centred" and model in PATH_MODELS:
-            raise errors.PipelineError(f"{model} does not take the normalisation centred. Take l2 or standard.")
+        _validate_normalisation(model, name)
         if not isinstance(values, Mapping) or not all(isinstance(v, list) and v for v in values.values()):
             raise errors.PipelineError(
                 f"The grid of {name} must read {{parameter: [values]}}, like {{C: [0.1, 1, 10]}}."
             )
         _validate_values(model, values)
+
+
+def _validate_normalisation(model: str, name: str) -> None:
+    """Refuse a normalisation that a model does not take."""
+    choices = OF_SOURCES if model == SOURCE_MAP else ("l2", "standard", "sqrt")
+    others = model != SOURCE_MAP and model not in PATH_MODELS and name not in OF_SOURCES
+    if name not in choices and not others:
+        raise errors.PipelineError(f"{model} does not take the normalisation {name}. Take {' or '.join(choices[:2])}.")
 
 
 def _validate_values(model: str, values: Mapping[str, Sequence[Any]]) -> None:

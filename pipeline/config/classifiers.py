@@ -77,6 +77,13 @@ class Classify(Address):
         "with --shots, also from the training images that a draw does not take.",
         shown="labelled images only",
     )
+    source_map: Path | None = setting(
+        None,
+        "CSV file for --model source-map with the columns source and class: which class each of the network's own "
+        "classes stands for.",
+        shown="learned from the training images",
+        group=FILES,
+    )
     codes: Path | None = setting(None, CODES, shown=CODES_SHOWN, in_file=False, group=FILES)
     out: Path | None = setting(None, "File for the classifier.", shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
     weights: str = setting("", SPEC.format("weights"), group=FILES)

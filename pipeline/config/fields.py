@@ -79,7 +79,7 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 BatchSize = Annotated[int, Field(ge=0, le=65536)]
 Counts = Annotated[tuple[Annotated[Integer, Field(ge=1)], ...], BeforeValidator(_as_list)]
-Normalisation = Literal["l2", "standard", "sqrt", "centred"]
+Normalisation = Literal["l2", "standard", "sqrt", "centred", "probabilities", "one-hot"]
 Values = Annotated[list[Any], Field(min_length=1)]
 Grid = Annotated[dict[Normalisation, dict[str, Values]], Field(min_length=1), BeforeValidator(_from_yaml)]
 """{normalisation of the codes: {parameter: values to try}}."""
@@ -104,6 +104,7 @@ GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
     "knn": {"l2": {"n_neighbors": [1, 3, 5, 10, 20]}},
     "ridge": {"l2": {"alpha": [0.001, 0.01, 0.1, 1]}, "standard": {"alpha": [10, 100, 1000, 10000]}},
     "ncm": {"centred": {}},
+    "source-map": {"probabilities": {}, "one-hot": {}},
 }
 """The grid that each model is searched over, unless params.yaml has a section of the model's name."""
 

@@ -89,14 +89,7 @@ def read_table(path: Path, labelled: bool = True, tasks: Sequence[str] = ()) -> 
 
     It must have the column path and, if `labelled`, label or labels, or the columns that are named as `tasks`.
     """
-    data = path.read_bytes()
-    if data.startswith(OTHER_STARTS):
-        raise PipelineError(f"{path} is an Excel or ZIP file, in spite of its name. Save the table as CSV.")
-    text, notes = decode_text(data, path)
-    if not text.strip():
-        raise PipelineError(f"{path} is empty. {FIRST_LINE}")
-    text, separator = _take_separator_line(text)
-    records = _parse(text, separator or _find_separator(text), path)
+    records, notes = _read_records(path, FIRST_LINE)
     _, first = next(records, (0, []))
     header = _read_header(first, path, labelled and not tasks)
     for name in tasks:
@@ -106,6 +99,29 @@ def read_table(path: Path, labelled: bool = True, tasks: Sequence[str] = ()) -> 
     if not rows:
         raise PipelineError(f"{path} lists no images. It needs a line path,label for each.")
     return rows, notes
+
+
+def read_columns(path: Path, columns: Sequence[str]) -> list[Row]:
+    """Return the rows of a CSV file that lists no images, and must have some columns."""
+    records, _ = _read_records(path, f"Its first line must read: {','.join(columns)}.")
+    _, first = next(records, (0, []))
+    header = [_column(cell) for cell in first]
+    for name in columns:
+        if name not in header:
+            raise unknown("column", name, filter(None, header), where=str(path))
+    return [Row(line, _named(cells, header, path, line)) for line, cells in records]
+
+
+def _read_records(path: Path, first_line: str) -> tuple[Iterator[tuple[int, list[str]]], list[str]]:
+    """Return the records of a CSV file as `_parse` does, and notes on how it was read; first_line: what it needs."""
+    data = path.read_bytes()
+    if data.startswith(OTHER_STARTS):
+        raise PipelineError(f"{path} is an Excel or ZIP file, in spite of its name. Save the table as CSV.")
+    text, notes = decode_text(data, path)
+    if not text.strip():
+        raise PipelineError(f"{path} is empty. {first_line}")
+    text, separator = _take_separator_line(text)
+    return _parse(text, separator or _find_separator(text), path), notes
 
 
 def _take_separator_line(text: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from pipeline import errors
 from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.classifiers.preprocessing import Centred, SignedRoot
+from pipeline.classifiers.source_map import OneHot, Probabilities
 from pipeline.networks.frozen import FrozenNetwork
 from pipeline.paths import LAYER_SEPARATOR
 
@@ -83,11 +84,18 @@ def centre(scaler: Centred) -> Transformation:
     return lambda codes: to_length_one(codes - mean)
 
 
+def highest(scores: torch.Tensor) -> torch.Tensor:
+    """Return scores (…, d) as 1 for the highest and 0 for the others."""
+    return torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).to(scores.dtype)
+
+
 NORMALISATIONS: dict[type[BaseEstimator], Callable[[Any], Transformation]] = {
     Normalizer: lambda scaler: to_length_one,
     SignedRoot: lambda scaler: lambda codes: to_length_one(codes.sign() * codes.abs().sqrt()),
     StandardScaler: standardise,
     Centred: centre,
+    Probabilities: lambda scaler: lambda scores: scores.softmax(-1),
+    OneHot: lambda scaler: highest,
 }
 """The normalisations in operations of torch, from the fitted estimator."""
 
@@ -100,7 +108,8 @@ def linear(classifier: SavedClassifier) -> tuple[np.ndarray, np.ndarray]:
     model = classifier.pipeline[-1]
     if not hasattr(model, "coef_"):
         raise errors.PipelineError(
-            f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax, ridge or ncm."
+            f"{type(model).__name__} is no linear classifier, and cannot be exported. Train svm, softmax, ridge, ncm "
+            "or source-map."
         )
     coefficients = np.atleast_2d(model.coef_)  # that of ridge is a vector for two classes
     intercepts = np.ravel(model.intercept_)

@@ -17,6 +17,7 @@ from pipeline.networks import pooling, timm_models
 from pipeline.networks.backbones import Backbone, build_on_meta, head_module, n_scores, native_transform
 from pipeline.networks.fully_convolutional import FullyConvolutional
 from pipeline.networks.graph import node_names, trace
+from pipeline.paths import LOGITS
 
 
 def at_size(backbone: Backbone, model: nn.Module, size: tuple[int, int]) -> nn.Module:
@@ -51,11 +52,17 @@ def _untraceable(name: str) -> errors.PipelineError:
 def find_nodes(backbone: Backbone, layers: Iterable[str]) -> dict[str, str]:
     """Return {layer: graph node} of layers given by friendly names or as nodes; raise PipelineError for others."""
     nodes, friendly = _nodes_and_layers(backbone)
-    result = {layer: friendly.get(layer, layer) for layer in layers}
+    result = {layer: _node_of(backbone, layer) for layer in layers}
     for layer, node in result.items():
         if node not in nodes:
             raise errors.unknown("layer", layer, friendly or nodes, where=backbone.name)
     return result
+
+
+def _node_of(backbone: Backbone, layer: str) -> str:
+    """Return the node of a layer; of the network's own scores that of its head, and any other name as it is."""
+    friendly = named_layers(backbone).get(layer)
+    return friendly or (layer == LOGITS and head_node(backbone)) or layer
 
 
 def head_node(backbone: Backbone) -> str | None:
@@ -69,10 +76,8 @@ def head_node(backbone: Backbone) -> str | None:
 
 def sort_layers(backbone: Backbone, layers: Iterable[str]) -> list[str]:
     """Return layers in the order of computation; several layers joined by + count as the last of them."""
-    nodes, friendly = _nodes_and_layers(backbone)
-    order = {node: number for number, node in enumerate(nodes)}
-    last_layers = {layer: layer.split("+")[-1] for layer in layers}
-    return sorted(last_layers, key=lambda layer: order[friendly.get(last_layers[layer], last_layers[layer])])
+    order = {node: number for number, node in enumerate(_nodes_and_layers(backbone)[0])}
+    return sorted(layers, key=lambda layer: order[_node_of(backbone, layer.split("+")[-1])])
 
 
 def named_layers(backbone: Backbone) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pipeline.networks import backbones, layer_names, layer_nodes, pooling, timm
 from pipeline.networks.backbones import Backbone
 from pipeline.networks.origins import DEFAULT
 from pipeline.networks.timm_models import PREFIX
+from pipeline.paths import LOGITS
 
 LISTED = 20
 """Number of networks of timm's that are shown at most."""
@@ -72,6 +73,8 @@ def _describe(backbone: Backbone) -> Iterator[str]:
     n_parameters = f"{count_parameters(backbone) / 1e6:.1f} million parameters"
     yield f"{backbone.name}: {n_parameters}, images of {_by(size)} pixels{tested}"
     yield f"layer to begin with: {list(layers)[-1]}"
+    if head := layer_nodes.head_node(backbone):
+        layers |= {LOGITS: (head, layer_nodes.node_shapes(backbone, [head])[head])}
     if backbone.name.startswith(PREFIX):
         yield f"weights: {DEFAULT}, {_place_of_weights(backbone.name)}; their top-1 is not published with timm"
     else:

@@ -25,12 +25,12 @@ Run = Callable[..., Outcome]
 
 @pytest.mark.parametrize("model", search.CLASSIFIERS)
 def test_every_model_learns_and_says_how(run: Run, model: str) -> None:
-    write_training()
-    outcome = run("classify", "--model", model)
+    write_training(CODES.with_name("logits.h5"), layer="logits")
+    outcome = run("classify", "--model", model, "--layer", "logits")
     assert outcome.code == 0 and "cross-validated accuracy" in outcome.out and "45 images" in outcome.out
-    loaded = persistence.load(MODEL.with_name(f"fc7-{model}.skops"))
-    assert loaded.classes == ("ant", "bee", "fly") and loaded.spec.layer == "fc7"
-    facts = json.loads(MODEL.with_name(f"fc7-{model}.json").read_text())
+    loaded = persistence.load(MODEL.with_name(f"logits-{model}.skops"))
+    assert loaded.classes == ("ant", "bee", "fly") and loaded.spec.layer == "logits"
+    facts = json.loads(MODEL.with_name(f"logits-{model}.json").read_text())
     assert {"sha256", "spec", "classes", "chosen", "cv", "versions", "n_train", "seed"} <= facts.keys()
     assert facts["chosen"] in facts["cv"] and len(facts["chosen"]["folds"]) == 5
 
@@ -251,6 +251,10 @@ def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.Monkey
         (("--grid", "{l2: {C: 1}}"), ("--grid (l2.C) is 1, but it must be a list",)),
         (("--grid", "{l2: {D: [1]}}"), ("Unknown parameter 'D' for svm", "C")),
         (("--grid", "{l2: {C: [-1]}}"), ("C=-1", "svm")),
+        (("--model", "source-map"), ("the layer logits, not fc7", "pipeline.extract", "--layer logits")),
+        (("--grid", "{one-hot: {C: [1]}}"), ("svm does not take the normalisation one-hot",)),
+        (("--model", "source-map", "--grid", "{l2: {}}"), ("source-map does not take", "probabilities or one-hot")),
+        (("--source-map", "map.csv"), ("--source-map is for --model source-map",)),
         (("--grid", "{centred: {C: [1]}}"), ("svm does not take the normalisation centred", "standard")),
         (("--memory", "much"), ("'much' is no size", "2GB")),
         (("--memory", "1MB"), ("too little", "100MB")),

@@ -43,9 +43,9 @@ def test_evaluate_writes_metrics_tables_and_a_picture(trained: Run) -> None:
 
 @pytest.mark.parametrize("model", search.CLASSIFIERS)
 def test_every_model_is_scored(run: Run, model: str) -> None:
-    write_training()
-    assert run("classify", "--model", model).code == 0
-    assert "n = 15" in run("evaluate", "--model", model).out
+    write_training(CODES.with_name("logits.h5"), layer="logits")
+    assert run("classify", "--model", model, "--layer", "logits").code == 0
+    assert "n = 15" in run("evaluate", "--model", model, "--layer", "logits").out
 
 
 def test_report_prints_every_experiment_with_its_interval(trained: Run) -> None:

@@ -87,6 +87,8 @@ def test_every_digit_of_the_test_split_gets_our_answer(run: Run, project: Path) 
         ("pool4", "softmax", "{standard: {C: [0.1]}}", ("--pool", "max")),
         ("conv2", "svm", "{standard: {C: [0.01]}}", ("--pool", "avg3")),
         ("conv7", "ncm", "{centred: {}}", ("--pool", "flatten")),
+        ("logits", "source-map", "{probabilities: {}}", ()),
+        ("logits", "source-map", "{one-hot: {}}", ("--views", "flips")),
         ("pool4", "svm", "{sqrt: {C: [10]}}", ("--size", "96x64", "--views", "flips")),
         ("fc6", "softmax", "{l2: {C: [10]}}", ("--relu", "pre", "--size", "96")),
         ("pool4+fc7", "svm", "{standard: {C: [0.1]}}", ("--views", "flips")),

@@ -54,6 +54,7 @@ def test_one_backbone_is_described_with_its_layers() -> None:
         "stem",
         *(f"layer{n}" for n in (1, 2, 3, 4)),
         "avgpool",
+        "logits",
     ]
     timms = listing("timm/test_resnet.r160_in1k")
     assert "their top-1 is not published with timm" in timms

@@ -20,6 +20,7 @@ from pipeline.reporting.experiments import find_experiments
 def test_layers_are_in_the_order_of_the_network() -> None:
     layers = {"fc7", "conv1", "pool3", "fc6", "features.24"}
     assert layer_nodes.sort_layers(backbones.get("tinyvgg"), layers) == ["conv1", "pool3", "features.24", "fc6", "fc7"]
+    assert layer_nodes.sort_layers(backbones.get("tinyvgg"), ["logits", "fc6+fc7"]) == ["fc6+fc7", "logits"]
     assert experiment_charts.order_layers("unknown", {"b", "a"}) == ["a", "b"]
 
 
