@@ -24,6 +24,7 @@ from typing import Any
 from urllib.error import URLError
 
 from pipeline import errors
+from pipeline.data.archives import unpack
 from pipeline.data.folders import list_folder
 from pipeline.data.manifest import SPLITS, ListedImage
 
@@ -35,9 +36,6 @@ ListImages = Callable[[Any, str | None], Iterator[tuple[Path, str]]]
 
 TIMEOUT = 60.0
 """Seconds without data from the server after which a download has failed."""
-
-MAX_UNPACKED = 1 << 28
-"""The most bytes that the zip file of hymenoptera may unpack to: five times its true size."""
 
 HYMENOPTERA_URL = "https://download.pytorch.org/tutorial/hymenoptera_data.zip"
 HYMENOPTERA_SHA256 = "15d89271f257b89832a79a665d92fea577411e875ab6be14222a571af4b2b359"
@@ -128,7 +126,10 @@ def _hymenoptera(root: Path) -> list[ListedImage]:
     archive, unpacked = root / "hymenoptera_data.zip", root / "hymenoptera_data"
     if not archive.exists():
         _download(HYMENOPTERA_URL, archive)
-    unpack_zip(archive, root)
+    try:
+        unpack(archive, root, archive.name)
+    except errors.PipelineError as error:
+        raise RuntimeError(error.message) from error
     if content_sha256(unpacked) != HYMENOPTERA_SHA256:
         raise RuntimeError("the files in it are not those of the tutorial")
     return list(list_folder(unpacked).images)
@@ -142,19 +143,6 @@ def _download(url: str, path: Path) -> None:
     partial_file.unlink(missing_ok=True)  # torchvision takes any existing file for complete
     download_url(url, path.parent, partial_file.name)
     partial_file.replace(path)
-
-
-def unpack_zip(archive: Path, folder: Path) -> None:
-    """Unpack a zip file; refuse one with members outside the folder, or with more bytes than `MAX_UNPACKED`."""
-    with zipfile.ZipFile(archive) as zipped:
-        members = zipped.infolist()
-        for member in members:
-            if not (folder / member.filename).resolve().is_relative_to(folder.resolve()):
-                raise zipfile.BadZipFile(f"its member {member.filename!r} leaves the folder")
-        # A false size in the archive does no harm: zipfile reads no more bytes, and then the checksum differs.
-        if sum(member.file_size for member in members) > MAX_UNPACKED:
-            raise zipfile.BadZipFile(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-        zipped.extractall(folder)  # noqa: S202 - every member is checked above
 
 
 def content_sha256(folder: Path) -> str:

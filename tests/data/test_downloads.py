@@ -405,7 +405,7 @@ def test_a_zip_member_that_leaves_the_folder_is_refused(
 ) -> None:
     publish_hymenoptera(site, monkeypatch)
     site.put("hymenoptera_data.zip", zipped({"hymenoptera_data/train/ants/1.jpg": image_file(1), evil: b"evil"}))
-    with pytest.raises(errors.PipelineError, match="leaves the folder"):
+    with pytest.raises(errors.PipelineError, match="leads out of the folder"):
         downloads.SOURCES["hymenoptera"](tmp_path / "data" / "ants")
     assert not list(tmp_path.rglob("*evil*")) and not Path("/evil").exists()
 
@@ -428,14 +428,6 @@ def test_tarfile_is_guarded_even_where_no_filter_is_asked_for(tmp_path: Path) ->
         archive.extractall(tmp_path / "inside")  # noqa: S202
     assert not (tmp_path / "evil").exists()
     assert vars(tarfile.TarFile)["extraction_filter"] is before and socket.getdefaulttimeout() is None
-
-
-def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "MAX_UNPACKED", 1000)
-    (tmp_path / "bomb.zip").write_bytes(zipped({"a": bytes(600), "b": bytes(600)}))
-    with pytest.raises(zipfile.BadZipFile, match="more than 1,000 bytes"):
-        downloads.unpack_zip(tmp_path / "bomb.zip", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_the_server_lacks_is_a_failed_download(
