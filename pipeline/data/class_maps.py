@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.data.tables import read_columns
+from pipeline.data.csv_rows import read_columns
 from pipeline.errors import PipelineError, beside, unknown
 
 logger = logging.getLogger(__name__)

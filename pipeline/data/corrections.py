@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import errors, hints
+from pipeline.data.csv_rows import Row, read_table
 from pipeline.data.listing import Skipped, clean_name
 from pipeline.data.manifest import SPLITS, UNLABELLED, ListedImage, stored_path
 from pipeline.data.origin import prepare_again
-from pipeline.data.tables import Row, read_table
 from pipeline.paths import read_tasks
 
 ACTIONS = ("relabel", "drop", "move")

@@ -119,7 +119,7 @@ def test_what_is_encrypted_cut_off_or_damaged_is_refused_and_nothing_is_lost(run
     damaged = bytearray(Path("photos.zip").read_bytes())
     damaged[len(damaged) // 2] ^= 255
     for name, content, word in [
-        ("photos.zip", bytes(data), "is encrypted"),
+        ("photos.zip", bytes(data), "is encrypted. Unpack it yourself"),
         ("photos.zip", bytes(damaged), "is damaged"),
         ("photos.zip", Path("photos.zip").read_bytes()[:-50], "cut off"),
         ("photos.zip", b"", "cut off"),
