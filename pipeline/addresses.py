@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROWS_SUFFIX = ".parquet"
@@ -35,8 +35,11 @@ def is_table(name: str) -> bool:
 def split_archive(source: str) -> tuple[str, str]:
     """Return the archive that a path or URL leads into, and the path within; ("", "") where there is none.
 
-    photos.zip/list.csv leads to list.csv in photos.zip.
+    photos.zip/list.csv leads to list.csv in photos.zip. In chains like zip://list.csv::s3://bucket/photos.zip fsspec
+    opens the archive.
     """
+    if is_url(source) and "::" in source:
+        return "", ""
     pattern = "|".join(re.escape(suffix) for suffix in ARCHIVE_SUFFIXES)
     match = re.fullmatch(rf"(.*?[^/](?:{pattern}))(?:/+(.*?))?/*([?#].*)?", source, re.IGNORECASE | re.DOTALL)
     return (match[1] + (match[3] or ""), match[2] or "") if match else ("", "")
@@ -65,13 +68,20 @@ def has_secrets(text: str) -> bool:
 
 def last_name(url: str) -> str:
     """Return the last part of a URL, as text: what is after the last slash."""
-    path = _without_query(url.split("::")[0]).rstrip("/")
+    path = _without_query(url).rstrip("/")
     return unquote(path.split("://")[-1].rsplit("/", 1)[-1])
 
 
 def folder_of(url: str) -> str:
     """Return the URL of the folder that a URL's file lies in, without a slash at its end."""
-    return _without_query(url).rsplit("/", 1)[0]
+    first, *rest = url.split("::")
+    return "::".join([_without_query(first).rsplit("/", 1)[0], *rest])
+
+
+def child_of(folder: str, path: str) -> str:
+    """Return the URL of a file in a folder that `folder_of` gave."""
+    first, *rest = folder.split("::")
+    return "::".join([f"{first}/{quote(path) if first.lower().startswith('http') else path}", *rest])
 
 
 def stem(name: str) -> str:
@@ -81,5 +91,5 @@ def stem(name: str) -> str:
 
 
 def _without_query(name: str) -> str:
-    """Return an address without what follows ? or #; names of files on disk may hold both."""
-    return re.split(r"[?#]", name, maxsplit=1)[0] if is_url(name) else name
+    """Return the first part of a URL without what follows ? or #; names of files on disk may hold both."""
+    return re.split(r"[?#]|::", name, maxsplit=1)[0] if is_url(name) else name

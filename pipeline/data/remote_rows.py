@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import quote
 
 from pipeline import files
-from pipeline.addresses import is_url, last_name
+from pipeline.addresses import child_of, is_url, last_name
 from pipeline.data.fetching import Fetcher
 from pipeline.data.local import link
 from pipeline.data.remote import Failure, RemoteFile
@@ -54,8 +53,7 @@ class RowFetcher:
     def _url_of(self, cell: str) -> str:
         if is_url(cell) or not self.base or not cell or cell.startswith(("/", "~")):
             return cell if is_url(cell) else ""
-        path = cell.replace("\\", "/")
-        return f"{self.base}/{quote(path) if self.base.lower().startswith('http') else path}"
+        return child_of(self.base, cell.replace("\\", "/"))
 
 
 def _reason(result: Path | Failure) -> str:

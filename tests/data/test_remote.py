@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import shutil
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from conftest import Outcome
 from helpers import mistake
 
+from pipeline import addresses, paths
 from pipeline.data import remote
 from pipeline.data.local import open_images
 from pipeline.data.manifest import read_manifest
@@ -142,6 +144,23 @@ def test_an_archive_on_a_server_is_fetched_once_and_secrets_stay_secret(
 
 
 @pytest.mark.parametrize(
+    ("address", "shown", "archive", "name"),
+    [
+        ("photos.tar.gz/a/list.csv", "photos.tar.gz/a/list.csv", ("photos.tar.gz", "a/list.csv"), "list"),
+        ("https://me:pw@h:8/a/p.zip?sig=1", "https://h:8/a/p.zip?…", ("https://me:pw@h:8/a/p.zip?sig=1", ""), "p"),
+        ("zip://in::https://me:pw@h/p.zip?sig=1", "zip://in::https://h/p.zip?…", ("", ""), "in"),
+        ("s3://b/p.zip/in/a.csv", "s3://b/p.zip/in/a.csv", ("s3://b/p.zip", "in/a.csv"), "a"),
+        ("photos/a?b#c.jpg", "photos/a?b#c.jpg", ("", ""), "a?b#c.jpg"),
+        ("C:\\p.zip", "C:\\p.zip", ("C:\\p.zip", ""), "C:\\p"),
+        ("hf://datasets/me/x@main/data", "hf://datasets/me/x@main/data", ("", ""), "data"),
+    ],
+)
+def test_addresses_are_read_and_shown(address: str, shown: str, archive: tuple[str, str], name: str) -> None:
+    assert re.sub("…[0-9a-f]{8}", "…", addresses.without_secrets(address)) == shown
+    assert addresses.split_archive(address) == archive and paths.name_of_source(address) == name
+
+
+@pytest.mark.parametrize(
     ("status", "data", "words"),
     [
         ([403], b"", "access is denied (403)"),
@@ -199,7 +218,9 @@ def test_a_csv_elsewhere_has_its_images_beside_it(run: Run, photos: Path, server
     for line in lines:
         server.put("/some/" + line.split(",")[0], photos / line.split(",")[0])
     MEMORY.put(str(photos / "list.csv"), "/bucket/photos/list.csv")
-    for source in (f"{url}?token=1", f"{bucket}/list.csv"):
+    MEMORY.put(shutil.make_archive("all", "zip", photos.parent, "photos"), "/bucket/all.zip")
+    chain = "zip://photos/list.csv::memory://bucket/all.zip"
+    for source in (f"{url}?token=1", f"{bucket}/list.csv", chain):
         outcome = run("prepare", "--dataset", source, "--overwrite")
         assert outcome.code == 0 and "8 images, 2 classes" in outcome.out, outcome
 
