@@ -41,7 +41,7 @@ class Fetcher:
     def __init__(self, folder: Path) -> None:
         self.folder, self.journal = folder, folder / FETCHED
         self.known = _read_journal(self.journal)
-        self.unreached, self.unasked, self.writing = set[str](), 0, threading.Lock()
+        self.unreached, self.unasked, self.writing = set[str](), set[str](), threading.Lock()
 
     def fetch(self, remote: Sequence[RemoteFile]) -> list[Path | Failure]:
         """Return the copy of each file, or why there is none.
@@ -56,7 +56,7 @@ class Fetcher:
         found: list[Path | Failure] = [result for result in results if isinstance(result, Path | Failure)]
         _refuse_breaks(remote, found)
         if self.unasked:
-            kept = f"{counted(self.unasked, 'file')} fetched before, and not asked for again"
+            kept = f"{counted(len(self.unasked), 'file')} fetched before, and not asked for again"
             logger.info("%s: to have new ones, delete %s", kept, self.folder)
         return found
 
@@ -65,7 +65,8 @@ class Fetcher:
         path = self.folder / remote.key
         known = self.known.get(remote.key, {})
         if path.is_file() and known.get("version") == remote.version and known.get("sha256") == _digest(path):
-            self.unasked += not remote.version
+            if not remote.version:
+                self.unasked.add(remote.key)
             return path
         outcome = with_retries(partial(self._download, remote), 1 if remote.host in self.unreached else TRIES)
         if isinstance(outcome, Failure):
@@ -94,7 +95,7 @@ class Fetcher:
     def _note(self, remote: RemoteFile, digest: str) -> None:
         entry = {"file": remote.key, "url": without_secrets(remote.url), "version": remote.version, "sha256": digest}
         with self.writing, self.journal.open("a", encoding="utf-8") as journal:
-            journal.write(json.dumps(entry) + "\n")
+            journal.write("\n" + json.dumps(entry))  # a line that a killed process cut off ends here
 
 
 def _reporting(bar: ProgressBar) -> Any:
@@ -102,6 +103,7 @@ def _reporting(bar: ProgressBar) -> Any:
 
     class Reporting(Callback):
         def relative_update(self, inc: int = 1) -> None:
+            """Count bytes."""
             bar.update(inc)
 
     return Reporting()

@@ -15,6 +15,9 @@ from pipeline.data.listing import clean_name
 from pipeline.data.manifest import RESERVED_COLUMNS
 from pipeline.errors import PipelineError, unknown
 
+FLAGS = {"images": "--image-column", "labels": "--label-column"}
+"""The flag that names a column, by what it holds."""
+
 USUAL = ("label", "labels", "fine_label")
 """Names of columns that hold labels, where none is declared as such."""
 
@@ -31,12 +34,12 @@ class Columns:
         features = features_of(schema)
         images = [field.name for field in schema if _holds_images(field, features.get(field.name, {}))]
         others = [name for name in schema.names if name not in images]
-        image = _choose("images", "--image-column", self.image, images, images, source, schema)
+        image = _choose("images", self.image, images, images, source, schema)
         if not labelled:
             return Columns(image)
         declared = [name for name in others if _class_names(features.get(name, {})) is not None]
         likely = declared or [name for name in USUAL if name in others][:1]
-        return Columns(image, _choose("labels", "--label-column", self.label, likely, others, source, schema))
+        return Columns(image, _choose("labels", self.label, likely, others, source, schema))
 
     def plain(self, schema: pyarrow.Schema) -> list[str]:
         """Return the other columns of text and numbers."""
@@ -70,13 +73,14 @@ def _holds_images(field: pyarrow.Field, feature: Mapping[str, Any]) -> bool:
 
 
 def _choose(
-    what: str, flag: str, wanted: str, likely: Sequence[str], possible: Sequence[str], source: Path, schema: Any
+    what: str, wanted: str, likely: Sequence[str], possible: Sequence[str], source: Path, schema: pyarrow.Schema
 ) -> str:
+    """Return the column that is wanted, or else the only likely one; what: a key of `FLAGS`."""
     if wanted and wanted not in possible:
         raise unknown(f"column of {what}", wanted, possible, where=str(source))
     if wanted or len(likely) == 1:
         return wanted or likely[0]
-    shown = ", ".join(map(repr, likely or schema.names))
+    flag, shown = FLAGS[what], ", ".join(map(repr, likely or schema.names))
     if likely:
         raise PipelineError(f"{source} has several columns of {what}: {shown}. Say which with {flag} {likely[0]}.")
     if what == "images":
