@@ -203,9 +203,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--compile",
-        choices=("yes", "no"),
-        default="yes",
-        help="whether our network is compiled, before anything is timed",
+        choices=("torch", "onnxruntime", "no"),
+        default="torch",
+        help="who compiles our network, before anything is timed",
     )
     parser.add_argument("--device", default="auto", help="device of all loops")
     return parser
@@ -247,9 +247,9 @@ class Contest:
         if decoder == "auto":
             files = list(islice(cycle(self.manifest.files()), autotune.MIN_IMAGES_FOR_DECODER))
             decoder, self.why = autotune.choose_decoder(network, files, parallel.default_threads())
-        engine = Engine(network.at(decoder=decoder), compiling=self.options.compile)
+        engine = Engine(network.at(decoder=decoder), compiler=self.options.compile)
         engine.codes(list(islice(cycle(self.trial), engine.batch_size)))
-        engine.compiling = "no"
+        engine.compilers = []
         return engine
 
     def measures(self) -> dict[str, Callable[[], float]]:

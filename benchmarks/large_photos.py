@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", default="efficientnet_lite0")
     parser.add_argument("--weights", default="default", help="weights of the backbone; random is enough for times")
     parser.add_argument("--layer", default="avgpool")
-    parser.add_argument("--compile", choices=("yes", "no"), default="no", help="whether the network is compiled")
+    parser.add_argument(
+        "--compile", choices=("torch", "onnxruntime", "no"), default="no", help="who compiles the network"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="number of rounds, of which the medians are reported")
     return parser
 
@@ -60,7 +62,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     enlarge_photos(options.images, options.count, options.megapixels, folder / "large")
     manifest = copy_photos(folder / "large", options.count, folder / "photos")
     network = FrozenNetwork(options.backbone, [options.layer], options.weights, "avg")
-    engines = {name: Engine(network.at(decoder=name), compiling=options.compile) for name in (FULL, SCALED)}
+    engines = {name: Engine(network.at(decoder=name), compiler=options.compile) for name in (FULL, SCALED)}
     threads = parallel.default_threads()
     sample = evenly(manifest.files(), min(COSINE_IMAGES, options.count))
     codes = {name: time_run(engine.network, sample, threads)[1] for name, engine in engines.items()}

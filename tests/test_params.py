@@ -86,7 +86,10 @@ def test_a_section_must_be_a_mapping(run: Run, command: str) -> None:
         ({"extract": {"prescision": "fp32"}}, ("'prescision'", "precision")),
         ({"extract": {"precision": "fp8"}}, ("params.yaml: extract.precision is 'fp8'", "fp32, ", "bf16")),
         ({"extract": {"crop": "nope"}}, ("params.yaml: extract.crop is 'nope'", "center")),
-        ({"extract": {"compile": True}}, ("params.yaml: extract.compile is true", "Choose from: auto, yes, no")),
+        (
+            {"extract": {"compile": True}},
+            ("params.yaml: extract.compile is true", "Choose from: auto, torch, onnxruntime, no"),
+        ),
         ({"extract": {"pool": "avg0"}}, ("params.yaml: extract.pool is 'avg0'", "flatten")),
         ({"extract": {"max_bad": 1.5}}, ("extract.max_bad is 1.5, but it must be 1 or less",)),
         ({"prepare": {"test": -0.1}}, ("prepare.test is -0.1, but it must be 0 or more",)),

@@ -102,8 +102,10 @@ class Extract(OfCodes):
     batch_size: BatchSize = setting(
         0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
     )
-    compile: Literal["auto", "yes", "no"] = setting(
-        "auto", "Whether to compile the network; auto does where the run is long enough to repay it.", group=MACHINE
+    compile: Literal["auto", "torch", "onnxruntime", "no"] = setting(
+        "auto",
+        "Who makes the network faster: on long runs, auto tries ONNX Runtime on a CPU, and torch.",
+        group=MACHINE,
     )
     compress: bool = setting(False, "Compress the finished files with LZF.", group=MACHINE)
     max_bad: float = setting(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -15,11 +13,9 @@ from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.codes.spec import join_codes
 from pipeline.exporting.end_to_end import end_to_end, softmax_factor
 from pipeline.images import views
+from pipeline.networks import onnx
 from pipeline.networks.frozen import FrozenNetwork
 from pipeline.paths import LAYER_SEPARATOR
-
-MAX_BYTES = 2**31 - 2**20
-"""ONNX files are protocol buffers, which hold 2 GiB; the parameters may take this much of it."""
 
 CHECKED = 16
 """Number of images of noise on which the written network is compared with ours."""
@@ -30,21 +26,18 @@ TOLERANCE = 1e-3
 SHOWN_CLASSES = 20
 """Number of classes that the model's description names; its metadata name all."""
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""Packages that only this command needs."""
-
 
 def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
     """Return the ONNX file of a classifier and the network that gives its codes."""
     model = end_to_end(classifier, network)
-    if sum(value.nbytes for value in model.state_dict().values()) > MAX_BYTES:
+    if not onnx.fits(model):
         raise errors.PipelineError(
             "The network has more parameters than the 2 GB that an ONNX file holds. Choose an earlier layer, or "
             "a smaller backbone."
         )
     names = ["margins"] if softmax_factor(classifier) is None else ["margins", "probabilities"]
     try:
-        program = translate(model, torch.from_numpy(noise(network, 2)), names)
+        program = onnx.translate(model, torch.from_numpy(noise(network, 2)), names)
     except Exception as error:  # what torch raises depends on the operations of the network
         raise errors.PipelineError(
             f"torch cannot write {classifier.spec.backbone} as ONNX ({errors.first_line(error).rstrip('.')}). Export "
@@ -53,28 +46,6 @@ def export(classifier: SavedClassifier, network: FrozenNetwork) -> bytes:
     program.model.metadata_props.update(metadata(classifier))
     program.model.doc_string = describe(classifier)
     return bytes(program.model_proto.SerializeToString())
-
-
-def translate(model: torch.nn.Module, example: torch.Tensor, outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
-    """Return a module as an ONNX program that takes any number of images.
-
-    example: some images; outputs: the names of its outputs.
-    """
-    graph = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    graph = graph.run_decompositions({torch.ops.aten.adaptive_max_pool2d.default: _adaptive_max_pool})
-    program = torch.onnx.export(graph, input_names=["images"], output_names=list(outputs), verbose=False)
-    if program is None:
-        raise RuntimeError("no program was made")
-    return program
-
-
-def _adaptive_max_pool(maps: torch.Tensor, cells: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return adaptive max pooling, which ONNX lacks, of maps of a fixed size; the places of the maxima are all 0."""
-    values = maps
-    for axis, (size, count) in enumerate(zip(maps.shape[2:], cells, strict=True), start=2):
-        bounds = [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
-        values = torch.cat([values.narrow(axis, low, high - low).amax(axis, True) for low, high in bounds], axis)
-    return values, torch.zeros_like(values, dtype=torch.int64)
 
 
 def metadata(classifier: SavedClassifier) -> dict[str, str]:
@@ -151,6 +122,6 @@ def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
 
 
 def validate_packages() -> None:
-    """Refuse to start without the packages that only this command needs."""
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: pip install -e '.[export]'.")
+    """Refuse to start without the packages that ONNX needs."""
+    if missing := onnx.missing_packages():
+        raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: {onnx.INSTALL}.")

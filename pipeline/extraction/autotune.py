@@ -145,7 +145,7 @@ def compare_decoders(
 
 def time_run(network: FrozenNetwork, files: Sequence[Path], threads: int) -> tuple[float, ImageCodes]:
     """Return the images per second of the second of two runs over some files, and the codes of each image."""
-    engine = Engine(network, min(64, batch_size_for(network.mean.device, network.transform.size)), compiling="no")
+    engine = Engine(network, min(64, batch_size_for(network.mean.device, network.transform.size)), compiler="no")
     for _ in range(2):
         start = time.perf_counter()
         results = list(compute_codes(engine, ((file, file) for file in files), threads))

@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import errors
+from pipeline.extraction import compiling
+from pipeline.extraction.compiling import Forward
 from pipeline.extraction.loading import ImageLoader
 from pipeline.images import decoding, torchcodec
 
 MIN_COSINE = 0.999
 """The least cosine between two codes of one image at which a lower precision, a compiled network or another decoder is
 accepted."""
-
-MIN_SECONDS_TO_COMPILE = 240
-"""Seconds that a run must be expected to take before compiling is tried, which takes half a minute or more."""
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
 """Images of 224×224 pixels per forward pass, by type of device."""
@@ -33,17 +32,14 @@ ImageInput = np.ndarray | torch.Tensor
 BatchCodes = dict[str, np.ndarray]
 """{layer: (n, width)}, of the dtype that the network's specs name."""
 
-Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
-"""Maps a batch on the device to {layer: (n, width)} on the device."""
-
 
 class Engine:
     """Runs a frozen network on images in CPU memory, or already on the device, and returns codes in CPU memory.
 
     batch_size: images per forward pass, 0 for what suits the device; it halves when a GPU runs out of memory. count:
-    number of images that are expected: with compiling "auto", the network is compiled if they take long enough to repay
-    it; "yes" compiles it in any case, "no" never. validate: as in `ImageLoader`. notes: sentences on what was decided,
-    and why.
+    number of images that are expected: with compiler "auto", a network on which they take long enough to repay it is
+    compiled; another name of `compiling.COMPILERS` compiles it in any case, "no" never. validate: as in `ImageLoader`.
+    notes: sentences on what was decided, and why.
     """
 
     def __init__(
@@ -51,10 +47,11 @@ class Engine:
         network: FrozenNetwork,
         batch_size: int = 0,
         count: int = 0,
-        compiling: str = "auto",
+        compiler: str = "auto",
         validate: Callable[[bytes], None] | None = None,
     ) -> None:
-        self.network, self.count, self.compiling, self.validate = network, count, compiling, validate
+        self.network, self.count, self.validate = network, count, validate
+        self.asked, self.compilers = compiler, compiling.candidates(network, compiler)
         self.device = network.mean.device
         self.batch_size = batch_size or batch_size_for(self.device, network.transform.size)
         if network.transform.decoder == decoding.TORCHCODEC:
@@ -111,16 +108,23 @@ class Engine:
         """Run the network; the second full batch is timed, and before the third, compiling is considered."""
         if len(batch) < self.batch_size:
             return self.network(batch)
-        expected = self.seconds[-1] * self.count / len(batch) if len(self.seconds) == 2 else 0
-        if self.compiling == "yes" or (self.compiling == "auto" and expected > MIN_SECONDS_TO_COMPILE):
+        if self.compilers and (self.asked != "auto" or len(self.seconds) == 2):
             self._compile(batch)
-        if self.compiling == "no" or len(self.seconds) == 2:
+        if not self.compilers:
             return self.forward(batch)
         start = time.perf_counter()
         outputs = self.forward(batch)
         synchronize(outputs)
         self.seconds.append(time.perf_counter() - start)
         return outputs
+
+    def _compile(self, batch: torch.Tensor) -> None:
+        """Try the compilers that the run repays, until one makes it faster."""
+        forced, names, self.compilers = self.asked != "auto", self.compilers, []
+        for name in names:
+            expected = math.inf if forced else self.seconds[-1] * self.count / len(batch)
+            if self.forward is self.network and expected > compiling.LEAST_SECONDS[name]:
+                self._try_compiler(name, batch, forced)
 
     def _fetch(self, outputs: dict[str, torch.Tensor]) -> Callable[[], BatchCodes]:
         """Return a function that waits until the codes are in CPU memory; it does not wait for later batches."""
@@ -143,35 +147,31 @@ class Engine:
                 f"The memory of {self.device} does not suffice for one image. Choose another --device or --backbone."
             )
         self.batch_size //= 2
-        self.forward, self.compiling = self.network, "no"
+        self.forward, self.compilers = self.network, []
         torch.cuda.empty_cache()
         self.notes.append(f"Out of memory on {self.device}: {self.batch_size} images per forward pass from there on")
 
-    def _compile(self, batch: torch.Tensor) -> None:
+    def _try_compiler(self, name: str, batch: torch.Tensor, forced: bool) -> None:
         """Compile the network for batches of this size, and use that if its codes are the same and it is faster."""
-        forced, self.compiling = self.compiling == "yes", "no"
-        compiled = torch.compile(self.network, dynamic=False)
+        start = time.perf_counter()
         try:
-            from torch._inductor import config
-
-            start = time.perf_counter()
-            with config.patch(freezing=True):  # as an option of torch.compile it has no effect
-                cosine = lowest_cosine(compiled(batch), self.network(batch))
+            compiled = compiling.BUILDERS[name](self.network, batch)
+            cosine = lowest_cosine(compiled(batch), self.network(batch))
             spent = time.perf_counter() - start
             speedup = time_forward(self.network, batch) / time_forward(compiled, batch)
         except Exception as error:  # a compiler can fail in many ways; the network runs without it
             reason = errors.first_line(error).rstrip(".")
             if forced:
                 raise errors.PipelineError(
-                    f"The network cannot be compiled ({reason}). Leave out --compile."
+                    f"The network cannot be compiled by {compiling.NAMES[name]} ({reason}). Leave out --compile."
                 ) from error
-            self.notes.append(f"Not compiled: {reason}")
+            self.notes.append(f"Not compiled by {compiling.NAMES[name]}: {reason}")
             return
         if cosine >= MIN_COSINE and (speedup > 1 or forced):
             self.forward = compiled
         self.notes.append(
-            f"{'Not compiled' if self.forward is self.network else 'Compiled'}: it is {speedup:.2f} times as fast, "
-            f"its codes' cosine ≥ {cosine:.6f}, after {spent:.0f} s"
+            f"{'Not compiled' if self.forward is self.network else 'Compiled'} by {compiling.NAMES[name]}: it is "
+            f"{speedup:.2f} times as fast, its codes' cosine ≥ {cosine:.6f}, after {spent:.0f} s"
         )
 
 

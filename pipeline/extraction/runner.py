@@ -38,7 +38,7 @@ class Extraction:
     """One run over a dataset: its settings and its results.
 
     batch_size: images that are computed and committed together, 0 for what suits the device; threads: number of
-    decoding threads; compiling: "auto", "yes" or "no"; max_bad: the fraction of bad images above which the run fails;
+    decoding threads; compiler: as in `Engine`; max_bad: the fraction of bad images above which the run fails;
     compress: whether the finished files are compressed. Results: forwarded: number of images that went through the
     network; bad: {path: reason}; notes: what the engine decided, and why.
     """
@@ -46,7 +46,7 @@ class Extraction:
     manifest: Manifest
     batch_size: int
     threads: int
-    compiling: str = "auto"
+    compiler: str = "auto"
     max_bad: float = 1.0
     compress: bool = False
     forwarded: int = 0
@@ -157,7 +157,7 @@ def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> Non
         missing = extraction.find_missing(writers)
         if layers := [layer for layer in writers if missing[layer]]:
             rows = sorted(set().union(*missing.values()))
-            engine = Engine(network.only(layers), extraction.batch_size, len(rows), extraction.compiling)
+            engine = Engine(network.only(layers), extraction.batch_size, len(rows), extraction.compiler)
             extraction.compute(rows, engine, [writers[layer] for layer in layers])
             extraction.notes += engine.notes
         for writer in writers.values():

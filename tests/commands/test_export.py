@@ -24,6 +24,7 @@ from pipeline.codes.spec import join_codes
 from pipeline.data.manifest import read_manifest
 from pipeline.exporting import end_to_end, onnx_file
 from pipeline.images import transforms
+from pipeline.networks import onnx
 from pipeline.networks.frozen import rebuild_network
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="NO TEST OF THE EXPORT: pip install -e '.[export]'")
@@ -202,10 +203,10 @@ def test_what_cannot_be_exported_is_refused(run: Run, photos: Path, monkeypatch:
     path = trained(run, "fc7", "svm", "{l2: {C: [1]}}")
     other = run("export", "--classifier", path, "--weights", "random")
     assert other.code == 2 and "weights_sha256" in other.err
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", 1000)
+    monkeypatch.setattr(onnx, "MAX_BYTES", 1000)
     large = run("export", "--classifier", path)
     assert large.code == 2 and "2 GB" in large.err
-    monkeypatch.setattr(onnx_file, "MAX_BYTES", 2**31)
+    monkeypatch.setattr(onnx, "MAX_BYTES", 2**31)
     monkeypatch.setattr(persistence, "margins", lambda *given: np.ones((onnx_file.CHECKED, 3)))
     wrong = run("export", "--classifier", path)
     assert wrong.code == 2 and "nothing was written" in wrong.err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ from torch._inductor import config
 
 from pipeline import errors
 from pipeline.codes import reader
+from pipeline.extraction import compiling
+from pipeline.extraction import engine as engine_module
 from pipeline.extraction.engine import Engine, lowest_cosine
+from pipeline.images.transforms import Framing
 from pipeline.networks.frozen import FrozenNetwork
 
 Run = Callable[..., Outcome]
@@ -71,42 +77,110 @@ def test_the_lowest_cosine_is_over_images_and_layers() -> None:
 
 @pytest.mark.slow
 def test_compiled_codes_are_the_same(network: FrozenNetwork, images: list[np.ndarray]) -> None:
-    compiling = Engine(network, 4, compiling="yes")
+    engine = Engine(network, 4, compiler="torch")
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         with pytest.raises(errors.PipelineError, match="cannot be compiled"):
-            compiling.codes(images)
+            engine.codes(images)
         return
     counters["inductor"].clear()
     with config.patch(force_disable_caches=True):
-        assert_same(compiling.codes(images), network.codes(np.stack(images)))
-    assert compiling.forward is not network and "Compiled" in compiling.notes[0]
+        assert_same(engine.codes(images), network.codes(np.stack(images)))
+    assert engine.forward is not network and "Compiled" in engine.notes[0]
     if torch.backends.mkldnn.is_available():  # its weights were frozen, and so laid out for the CPU
         assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] > 0
 
 
-def test_a_network_is_compiled_only_where_the_run_is_long_enough(
-    network: FrozenNetwork, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_codes_by_onnx_runtime_are_the_same(network: FrozenNetwork, images: list[np.ndarray], dtype: str) -> None:
+    network = network.at(dtype=dtype)
+    engine = Engine(network, 4, compiler="onnxruntime")
+    codes, expected = engine.codes(images), network.codes(np.stack(images))
+    assert engine.forward is not network and "Compiled by ONNX Runtime" in engine.notes[0]
+    for layer, values in expected.items():
+        assert codes[layer].dtype == values.dtype == dtype
+        np.testing.assert_allclose(codes[layer], values, rtol=1e-4 if dtype == "float32" else 2e-3, atol=1e-5)
+
+
+def test_onnx_runtime_takes_several_views(images: list[np.ndarray]) -> None:
+    network = FrozenNetwork("tinyvgg", ["fc7"], "default", "avg4", Framing(views="flips"))
+    views = [np.stack([image, image[:, :, ::-1]]) for image in images]
+    engine = Engine(network, 5, compiler="onnxruntime")
+    assert_same(engine.codes(views), network.codes(np.stack(views)))
+    assert engine.forward is not network
+
+
+def test_onnx_runtime_is_refused_where_it_cannot_compute_the_same(
+    network: FrozenNetwork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
-    for count, compiling, notes in ((20, "auto", 0), (10**9, "auto", 1), (10**9, "no", 0), (20, "yes", 1)):
-        engine = Engine(network, 2, count, compiling)
-        assert_same(engine.codes(images), network.codes(np.stack(images)))
-        assert len(engine.notes) == notes
+    with pytest.raises(errors.PipelineError, match="it computes in fp32, not in bf16"):
+        Engine(network.at(precision="bf16"), compiler="onnxruntime")
+    assert Engine(network.at(precision="bf16")).compilers == ["torch"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(errors.PipelineError, match=re.escape("onnxruntime must be installed (pip install -e '.[exp")):
+        Engine(network, compiler="onnxruntime")
+    assert Engine(network).compilers == ["torch"]
+
+
+@pytest.mark.parametrize(
+    ("count", "compiler", "speedups", "tried", "used"),
+    [
+        (20, "auto", {}, [], None),
+        (10**9, "no", {}, [], None),
+        (20, "torch", {"torch": 0.5}, ["torch"], "torch"),
+        (20, "onnxruntime", {"onnxruntime": 0.5}, ["onnxruntime"], "onnxruntime"),
+        (10**9, "auto", {"onnxruntime": 2, "torch": 3}, ["onnxruntime"], "onnxruntime"),
+        (10**9, "auto", {"onnxruntime": 0.9, "torch": 3}, ["onnxruntime", "torch"], "torch"),
+        (10**9, "auto", {"onnxruntime": 0.9, "torch": 0.9}, ["onnxruntime", "torch"], None),
+    ],
+)
+def test_a_network_is_compiled_where_the_run_is_long_enough_and_that_is_faster(
+    network: FrozenNetwork,
+    images: list[np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    compiler: str,
+    speedups: dict[str, float],
+    tried: list[str],
+    used: str | None,
+) -> None:
+    builds: list[str] = []
+
+    def build(name: str) -> Any:
+        def builder(network: FrozenNetwork, batch: torch.Tensor) -> Any:
+            builds.append(name)
+            return partial(network.forward)
+
+        return builder
+
+    monkeypatch.setattr(compiling, "BUILDERS", {name: build(name) for name in compiling.COMPILERS})
+    monkeypatch.setattr(
+        engine_module, "time_forward", lambda forward, batch: 1 if forward is network else 1 / speedups[builds[-1]]
+    )
+    engine = Engine(network, 2, count, compiler)
+    assert_same(engine.codes(images), network.codes(np.stack(images)))
+    assert builds == tried and len(engine.notes) == len(tried)
+    assert (engine.forward is not network) == (used is not None)
+    if used:
+        assert f"Compiled by {compiling.NAMES[used]}" in engine.notes[-1]
 
 
 @pytest.mark.parametrize("fault", ["wrong", "raises"])
 def test_a_compiler_that_fails_is_not_used(
     network: FrozenNetwork, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    def broken(batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def broken(network: FrozenNetwork, batch: torch.Tensor) -> Any:
         if fault == "raises":
             raise RuntimeError("no compiler for this\nin a long traceback")
-        return {layer: values.flip(1) for layer, values in network(batch).items()}
+        return lambda batch: {layer: values.flip(1) for layer, values in network(batch).items()}
 
-    monkeypatch.setattr(torch, "compile", lambda network, **options: broken)
+    monkeypatch.setattr(compiling, "BUILDERS", dict.fromkeys(compiling.COMPILERS, broken))
     engine = Engine(network, 2, 10**9)
     assert_same(engine.codes(images), network.codes(np.stack(images)))
-    assert "Not compiled" in engine.notes[0] and "traceback" not in engine.notes[0]
+    for note, name in zip(engine.notes, ("ONNX Runtime", "torch"), strict=True):
+        assert f"Not compiled by {name}" in note and "traceback" not in note
+    if fault == "raises":
+        with pytest.raises(errors.PipelineError, match="cannot be compiled by torch"):
+            Engine(network, 2, compiler="torch").codes(images)
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
