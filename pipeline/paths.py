@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from pipeline import addresses
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, unknown
 
 ADDRESS_WORDS = ("dataset", "backbone", "layer", "model")
 
@@ -43,7 +44,23 @@ def name_of_source(source: str) -> str:
     """
     place, task = split_task(source)
     name = _name_of_place(place)
-    return name if not task or read_tasks(Path("data", name))[:1] == [task] else f"{name}{TASK_SEPARATOR}{task}"
+    if not task:
+        return name
+    tasks, folder = read_tasks(Path("data", name)), folder_of_task(Path("data", name), task)
+    if tasks[:1] == [task]:
+        return name
+    if task not in tasks and (Path("data", name) / MANIFEST).exists() and not (folder / MANIFEST).exists():
+        raise _no_such_task(name, task, tasks)
+    return folder.name
+
+
+def _no_such_task(name: str, task: str, tasks: Sequence[str]) -> PipelineError:
+    if tasks:
+        return unknown("task", task, tasks, where=name)
+    return PipelineError(
+        f"{name} has no task {task!r}: it was prepared without --labels. Name the columns of its CSV file there: "
+        f"pipeline.prepare --labels COLUMN {task}."
+    )
 
 
 def _name_of_place(source: str) -> str:

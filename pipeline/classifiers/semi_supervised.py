@@ -28,6 +28,9 @@ NEIGHBOURS = 10
 SHARE_OF_NEIGHBOURS = 0.8
 """Share of what an image takes from its neighbours, the rest being its own label (Zhou et al., NIPS 2003)."""
 
+ROUNDS = 10
+"""How often, at most, the softmax learns again from what it is sure of."""
+
 C = 100
 """Weight of the loss of the softmax that teaches itself: one value, since a few labels cannot be cross-validated."""
 
@@ -54,7 +57,7 @@ def train_itself(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     "Unsupervised word sense disambiguation rivaling supervised methods" (Yarowsky, ACL 1995).
     """
-    softmax = SelfTrainingClassifier(solvers.Softmax(C=C), max_iter=None).fit(vectors, labels)
+    softmax = SelfTrainingClassifier(solvers.Softmax(C=C), max_iter=ROUNDS).fit(vectors, labels)
     probabilities: np.ndarray = softmax.predict_proba(vectors)
     return probabilities
 

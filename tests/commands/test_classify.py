@@ -16,6 +16,7 @@ from helpers import CODES, GRID, MODEL, mistake, write_training
 from PIL import Image
 
 from pipeline import classify
+from pipeline.analysis.grouping import Grouping
 from pipeline.classifiers import persistence, search, solvers
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
@@ -149,6 +150,17 @@ def test_images_of_a_group_share_a_fold(run: Run, monkeypatch: pytest.MonkeyPatc
         assert not set(groups[fitted]) & set(groups[held])
     assert json.loads(MODEL.with_suffix(".json").read_text())["group_by"] == "patient"
     mistake(run("classify", "--group-by", "doctor"), "Unknown column 'doctor'", "patient")
+
+
+def test_images_without_a_label_and_a_group_are_no_group(run: Run) -> None:
+    """They may have no value in the column, which does not make them copies of one another."""
+    write_codes(CODES, [*[0, 1] * 12, *[-1] * 6], [*["train"] * 24, *["unlabelled"] * 6], ["ant", "bee"])
+    lines = [f"{row}.png,{'ant' if row % 2 == 0 else 'bee'},train,{row:064x},p{row // 2}" for row in range(24)]
+    lines += [f"{row}.png,,unlabelled,{row:064x}," for row in range(24, 30)]
+    Path("data/digits").mkdir(parents=True)
+    Path("data/digits/manifest.csv").write_text(GROUPED + "\n".join(lines) + "\n")
+    _, unlabelled = classify.read_units(CODES, Path("data/digits"), Grouping("patient"), "label-spreading")
+    assert unlabelled and len(np.unique(unlabelled.data.units)) == unlabelled.n_images == 6
 
 
 def test_a_class_in_too_few_groups_is_refused(run: Run) -> None:

@@ -122,6 +122,16 @@ def test_the_next_step_of_a_task_is_in_its_source(things: Path, run: Run) -> Non
     assert step.startswith("Fill it in, then: python -m pipeline.prepare") and "--corrections audit.csv" in step
 
 
+def test_a_task_that_the_dataset_does_not_have(things: Path, run: Run) -> None:
+    run("prepare", "--dataset", things, "--labels", "colour", "shape")
+    mistake(
+        run("classify", "--dataset", "things", "--task", "size"), "Unknown task 'size' for things", "colour", "shape"
+    )
+    run("prepare", "--dataset", things, "--labels", "colour", "--out", "data/plain")
+    Path("data/plain/source.json").unlink()
+    mistake(run("evaluate", "--dataset", "plain@shape"), "no task 'shape'", "without --labels")
+
+
 def test_a_folder_has_no_columns(photos: Path, run: Run) -> None:
     mistake(run("prepare", "--dataset", photos, "--labels", "colour"), "columns of a CSV file")
 
