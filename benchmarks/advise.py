@@ -11,7 +11,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from pipeline import advise, classify, evaluate, extract, prepare
+from pipeline.command_line import run_command
 from pipeline.data.manifest import read_manifest
 from pipeline.extraction import runner
 from pipeline.images import parallel
@@ -22,28 +22,28 @@ GRID = "{l2: {C: [1, 10, 100, 1000]}}"
 VIEWS = (("one", ()), ("ten", ("--resize", "73")), ("cnnaug", ()))
 
 
-def call(stage: object, *arguments: str) -> None:
+def call(stage: str, *arguments: str) -> None:
     """Run a command in this process and drop its output."""
     with redirect_stdout(StringIO()):
-        if stage.main(list(arguments)):  # type: ignore[attr-defined]
+        if run_command(stage, arguments):
             raise SystemExit(f"{arguments} failed.")
 
 
 def test_score(dataset: str, backbone: str, layer: str, grid: str = GRID) -> dict[str, float]:
     """Train an SVM on the codes of an extracted layer and return its test metrics."""
     address = ("--dataset", dataset, "--backbone", backbone, "--layer", layer, "--model", "svm")
-    call(classify, *address, "--folds", "3", "--grid", grid)
-    call(evaluate, *address)
+    call("classify", *address, "--folds", "3", "--grid", grid)
+    call("evaluate", *address)
     return json.loads(Path("reports", dataset, backbone, f"{layer}-svm", "metrics.json").read_text())
 
 
 def compare_layers(dataset: str, backbone: str, weights: str, pool: str) -> None:
     """Print the layer that advise recommends, and the test accuracy of every layer."""
     shared = ("--dataset", dataset, "--backbone", backbone, "--weights", weights, "--pool", pool)
-    call(advise, *shared, "--images", "2000", "--folds", "3")
+    call("advise", *shared, "--images", "2000", "--folds", "3")
     advice = json.loads(Path("reports", dataset, backbone, "advice", "advice.json").read_text())
     layers = [layer["layer"] for layer in advice["layers"]]
-    call(extract, *shared, "--layer", *layers)
+    call("extract", *shared, "--layer", *layers)
     scores = {layer: test_score(dataset, backbone, layer) for layer in layers}
     best = max(scores, key=lambda layer: scores[layer]["top1"])
     recommended = advice["advice"]["layer"]
@@ -58,7 +58,7 @@ def compare_layers(dataset: str, backbone: str, weights: str, pool: str) -> None
 def compare_views(dataset: str, layer: str) -> None:
     """Print the test accuracy with one, ten and sixteen views per image, for two normalisations of the codes."""
     for views, flags in VIEWS:
-        call(extract, "--dataset", dataset, "--layer", layer, "--views", views, *flags)
+        call("extract", "--dataset", dataset, "--layer", layer, "--views", views, *flags)
         for grid in (GRID, GRID.replace("l2", "sqrt")):
             m = test_score(dataset, "tinyvgg", layer, grid)
             span = f"{m['top1_low']:.4f}–{m['top1_high']:.4f}"
@@ -99,8 +99,8 @@ def main() -> None:
     photos = options.photos.resolve()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        call(prepare, "--dataset", str(photos))
-        call(prepare, "--dataset", "digits")
+        call("prepare", "--dataset", str(photos))
+        call("prepare", "--dataset", "digits")
         if options.measurement == "layers":
             for dataset in (photos.name, "digits"):
                 compare_layers(dataset, "tinyvgg", "default", "avg4")

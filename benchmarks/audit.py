@@ -44,7 +44,8 @@ def measure(train: Codes[np.ndarray], test: Codes[np.ndarray], share: float, see
     """Return precision and recall of the list of suspected labels, and the test accuracies."""
     noisy = replace(train, labels=flip(train.labels, len(train.classes), share, seed))
     rows = {path: row for row, path in enumerate(train.paths)}
-    findings = find_label_errors(noisy, np.arange(len(train.labels)), PLAN)
+    data = TrainingData.of_codes(noisy, np.arange(len(train.labels)))
+    findings = list(find_label_errors(noisy, data, PLAN))
     listed = [(rows[finding.path], train.classes.index(finding.to)) for finding in findings]
     wrong = {row for row, _ in listed if noisy.labels[row] != train.labels[row]}
     flipped = int((noisy.labels != train.labels).sum())

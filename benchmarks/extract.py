@@ -133,7 +133,7 @@ class Photos(Dataset[torch.Tensor]):
 
     def __getitem__(self, row: int) -> torch.Tensor:
         with Image.open(self.paths[row]) as image:
-            return self.steps(image.convert("RGB"))  # type: ignore[no-any-return]
+            return self.steps(image.convert("RGB"))
 
 
 class Hooked:
@@ -166,7 +166,7 @@ def hooked(name: str, node: str, device: torch.device) -> Hooked:
 
 def serial(photos: Photos, *network: Any) -> float:
     """Return the images per second of a loop with one image per forward pass."""
-    return hooked(*network).rate(photo[None] for photo in photos)
+    return hooked(*network).rate(photos[row][None] for row in range(len(photos)))
 
 
 def dataloader(photos: Photos, start: str, *network: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -19,11 +20,11 @@ from playwright.sync_api import sync_playwright
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
-from pipeline import evaluate
 from pipeline.classifiers import persistence, solvers
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
+from pipeline.command_line import run_command
 from pipeline.images.transforms import Transform
 
 ADDRESS = ("--dataset", "many", "--backbone", "tinyvgg", "--layer", "fc7", "--model", "softmax")
@@ -72,7 +73,7 @@ def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
         persistence.SavedClassifier(pipeline, SPEC, tuple(classes)),
         facts,
     )
-    evaluate.main(list(ADDRESS))
+    run_command("evaluate", ADDRESS)
 
 
 def opening(page: Path) -> float:
@@ -91,7 +92,7 @@ def opening(page: Path) -> float:
 
 
 def main() -> None:
-    """Make the dataset, write the report, open it, and print times and sizes."""
+    """Make the dataset, write the report, open it, and print times and sizes, as JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=100_000, help="number of training images")
     parser.add_argument("--test", type=int, default=100_000, help="number of test images")
@@ -112,7 +113,11 @@ def main() -> None:
             f"{options.train} training and {options.test} test images, {options.classes} classes, {size / 1e6:.0f} MB"
         )
         print(f"report: {seconds:.1f} s, peak {peak:.2f} GB; page {page.stat().st_size / 1e6:.1f} MB")
-        print(f"opens in {opening(page):.2f} s")
+        opened = opening(page)
+        print(f"opens in {opened:.2f} s")
+    facts = {"train": options.train, "test": options.test, "classes": options.classes, "width": options.width}
+    costs = {"seconds": seconds, "peak_GB": peak, "seconds_to_open": opened}
+    print(json.dumps(facts | {name: round(value, 2) for name, value in costs.items()}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from pipeline import read_codes
 from pipeline.analysis import neighbors, suggestion
@@ -25,7 +26,7 @@ class Pool:
         rows = np.flatnonzero(np.array(reader.read_index(path, {}).splits) == "train")
         self.vectors = neighbors.reduce(path, rows)
 
-    def fit(self, known: np.ndarray) -> search.Pipeline:
+    def fit(self, known: np.ndarray) -> Pipeline:
         """Return a softmax trained on the images of these places."""
         return search.refit(self.train.values[known], self.train.labels[known], "softmax", "l2", {"C": C})[0]
 
