@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 from pipeline.addresses import ROWS_SUFFIX
+from pipeline.data.archives import Bounds
 from pipeline.data.hugging_face_columns import Columns, label_of
 from pipeline.data.listing import UNLABELLED_NAMES, Listing, split_of, split_within
+from pipeline.data.lookup import exists
 from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.data.tree import read_folder
 from pipeline.errors import PipelineError, first_line
@@ -65,8 +68,10 @@ class Part:
         with self.opened() as file:
             batches = file.iter_batches(ROWS, columns=names) if hasattr(file, "iter_batches") else file
             for batch in batches:
-                for start in range(0, batch.num_rows, ROWS):
-                    yield from batch.select(names).slice(start, ROWS).to_pylist()
+                chosen = batch.select(names)
+                chosen.validate(full=True)  # places in a damaged Arrow file may lead anywhere in memory
+                for start in range(0, chosen.num_rows, ROWS):
+                    yield from chosen.slice(start, ROWS).to_pylist()
 
 
 def find_parts(source: Path) -> list[Part]:
@@ -128,7 +133,8 @@ def list_dataset(source: Path, parts: Sequence[Part], images: Path, chosen: Colu
     if len({part.split is None for part in parts}) > 1:
         names = ", ".join(part.path.name for part in parts if part.split is None)
         raise PipelineError(f"{source}: some files are of a split, and {names} of none. Name or move them so.")
-    writer = RowWriter(source, images, chosen, labelled)
+    bounds = Bounds(str(source), sum(part.path.stat().st_size for part in parts if part.path.exists()))
+    writer = RowWriter(source, images, chosen, labelled, bounds)
     rows = (row for part in parts for row in writer.write(part))
     listed = list(track(rows, "writing", None))
     found = [row for row in listed if isinstance(row, ListedImage)]
@@ -141,10 +147,11 @@ def list_dataset(source: Path, parts: Sequence[Part], images: Path, chosen: Colu
 
 
 class RowWriter:
-    """Writes the images of rows to files; offered: the classes of all rows."""
+    """Writes the images of rows to files; bounds: how much they may hold; offered: the classes of all rows."""
 
-    def __init__(self, source: Path, images: Path, chosen: Columns, labelled: bool) -> None:
+    def __init__(self, source: Path, images: Path, chosen: Columns, labelled: bool, bounds: Bounds) -> None:
         self.source, self.images, self.chosen, self.labelled = source, images, chosen, labelled
+        self.bounds = bounds
         self.offered: set[str] = set()
         self.count = 0
 
@@ -157,6 +164,7 @@ class RowWriter:
             label, several = label_of(row.get(columns.label), columns.feature(schema), self.source)
             split = part.split if label or several else UNLABELLED
             metadata = {name: "" if row[name] is None else str(row[name]) for name in kept}
+            self.bounds.add_bytes(sum(map(len, metadata.values())), 0)  # a file may repeat a value for nothing
             path, reason = self._image_of(row[columns.image], part)
             image = ListedImage(path, label, split, several, metadata)
             self.offered.update(image.classes)
@@ -169,10 +177,12 @@ class RowWriter:
         if data is None and not name:
             return Path(), "no image"
         if data is None:
-            path = next((path for path in (part.path.parent / name, Path(name)) if path.is_file()), None)
-            return path or Path(), "" if path else f"it has no bytes, and {name!r} does not exist"
-        suffix = Path(name).suffix or suffix_of(data)
-        path = self.images / (part.split or "") / f"{self.count:07}{suffix[:10]}"
+            path = part.path.parent / name
+            return path, "" if exists(path) else f"it has no bytes, and {name[:200]!r} does not exist"
+        self.bounds.add_bytes(len(data), len(data))
+        suffix = Path(name).suffix
+        suffix = suffix if re.fullmatch(r"\.\w{1,9}", suffix, re.ASCII) else suffix_of(data)
+        path = self.images / (part.split or "") / f"{self.count:07}{suffix}"
         self.count += 1
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)

@@ -31,6 +31,8 @@ class Columns:
 
     def found_in(self, schema: pyarrow.Schema, source: Path, labelled: bool) -> Columns:
         """Return the columns in a file of this schema; refuse what is missing, and what could be one or another."""
+        if repeated := [name for name in schema.names if schema.names.count(name) > 1]:
+            raise PipelineError(f"{source} has two columns {repeated[0]!r}. Take one of them out.")
         features = features_of(schema)
         images = [field.name for field in schema if _holds_images(field, features.get(field.name, {}))]
         others = [name for name in schema.names if name not in images]
@@ -66,10 +68,17 @@ def features_of(schema: pyarrow.Schema) -> dict[str, Any]:
 def _holds_images(field: pyarrow.Field, feature: Mapping[str, Any]) -> bool:
     from pyarrow import types
 
-    if types.is_struct(field.type):
-        inner = {field.type.field(number).name for number in range(field.type.num_fields)}
-        return "bytes" in inner and feature.get("_type", "Image") == "Image"
-    return types.is_binary(field.type) or types.is_large_binary(field.type)
+    if not types.is_struct(field.type):
+        return _holds_bytes(field.type)
+    number = field.type.get_field_index("bytes")
+    is_image = feature.get("_type", "Image") == "Image"
+    return is_image and number >= 0 and _holds_bytes(field.type.field(number).type, or_nothing=True)
+
+
+def _holds_bytes(kind: pyarrow.DataType, or_nothing: bool = False) -> bool:
+    from pyarrow import types
+
+    return types.is_binary(kind) or types.is_large_binary(kind) or (or_nothing and types.is_null(kind))
 
 
 def _choose(

@@ -14,6 +14,7 @@ from conftest import Outcome
 from helpers import encode_image, mistake, smooth_image
 from pyarrow import ipc, parquet
 
+from pipeline.data import archives
 from pipeline.data.manifest import read_manifest
 
 Run = Callable[..., Outcome]
@@ -168,3 +169,49 @@ def test_rows_without_an_image_are_bad_and_the_rest_goes_on(run: Run, project: P
     assert outcome.code == 0 and "5  images used" in outcome.out and "3  bad files" in outcome.out, outcome
     assert "set/train.parquet, row 5" in Path("data/set/bad.csv").read_text()
     assert np.unique(read_manifest(Path("data/set")).labels).tolist() == [0, 1]
+
+
+TEXT = pyarrow.string()
+NO_TEXT = pyarrow.Array.from_buffers(TEXT, 1, [None, *map(pyarrow.py_buffer, (bytes(4) + b"\2\0\0\0", b"\xff\xfe"))])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.append_column("where", pyarrow.chunked_array([NO_TEXT] * 8)), "Invalid UTF8"),
+        (lambda rows: rows.append_column("label", rows["label"]), "two columns 'label'"),
+        (lambda rows: rows.set_column(0, "image", [[{"bytes": "text", "path": "a.png"}] * 8]), "no column of images"),
+        (lambda rows: rows.append_column("where", [["long" * 10_000] * 8]), "unpacks to more than 200,000 bytes"),
+        (lambda rows: rows.set_column(0, "image", [[PHOTOS[0] + bytes(99_999)] * 8]), "unpacks to more than"),
+    ],
+)
+def test_files_of_strangers_are_one_sentence(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[..., pyarrow.Table], words: str
+) -> None:
+    monkeypatch.setattr(archives, "FREE_BYTES", 200_000)
+    monkeypatch.setattr(archives, "MAX_RATIO", 1)
+    write_parquet(Path("set"), "train.parquet", change(table([0, 1] * 4)))
+    mistake(run("prepare", "--dataset", "set"), words)
+    assert not Path("data/set").exists()
+
+
+def test_names_of_strangers_lead_nowhere(run: Run, project: Path) -> None:
+    rows = table([0, 1] * 4)
+    names = ["a.\0x", "a.\x1b[2J", "../../b.png", "a." + "x" * 400, "~/c", *"de"]
+    images = [{"bytes": data, "path": name} for data, name in zip(PHOTOS, names, strict=False)]
+    made = rows.set_column(0, "image", pyarrow.array([*images, {"bytes": None, "path": "f" * 5000}], IMAGE_TYPE))
+    outcome = run("prepare", "--dataset", write_parquet(Path("set"), "train.parquet", made))
+    assert "7  images used" in outcome.out and "1  bad files" in outcome.out, outcome
+    paths = sorted(read_manifest(Path("data/set")).paths)
+    assert [Path(path).stem for path in paths] == [f"{number:07}" for number in range(7)]
+    assert {Path(path).suffix for path in paths} <= {".png", ".jpg", ".webp"}
+
+
+def test_a_place_outside_an_arrow_file_is_not_read(run: Run, project: Path) -> None:
+    arrow = save_to_disk(Path("saved"), "train", table([0, 1])) / "data-00000-of-00001.arrow"
+    size, whole = len(PHOTOS[0]), arrow.read_bytes()
+    end = (size + len(PHOTOS[1])).to_bytes(4, "little")
+    places = bytes(4) + size.to_bytes(4, "little")
+    assert whole.count(places + end) == 1
+    arrow.write_bytes(whole.replace(places + end, places + b"\xff\xff\xff\x7f"))
+    mistake(run("prepare", "--dataset", "saved"), "data-00000-of-00001.arrow is damaged", "out of bounds")
