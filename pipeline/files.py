@@ -63,6 +63,26 @@ def replacing_folder(folder: Path) -> Iterator[None]:
     shutil.rmtree(discarded, ignore_errors=True)
 
 
+@contextmanager
+def replacing_files(folder: Path, last: str) -> Iterator[Path]:
+    """Give an empty folder; move its files to `folder` at the end, or none of them if an exception is raised.
+
+    last: the name of the file that is moved last, without which readers do not look at the others.
+    """
+    is_new, staged = not folder.exists(), folder / ".new"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        for file in sorted(staged.iterdir(), key=lambda file: file.name == last):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it has files by now, unless an exception was raised
+                folder.rmdir()
+
+
 def _put_back(before: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if before.exists():

@@ -10,6 +10,8 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("prepare")
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline import errors, files, params
@@ -23,20 +25,20 @@ from pipeline.data.manifest import write_manifest
 from pipeline.data.origin import validate_origin, write_origin
 from pipeline.data.summary import first_bad, summary
 from pipeline.images import parallel
-from pipeline.paths import expand_home, folder_of_task, identity_of
+from pipeline.paths import MANIFEST, expand_home, folder_of_task, identity_of
 
 RECORDED = ("test", "val", "seed", "group_by", "layout", "image_column", "label_column", "range", "labels")
 """The settings on which a prepared dataset depends, besides its sources."""
 
 
-def write(prepared: Prepared, folder: Path) -> None:
-    """Write bad.csv, skipped.csv and leakage.csv, and last of all the manifest, without which nothing is prepared."""
+def write(prepared: Prepared, folder: Path, root: Path) -> None:
+    """Write bad.csv, skipped.csv, leakage.csv and the manifest of the dataset in the folder `root`."""
     files.write_csv(folder / "bad.csv", ("path", "reason"), prepared.bad)
     skipped = [(entry.path, entry.reason, entry.files) for entry in prepared.listing.skipped]
     files.write_csv(folder / "skipped.csv", ("path", "reason", "files"), skipped)
     leaks = [(image.digest, image.split, image.label, image.path) for image in prepared.leaks]
     files.write_csv(folder / "leakage.csv", ("digest", "split", "label", "path"), leaks)
-    write_manifest(folder, prepared.images)
+    write_manifest(folder, prepared.images, root)
 
 
 def run(settings: Prepare) -> None:
@@ -49,13 +51,18 @@ def run(settings: Prepare) -> None:
     source = settings.dataset or settings.unlabelled
     folder = settings.out or Path("data", params.dataset_name(source))
     tasks.validate_labels(settings.labels, settings.corrections)
-    for one in [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]:
+    for one in folders_of(folder, settings):
         validate_origin(one, source, settings.overwrite)
     columns = Columns(settings.image_column, settings.label_column)
     reading = sources.Reading(settings.layout, settings.labels, columns)
     with sources.list_sources(settings.dataset, settings.unlabelled, folder, reading) as listing:
         texts = prepare_listed(settings, listing, folder, source)
     print("\n".join(texts))  # the images stay, even if nobody reads what is said of them
+
+
+def folders_of(folder: Path, settings: Prepare) -> list[Path]:
+    """Return the folders of all tasks, that of the dataset first."""
+    return [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]
 
 
 def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> list[str]:
@@ -76,13 +83,20 @@ def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: st
     for name, one in by_task.items():
         validation.validate_usable(one, shown, name if name in settings.labels[1:] else "")
         validation.validate_groups(one, settings.group_by, shown)
-    tasks.forget_tasks(folder, source, settings.labels)
-    places = [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]
-    texts = [summary(one, place, briefly=place != folder) for one, place in zip(by_task.values(), places, strict=True)]
-    for one, place in zip(by_task.values(), places, strict=True):
-        write_origin(place, source, one.max_value, one.depths, recorded_settings(settings))
-        write(one, place)
+    prepared_tasks = dict(zip(folders_of(folder, settings), by_task.values(), strict=True))
+    texts = [summary(one, place, briefly=place != folder) for place, one in prepared_tasks.items()]
+    write_all(prepared_tasks, source, settings)
     return texts
+
+
+def write_all(prepared: Mapping[Path, Prepared], source: str, settings: Prepare) -> None:
+    """Write the files of all tasks, by their folders, or of none if there is an error, the first of them last."""
+    with ExitStack() as stack:
+        for place, one in prepared.items():
+            staged = stack.enter_context(files.replacing_files(place, last=MANIFEST))
+            write_origin(staged, source, one.max_value, one.depths, recorded_settings(settings))
+            write(one, staged, place)
+        tasks.forget_tasks(next(iter(prepared)), source, settings.labels)
 
 
 def recorded_settings(settings: Prepare) -> dict[str, object]:

@@ -260,13 +260,16 @@ def _label_numbers(names: Sequence[Sequence[str]], classes: Sequence[str], multi
     return labels
 
 
-def write_manifest(folder: Path, images: Sequence[ListedImage]) -> None:
-    """Write `manifest.csv`, sorted by split, class and path; paths inside `folder` are stored relative to it."""
+def write_manifest(folder: Path, images: Sequence[ListedImage], root: Path | None = None) -> None:
+    """Write `manifest.csv`, sorted by split, class and path.
+
+    root: the folder of the dataset, relative to which paths inside it are stored; None if it is `folder`.
+    """
     metadata = list(dict.fromkeys(name for image in images for name in image.metadata))
     label = "labels" if any(image.multi_label for image in images) else "label"
     rows = [
         (
-            stored_path(image.path, folder),
+            stored_path(image.path, root or folder),
             image.label,
             image.split,
             image.digest,

@@ -76,6 +76,18 @@ def test_a_task_that_is_no_more_is_forgotten(things: Path, run: Run) -> None:
     assert Experiment("things@shape", "tinyvgg").data == Path("data/things"), "it is the first one now"
 
 
+def test_an_error_between_two_tasks_leaves_all_of_them_as_they_were(things: Path, run: Run) -> None:
+    assert run("prepare", "--dataset", things, "--labels", "colour").code == 0
+    before = {path: path.read_bytes() for path in Path("data").rglob("*.*") if path.is_file()}
+    Path("data/things@shape").write_text("in the way")
+    again = ("prepare", "--dataset", things, "--labels", "colour", "shape", "--seed", 5)
+    mistake(run(*again), "data/things@shape")
+    Path("data/things@shape").unlink()
+    assert {path: path.read_bytes() for path in Path("data").rglob("*.*") if path.is_file()} == before
+    assert not list(Path("data").rglob(".new")) and run(*again).code == 0
+    assert read_manifest(Path("data/things@shape")).classes == ("bar", "dot")
+
+
 def test_a_split_of_the_source_holds_for_all_tasks(things: Path, run: Run) -> None:
     rows = files.read_csv(things)
     splits = ["test" if number % 3 == 0 else "train" for number in range(24)]
