@@ -18,6 +18,10 @@ UTF8: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newli
 """How text files are opened: file names that are not valid UTF-8 keep their bytes."""
 
 
+MARK = ".cnn-codes"
+"""The file by which a folder of images is known as one that this program wrote, and may replace."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` at the end, or remove it if an exception is raised.
@@ -37,19 +41,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[None]:
+def replacing_folder(folder: Path, mark: str = MARK) -> Iterator[None]:
     """Give an empty folder in place of an old one; put the old one back if an exception is raised.
 
-    Where a process is killed, the old folder is put back when this is called again.
+    Where a process is killed, the old folder is put back when this is called again. mark: the file, written here, by
+    which an old folder is known as one that may be replaced; raises PipelineError if it holds files without it.
     """
+    folder = folder.absolute()
     is_new = not folder.parent.exists()
     before, discarded = (folder.with_name(f".{folder.name}.{word}") for word in ("before", "discarded"))
+    _refuse_others(folder, mark)
     if before.exists():
         _put_back(before, folder)
     if folder.exists():
         folder.rename(before)
     try:
         folder.mkdir(parents=True)
+        (folder / mark).touch()
         yield
         shutil.rmtree(discarded, ignore_errors=True)
         if before.exists():
@@ -61,6 +69,14 @@ def replacing_folder(folder: Path) -> Iterator[None]:
                 folder.parent.rmdir()
         raise
     shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _refuse_others(folder: Path, mark: str) -> None:
+    if folder.exists() and not (folder / mark).exists() and next(folder.iterdir(), None):
+        raise PipelineError(
+            f"{folder} holds files that this program did not write, and would be replaced. Move it away, or choose "
+            "another place with --out."
+        )
 
 
 @contextmanager

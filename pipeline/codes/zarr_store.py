@@ -32,7 +32,7 @@ def write_zarr(path: Path, codes: CodesStream) -> list[Path]:
     _require_zarr()
     import zarr
 
-    with files.replacing_folder(path):
+    with files.replacing_folder(path, mark="zarr.json"):
         group, start = zarr.open_group(path, mode="w"), 0
         arrays: dict[str, zarr.Array[Any]] = {}
         for block in codes.blocks:

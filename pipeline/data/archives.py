@@ -19,6 +19,7 @@ from typing import IO
 from pipeline.addresses import is_archive
 from pipeline.data.listing import Skipped
 from pipeline.errors import PipelineError, first_line
+from pipeline.files import MARK
 from pipeline.progress import ProgressBar
 
 MAX_FILES = 5_000_000
@@ -79,12 +80,19 @@ def unpack(archive: Path, folder: Path, shown: str) -> list[Skipped]:
             parts = names.add(member.name)
             bounds.add_file()
             target = folder.joinpath(*parts)
-            if reason := member.reason or (NESTED if is_archive(target.name) and not member.is_folder else ""):
+            if reason := member.reason or _left_out(member, target.name):
                 skipped.append(Skipped(f"{shown}/{'/'.join(parts)}", reason))
             else:
                 _write(member, target, bounds)
             bar.update()
     return skipped
+
+
+def _left_out(member: Member, name: str) -> str:
+    """Return why a file is not unpacked that could be, "" if it is."""
+    if name == MARK:
+        return "written by this program"
+    return NESTED if is_archive(name) and not member.is_folder else ""
 
 
 def _write(member: Member, target: Path, bounds: Bounds) -> None:

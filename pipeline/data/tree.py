@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.data.listing import Skipped
+from pipeline.files import MARK
 from pipeline.paths import MANIFEST, ORIGIN
 
 SYSTEM_NAMES = {
@@ -55,6 +56,8 @@ def read_folder(folder: Path) -> FolderContent:
         return content
     for path in paths:
         is_folder = _holds(path.is_dir)
+        if path.name == MARK:
+            continue
         if path.name.startswith(".") or path.name.lower() in SYSTEM_NAMES:
             content.skipped.extend(_skip(path, HIDDEN))
         elif is_folder and _is_output(path):

@@ -77,6 +77,9 @@ def test_zarr_comes_back_bit_for_bit_and_is_refused_when_damaged(run: Run, monke
     assert as_bits(read_codes("made/codes.zarr")) == as_bits(codes) and np.signbit(codes.values[2, 0])
     assert as_bits(read_codes("made/codes.zarr", "test")) == as_bits(read_codes(CODES, "test"))
     assert [path.name for path in Path("made").iterdir()] == ["codes.zarr"]
+    for own in (".", "made"):
+        mistake(run("export", "--codes", "zarr", "--out", own), "holds files that this program did not write")
+    assert Path("made/codes.zarr").exists()
     chunk = Path("made/codes.zarr/values/c/1/0")
     whole = chunk.read_bytes()
     for damage in (lambda: chunk.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]), chunk.unlink):

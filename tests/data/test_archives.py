@@ -19,6 +19,7 @@ from pipeline.config import Prepare
 from pipeline.data import archives
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import PipelineError
+from pipeline.files import MARK
 
 Run = Callable[..., Outcome]
 IMAGE = encode_image(smooth_image(9, 7), "PNG")
@@ -84,7 +85,7 @@ def test_links_devices_and_archives_within_are_left_out_by_name(run: Run, projec
         outcome = run("prepare", "--dataset", archive, "--overwrite")
         assert outcome.code == 0 and "8  images used" in outcome.out, outcome
         assert archives.LINK in outcome.out and archives.NESTED in outcome.out
-        assert names_below(Path("data/set/images")) == set(names)
+        assert names_below(Path("data/set/images")) == {MARK, *names}
     assert "a link in the archive" in Path("data/set/skipped.csv").read_text()
 
 
@@ -178,8 +179,23 @@ def test_an_old_folder_comes_back_after_a_kill(run: Run, photos: Path) -> None:
     assert run("prepare", "--dataset", "photos.zip").code == 0
     Path("data/photos/images").rename("data/photos/.images.before")
     (Path("data/photos/images") / "half").mkdir(parents=True)
+    (Path("data/photos/images") / MARK).touch()
     Path("photos.zip").write_bytes(b"PK\3\4")
     mistake(run("prepare", "--dataset", "photos.zip"), "damaged")
     assert len(read_manifest(Path("data/photos")).files()) == 36
     assert all(path.exists() for path in read_manifest(Path("data/photos")).files())
     assert not list(Path("data/photos").glob(".*"))
+
+
+def test_a_folder_of_the_users_is_never_replaced(run: Run, project: Path) -> None:
+    names = [f"{label}/{number}.png" for label in "ab" for number in range(4)]
+    archive = zipped(project / "photos.zip", [MARK, *names])
+    own = Path("data/photos/images/mine.png")
+    own.parent.mkdir(parents=True)
+    own.write_bytes(IMAGE)
+    mistake(run("prepare", "--dataset", archive, "--overwrite"), "data/photos/images holds files", "--out")
+    assert own.read_bytes() == IMAGE
+    own.unlink()
+    for _ in range(2):
+        outcome = run("prepare", "--dataset", archive)
+        assert outcome.code == 0 and "8 images, 2 classes" in outcome.out, outcome
