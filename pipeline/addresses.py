@@ -61,11 +61,6 @@ def _shown(url: str) -> str:
     return f"{scheme}{place}" + (f"?…{hashlib.sha256(query.encode()).hexdigest()[:8]}" if query else "")
 
 
-def has_secrets(text: str) -> bool:
-    """Return whether `without_secrets` leaves something out."""
-    return without_secrets(text) != text
-
-
 def last_name(url: str) -> str:
     """Return the last part of a URL, as text: what is after the last slash."""
     path = _without_query(url).rstrip("/")

@@ -84,7 +84,7 @@ def open_place(url: str) -> tuple[AbstractFileSystem, str]:
         if scheme not in (*PACKAGES, "http", "https"):
             what = f"a package must be installed ({first_line(error)})"
         raise PipelineError(f"To read {without_secrets(url)}, {what}.") from error
-    except ValueError as error:
+    except Exception as error:  # file systems raise what their own libraries do
         raise PipelineError(f"{without_secrets(url)} cannot be read ({reason_of(error)}). Check the address.") from None
 
 
@@ -176,5 +176,5 @@ def reason_of(error: Exception) -> str:
         return f"no answer within {TIMEOUT} s"
     if isinstance(status, int) and status:
         return f"the server answers {status} {getattr(error, 'message', '')}".strip()
-    text = re.sub(r"\S+://\S+", lambda match: without_secrets(match[0]), first_line(error)).rstrip(". ")
+    text = re.sub(r"[A-Za-z][\w+.-]*://\S+", lambda match: without_secrets(match[0]), first_line(error)).rstrip(". ")
     return text or type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pipeline import errors, files
@@ -48,7 +49,7 @@ class Opened:
 
     def __init__(self, source: str, folder: Path, name: str, stack: ExitStack) -> None:
         cache = folder.parent / ".download" / folder.name
-        self.source, self.stack = source, stack
+        self.source, self.folder, self.stack = source, folder, stack
         self.place = stack.enter_context(open_source(source, folder / name, cache))
         self.path = self.place.path
         self.fetch = RowFetcher(self.place.base, folder / f"{name}-fetched", cache, stack)
@@ -62,6 +63,24 @@ class Opened:
     def is_table(self) -> bool:
         """Return whether it is a CSV file."""
         return is_table(self.path.name) and self.path.exists()
+
+    def explained(self, listing: Callable[[], Listing]) -> Listing:
+        """Return the listing that a function gives, with what was skipped on the way here."""
+        with self.place.explaining():
+            listed = listing()
+            if self.place.hidden:
+                self._refuse_outside(listed.images)
+        return replace(listed, skipped=[*self.place.skipped, *listed.skipped])
+
+    def _refuse_outside(self, images: Sequence[ListedImage]) -> None:
+        """Refuse images that lie elsewhere on this disk: whoever packed or serves a list may not choose them."""
+        folder = self.folder.resolve()
+        for image in images:
+            if not image.path.resolve().is_relative_to(folder):
+                raise errors.PipelineError(
+                    f"{without_secrets(self.source)} names {str(image.path)!r}, which does not come with it but lies "
+                    "on this disk. If you trust it, copy it to this disk, unpacked, and name it there."
+                )
 
     def no_images(self) -> errors.PipelineError:
         """Return the error for what is no source."""
@@ -97,9 +116,7 @@ def list_labelled(source: str, folder: Path, reading: Reading, stack: ExitStack)
         _refuse_reading(reading, source)
         return Listing(SOURCES[source](folder))
     opened = Opened(source, folder, "images", stack)
-    with opened.place.explaining():
-        listing = _list_opened(opened, reading)
-    return replace(listing, skipped=[*opened.place.skipped, *listing.skipped])
+    return opened.explained(partial(_list_opened, opened, reading))
 
 
 def _list_opened(opened: Opened, reading: Reading) -> Listing:
@@ -137,9 +154,7 @@ def _refuse_reading(reading: Reading, source: str) -> None:
 def list_unlabelled(source: str, folder: Path, columns: Columns, stack: ExitStack) -> Listing:
     """List the images of a folder, a CSV file, an archive or a URL as images without labels; as `list_labelled`."""
     opened = Opened(source, folder, "unlabelled", stack)
-    with opened.place.explaining():
-        listing = _list_unlabelled(opened, columns)
-    return replace(listing, skipped=[*opened.place.skipped, *listing.skipped])
+    return opened.explained(partial(_list_unlabelled, opened, columns))
 
 
 def _list_unlabelled(opened: Opened, columns: Columns) -> Listing:

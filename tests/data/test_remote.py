@@ -186,7 +186,8 @@ def test_a_server_that_breaks_off_for_good_is_one_sentence(run: Run, photos: Pat
     server.close()
     mistake(run("prepare", "--dataset", url), "cannot be fetched", url)
     mistake(run("prepare", "--dataset", "memory://nothing/here"), "nothing is there")
-    mistake(run("prepare", "--dataset", "nonsense://x/y"), "nonsense://x/y cannot be read")
+    for strange in ("nonsense://x/y", "github://x/y", "reference://x"):
+        mistake(run("prepare", "--dataset", strange), f"{strange} cannot be read")
 
 
 def test_a_csv_of_urls_is_a_dataset_whose_dead_links_are_bad_files(run: Run, photos: Path, server: Server) -> None:
@@ -223,6 +224,22 @@ def test_a_csv_elsewhere_has_its_images_beside_it(run: Run, photos: Path, server
     for source in (f"{url}?token=1", f"{bucket}/list.csv", chain):
         outcome = run("prepare", "--dataset", source, "--overwrite")
         assert outcome.code == 0 and "8 images, 2 classes" in outcome.out, outcome
+
+
+def test_a_packed_or_served_list_names_no_other_files_of_this_disk(run: Run, photos: Path, server: Server) -> None:
+    outside = shutil.copytree(photos / "red", Path("data/outside"))
+    for place in (outside.absolute(), "../../outside"):
+        (photos / "list.csv").write_text("path,label\n" + "".join(f"{place}/{n:02}.png,{n % 2}\n" for n in range(8)))
+        archive = shutil.make_archive("all", "zip", photos)
+        mistake(run("prepare", "--dataset", f"{archive}/list.csv"), "outside/00.png", "does not come with it")
+        assert not Path("data/list").exists()
+    (photos / "list.csv").write_text(f"path,label\n{outside.absolute()}/00.png,a")
+    mistake(run("prepare", "--dataset", server.put("/list.csv", photos / "list.csv")), "does not come with it")
+
+
+def test_a_reason_shows_no_secrets() -> None:
+    error = ConnectionError(f"GET url='https://me:{SECRET}@host/a?key={SECRET}' failed")
+    assert SECRET not in remote.reason_of(error) and "https://host/a" in remote.reason_of(error)
 
 
 def test_new_images_may_be_elsewhere(photos: Path, server: Server, bucket: str) -> None:
