@@ -35,7 +35,7 @@ from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.config import Classify
 from pipeline.data import class_maps
-from pipeline.data.manifest import UNLABELLED, read_depths
+from pipeline.data.manifest import PARTS, UNLABELLED, read_depths
 from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
 from pipeline.paths import LOGITS, Experiment
 from pipeline.reporting import curves
@@ -185,15 +185,22 @@ def in_blocks(codes: reader.Codes) -> bool:
 
 
 def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -> tuple[np.ndarray, Unlabelled | None]:
-    """Return the unit (n,) int64 of each training image, and the images without a label if a method is named."""
-    splits = ("train", UNLABELLED) if method else ("train",)
-    images = CodesRows.of_splits(file, *splits)
+    """Return the unit (n,) int64 of each training image, and the images without a label if a method is named.
+
+    Those that are copies of test or val images, or of their groups, are left out, since their scores would be too high.
+    """
+    images = CodesRows.of_splits(file, *(PARTS if method else ("train",)))
     units = find_image_units(images, data, grouping)
     if method is None:
         return units, None
-    labelled = np.array([images.index.splits[row] == "train" for row in images.rows], bool)
-    codes = reader.read_layers(file, {}, UNLABELLED)
-    return units[labelled], Unlabelled(method, TrainingData.of_codes(codes, units[~labelled]))
+    splits = np.array(images.index.splits)[images.rows]
+    offered = TrainingData.of_codes(reader.read_layers(file, {}, UNLABELLED), units[splits == UNLABELLED])
+    unlabelled = Unlabelled(method, offered)
+    kept = unlabelled.without(units[np.isin(splits, ("test", "val"))])
+    if left_out := unlabelled.n_images - kept.n_images:
+        images_text = errors.counted(left_out, "image")
+        logger.info("%s without a label left out: copies of test or val images, or of their groups.", images_text)
+    return units[splits == "train"], kept
 
 
 def validate_unlabelled(model: str, codes: reader.Codes, *, others: bool) -> None:

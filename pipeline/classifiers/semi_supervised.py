@@ -135,9 +135,10 @@ def guess_labels(labelled: TrainingData, unlabelled: Unlabelled) -> tuple[np.nda
 
 
 def _means(rows: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Return the mean row (n_images, d) of each image; images: (n,) int64 from 0 on, the views of one in sequence."""
-    starts = np.unique(images, return_index=True)[1]
-    return np.add.reduceat(rows, starts, axis=0) / np.bincount(images)[:, None].astype(rows.dtype)
+    """Return the mean row (n_images, d) of each image; images: (n,) int64 from 0 on, in any order."""
+    sums = np.zeros((images.max() + 1, rows.shape[1]), rows.dtype)
+    np.add.at(sums, images, rows)
+    return sums / np.bincount(images)[:, None].astype(rows.dtype)
 
 
 def refit(labelled: TrainingData, unlabelled: Unlabelled, model: str, setting: Setting) -> tuple[Pipeline, bool]:

@@ -63,6 +63,9 @@ def test_the_views_of_an_image_get_one_guess() -> None:
     data = arcs(40, views=3)
     labelled, rest = data.subset(np.arange(12)), data.subset(np.arange(12, 120))
     guessed, weights = semi_supervised.guess_labels(labelled, Unlabelled("label-spreading", rest))
+    some = np.arange(12).reshape(4, 3)[[2, 0, 3, 1]].ravel()  # as `few_shot` takes images
+    in_another_order, _ = semi_supervised.guess_labels(data.subset(some), Unlabelled("label-spreading", rest))
+    np.testing.assert_array_equal(in_another_order, guessed)
     for column in (guessed, weights):
         assert (column.reshape(-1, 3) == column[::3, None]).all()
     assert (guessed == rest.y).mean() > 0.9

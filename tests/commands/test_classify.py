@@ -211,6 +211,20 @@ def test_images_without_a_label_teach_a_classifier_like_any_other(run: Run) -> N
     assert "top-1" in run("evaluate").out and "n = 12" in run("evaluate").out, "they do not count in scores"
 
 
+def test_copies_of_test_images_are_not_learned_from(project: Path) -> None:
+    splits = ["train"] * 8 + ["test", "val"] + ["unlabelled"] * 4
+    listing = Listing(
+        [f"{row}.png" for row in range(14)],
+        np.array([0, 1] * 5 + [-1] * 4),
+        splits,
+        [f"{row - 3 if row in (11, 12) else row:064x}" for row in range(14)],  # 11 and 12 are copies of 8 and 9
+        ["ant", "bee"],
+    )
+    put_codes(CODES, np.random.default_rng(0).random((14, 3), np.float32), listing)
+    units, unlabelled = classify.read_units(CODES, Path("data/digits"), Grouping(), "label-spreading")
+    assert len(units) == 8 and unlabelled and unlabelled.n_images == 2
+
+
 def test_where_images_without_a_label_cannot_teach(run: Run) -> None:
     spreading = ("--grid", GRID, "--unlabelled", "label-spreading")
     write_training()
