@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import Any, NoReturn, TextIO, get_args
 
 from pipeline import errors, hints, params
 from pipeline.addresses import without_secrets
-from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, choices_of, extra_of
+from pipeline.config import COMMANDS, GROUPS, MACHINE, SETTINGS, OfDataset, choices_of, extra_of
 from pipeline.errors import PipelineError
 from pipeline.params import Origin
+from pipeline.paths import resolve_task
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         set_up_logging(quiet=config.quiet, verbose=config.verbose)
         for stream in (sys.stdout, sys.stderr):
             escape_unknown_characters(stream)
+        config = with_task(config)
         log_address(config, origins)
         importlib.import_module(f"pipeline.{command}").run(config)
         sys.stdout.flush()
@@ -82,6 +85,12 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         print(errors.sentence(error), file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
+
+
+def with_task(config: Any) -> Any:
+    """Return the settings with the dataset for its first task, which is the dataset itself."""
+    dataset = getattr(config, "dataset", None) if isinstance(config, OfDataset) else None
+    return replace(config, dataset=resolve_task(dataset)) if dataset else config
 
 
 def docstring_of(command: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.classifiers import persistence
 from pipeline.codes import reader, tables
-from pipeline.codes.belonging import validate_dataset
+from pipeline.codes.belonging import validate_classes, validate_dataset
 from pipeline.config import Export
 from pipeline.paths import Experiment, require_one_layer
 
@@ -46,6 +46,8 @@ def export_classifier(settings: Export, address: Experiment) -> None:
     onnx_file.validate_packages()
     source = settings.classifier or address.classifier
     classifier = persistence.load(source)
+    if not settings.classifier:
+        validate_classes(source, classifier.classes, address.data)
     network = rebuild_network(classifier.spec, settings.weights).at(precision="fp32")
     file = onnx_file.export(classifier, network)
     difference = onnx_file.check(file, classifier, network)

@@ -25,7 +25,7 @@ from pipeline.images import decoding, parallel, torchcodec, transforms
 from pipeline.networks import weights
 from pipeline.networks.frozen import PRECISIONS, FrozenNetwork, choose_device
 from pipeline.networks.listing import listing
-from pipeline.paths import TASK_SEPARATOR, Experiment, folder_of_task, read_tasks
+from pipeline.paths import TASK_SEPARATOR, Experiment, folder_of_task, is_task, read_tasks
 
 AUTO = "auto"
 
@@ -113,7 +113,7 @@ def run(settings: Extract) -> None:
     print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {images}")
     print(why)
     extract_to(extraction, network, folder)
-    for task in read_tasks(address.data)[1:] if settings.out is None else ():
+    for task in read_tasks(address.data)[1:] if settings.out is None and not is_task(address.data) else ():
         manifest = read_manifest(folder_of_task(address.data, task))
         other = Experiment(f"{address.name}{TASK_SEPARATOR}{task}", address.backbone)
         extract_to(extraction.of(manifest), network, other.features)

@@ -40,18 +40,42 @@ def expand_home(text: str) -> Path:
 def name_of_source(source: str) -> str:
     """Return the name of the dataset that a source becomes: its last part, of a CSV file or archive without suffix.
 
-    The task that is named behind it stays, unless it is the first, which is the dataset's own.
+    The task that is named behind it stays.
     """
     place, task = split_task(source)
     name = _name_of_place(place)
+    return f"{name}{TASK_SEPARATOR}{task}" if task else name
+
+
+def prepared_folder(dataset: str) -> Path:
+    """Return the folder of a prepared dataset: as given, or by name, or the one that was prepared from a source."""
+    given, (source, task) = expand_home(dataset), split_task(dataset)
+    if (given / MANIFEST).exists():
+        return given
+    if task:
+        return folder_of_task(prepared_folder(source), task)
+    prepared = Path("data", name_of_source(source))
+    return prepared if read_origin(prepared) == identity_of(source) else Path("data", source)
+
+
+def resolve_task(dataset: str) -> str:
+    """Return a dataset with the task behind it, unless that is the first, which is the dataset itself.
+
+    A task that the dataset does not have is refused.
+    """
+    source, task = split_task(dataset)
+    folder = prepared_folder(source)
+    tasks = read_tasks(folder)
     if not task:
-        return name
-    tasks, folder = read_tasks(Path("data", name)), folder_of_task(Path("data", name), task)
+        return dataset
+    if is_task(folder):
+        raise PipelineError(f"{source} is a task already. Name it alone, or the dataset with --task {task}.")
     if tasks[:1] == [task]:
-        return name
-    if task not in tasks and (Path("data", name) / MANIFEST).exists() and not (folder / MANIFEST).exists():
-        raise _no_such_task(name, task, tasks)
-    return folder.name
+        return source
+    is_prepared = (prepared_folder(dataset) / MANIFEST).exists()
+    if task not in tasks and (folder / MANIFEST).exists() and not is_prepared:
+        raise _no_such_task(name_of_source(source), task, tasks)
+    return dataset
 
 
 def _no_such_task(name: str, task: str, tasks: Sequence[str]) -> PipelineError:
@@ -81,6 +105,11 @@ def split_task(dataset: str) -> tuple[str, str]:
 def folder_of_task(folder: Path, task: str) -> Path:
     """Return the folder of a task beside that of its dataset, among prepared datasets or codes."""
     return folder.with_name(f"{folder.name}{TASK_SEPARATOR}{task}")
+
+
+def is_task(folder: Path) -> bool:
+    """Return whether a prepared dataset is a task of another one, not its first."""
+    return folder.name.rpartition(TASK_SEPARATOR)[2] in read_tasks(folder)[1:]
 
 
 def without_task(folder: Path) -> Path:
@@ -121,6 +150,12 @@ def codes_of_all_tasks(folder: Path) -> Path:
     return Path(kind, without_task(Path(rest[0])), *rest[1:])
 
 
+def split_layer(name: str) -> tuple[str, str]:
+    """Return layer and model of a name like fc7-svm: layers have no hyphen, models may, as in logits-source-map."""
+    layer, _, model = name.partition("-")
+    return layer, model
+
+
 def require_one_layer(layer: str) -> None:
     """Refuse several layers where the codes of one are needed."""
     if LAYER_SEPARATOR in layer:
@@ -142,7 +177,7 @@ class Experiment:
         kind, *folders = path.parts[:-1] or ("",)
         if len(folders) < 2 or kind not in ("features", "models"):
             return None
-        layer, model = (path.stem, "") if kind == "features" else path.stem.rsplit("-", 1)
+        layer, model = (path.stem, "") if kind == "features" else split_layer(path.stem)
         return cls(folders[0], "/".join(folders[1:]), layer, model)
 
     @property
@@ -153,10 +188,7 @@ class Experiment:
     @property
     def data(self) -> Path:
         """The prepared dataset: a folder with manifest.csv; for a source, the folder that was prepared from it."""
-        given, prepared, (source, task) = expand_home(self.dataset), Path("data", self.name), split_task(self.dataset)
-        if (given / MANIFEST).exists():
-            return given
-        return prepared if task or read_origin(prepared) == identity_of(source) else Path("data", self.dataset)
+        return prepared_folder(self.dataset)
 
     @property
     def features(self) -> Path:

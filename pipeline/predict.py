@@ -23,6 +23,7 @@ from scipy.special import softmax
 
 from pipeline import errors, params
 from pipeline.classifiers import persistence
+from pipeline.codes.belonging import validate_classes
 from pipeline.codes.spec import join_codes
 from pipeline.config import Extract, Predict
 from pipeline.data.local import NewImage, open_images
@@ -183,6 +184,8 @@ def open_predictor(settings: Predict) -> Predictor:
         address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
         path = settings.classifier or address.classifier
         classifier = persistence.load(path)
+        if not settings.classifier:
+            validate_classes(path, classifier.classes, address.data)
         network = rebuild_network(classifier.spec.with_white(settings.range), settings.weights)
         return with_classifier(classifier, network.to(device), known_depths(path))
     if settings.classifier:

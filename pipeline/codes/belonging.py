@@ -11,8 +11,8 @@ import numpy as np
 from pipeline.codes.reader import Codes, CodesIndex, layer_files, read_index
 from pipeline.codes.spec import Rows, extract_settings
 from pipeline.data.manifest import Manifest, dataset_digest, names_of_label, read_manifest
-from pipeline.errors import Fix, PipelineError
-from pipeline.paths import MANIFEST
+from pipeline.errors import Fix, PipelineError, first_names
+from pipeline.paths import MANIFEST, read_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,19 @@ def validate_dataset(path: Path, data: Path) -> None:
                 "that are the same cost no forward pass).",
                 fix=[Fix("extract", {**extract_settings(index.spec.to_dict()), "out": file.parent})],
             )
+
+
+def validate_classes(path: Path, classes: tuple[str, ...], data: Path) -> None:
+    """Refuse a classifier of another task than the dataset in its address is now; path: of the classifier.
+
+    A dataset is its first task, and another column may have been the first when the classifier was trained.
+    """
+    if read_tasks(data) and (data / MANIFEST).exists() and (now := read_manifest(data).classes) != classes:
+        raise PipelineError(
+            f"{path} knows the classes {first_names(classes)}, and the dataset in {data} has {first_names(now)} now. "
+            "Train it again, or name the file with --classifier.",
+            fix=[Fix("classify")],
+        )
 
 
 def differences(index: CodesIndex, manifest: Manifest) -> Iterator[str]:

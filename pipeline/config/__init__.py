@@ -7,7 +7,7 @@ errors name the place, the value and the choices. argparse (`command_line`) stay
 from __future__ import annotations
 
 from pipeline.config.analysis import Advise, Audit, Report, Run, Suggest
-from pipeline.config.base import Address, Command, OfCodes, Project
+from pipeline.config.base import Address, Command, OfCodes, OfDataset, Project
 from pipeline.config.classifiers import Classify, Compare, Evaluate, Export, Predict, Select
 from pipeline.config.fields import (
     EXPERIMENT,
@@ -48,6 +48,7 @@ __all__ = [
     "Finetune",
     "Grid",
     "OfCodes",
+    "OfDataset",
     "Predict",
     "Prepare",
     "Project",

@@ -26,6 +26,7 @@ from pipeline.config.fields import (
     extra_of,
     setting,
 )
+from pipeline.errors import PipelineError
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -65,7 +66,10 @@ class OfDataset(Command):
 
     def __post_init__(self) -> None:
         """Write the task behind the dataset, so that no other place has to know of tasks."""
-        if self.task and (dataset := getattr(self, "dataset", None)):
+        dataset = getattr(self, "dataset", None)
+        if self.task and not dataset:
+            raise PipelineError(f"--task {self.task} is one of a dataset's. Name the dataset with --dataset as well.")
+        if self.task:
             object.__setattr__(self, "dataset", f"{dataset}@{self.task}")
             object.__setattr__(self, "task", "")
 

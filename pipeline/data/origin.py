@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import files
 from pipeline.errors import Fix, PipelineError
 from pipeline.images.depth import Depths
-from pipeline.paths import MANIFEST, ORIGIN, TASK_SEPARATOR, identity_of, read_origin, read_tasks, without_task
+from pipeline.paths import MANIFEST, ORIGIN, identity_of, is_task, read_origin, without_task
 
 
 def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
@@ -39,8 +39,7 @@ def prepare_again(folder: Path) -> list[Fix]:
     """Return the command that prepares a dataset as it was prepared before, as far as that is known."""
     try:
         content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        is_task = folder.name.rpartition(TASK_SEPARATOR)[2] in read_tasks(folder)[1:]
-        whole = without_task(folder) if is_task else folder
+        whole = without_task(folder) if is_task(folder) else folder
         return [Fix("prepare", {"out": whole, "dataset": content["source"], **content.get("settings", {})})]
     except (OSError, ValueError, KeyError, TypeError):
         return [Fix("prepare", {"out": folder})]

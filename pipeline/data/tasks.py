@@ -11,7 +11,7 @@ from pipeline.data.listing import clean_name
 from pipeline.data.manifest import RESERVED_COLUMNS, UNLABELLED, ListedImage
 from pipeline.data.splits import find_leaks
 from pipeline.errors import PipelineError
-from pipeline.paths import MANIFEST, ORIGIN, folder_of_task, identity_of, read_origin, read_tasks
+from pipeline.paths import MANIFEST, ORIGIN, TASK_SEPARATOR, folder_of_task, identity_of, read_origin, read_tasks
 
 
 def validate_labels(labels: Sequence[str], corrections: Sequence[str]) -> None:
@@ -20,8 +20,8 @@ def validate_labels(labels: Sequence[str], corrections: Sequence[str]) -> None:
         if name in labels[:number] or name in set(RESERVED_COLUMNS) - {"label"} or (number and name == "label"):
             why = "is named twice" if name in labels[:number] else "has a meaning of its own"
             raise PipelineError(f"--labels {name}: this column {why}. Name others; the column label may come first.")
-        if "/" in name or name.startswith("."):
-            raise PipelineError(f"--labels {name!r} cannot be part of a folder's name. Rename the column.")
+        if "/" in name or TASK_SEPARATOR in name or name.startswith("."):
+            raise PipelineError(f"--labels {name!r} cannot stand behind a dataset's name. Rename the column.")
     if len(labels) > 1 and corrections:
         raise PipelineError("--corrections are of one column of labels. Correct the CSV file, or name one of --labels.")
 

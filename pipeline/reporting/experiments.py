@@ -17,7 +17,7 @@ from pipeline.analysis.predictions import Predictions, read_predictions
 from pipeline.classifiers import persistence
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
-from pipeline.paths import MANIFEST, Experiment
+from pipeline.paths import MANIFEST, Experiment, split_layer
 from pipeline.reporting.page_data import ConfidenceKind, Scores
 
 METRICS = "*/**/*-*/metrics.json"
@@ -94,8 +94,7 @@ def _read_metrics(folder: Path, dataset: str | None, backbone: str | None, layer
     rows: list[Scores] = []
     for path in sorted(folder.glob(METRICS)):
         name, *backbone_parts, last, _ = path.relative_to(folder).parts
-        of_layer, model = last.rsplit("-", 1)
-        address = Experiment(name, "/".join(backbone_parts), of_layer, model)
+        address = Experiment(name, "/".join(backbone_parts), *split_layer(last))
         if not _is_wanted(address, dataset, backbone, layer):
             continue
         metrics = json.loads(path.read_text(encoding="utf-8"))

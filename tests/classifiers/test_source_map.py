@@ -87,4 +87,6 @@ def test_a_network_names_classes_by_its_own(run: Callable[..., Outcome], photos:
     assert pipeline[-1].coef_.shape == (3, 200) and pipeline[-1].coef_.sum() == 2
     named = run("predict", *sorted(photos.glob("*/00.png")), *LOGITS).out
     assert {line.split(",")[2] for line in named.splitlines()[1:]} <= {"red", "green"}
+    page = run("report").out
+    assert "logits  source-map" in page and "no codes" not in page, page
     mistake(run("classify", *LOGITS, "--source-map", "none.csv"), "no CSV file at none.csv")

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import files
 from pipeline.data import corrections
 from pipeline.data.manifest import read_manifest
-from pipeline.paths import Experiment, codes_of_all_tasks, split_task
+from pipeline.paths import Experiment, codes_of_all_tasks, resolve_task, split_task
 
 Run = Callable[..., Outcome]
 POOL4 = ("--layer", "pool4")
@@ -73,7 +73,40 @@ def test_a_task_that_is_no_more_is_forgotten(things: Path, run: Run) -> None:
     assert run("prepare", "--dataset", things, "--labels", "shape").code == 0
     assert read_manifest(Path("data/things")).classes == ("bar", "dot")
     assert not Path("data/things@shape/manifest.csv").exists()
-    assert Experiment("things@shape", "tinyvgg").data == Path("data/things"), "it is the first one now"
+    assert resolve_task("things@shape") == "things", "it is the first one now"
+
+
+def test_a_task_alone_is_extracted_and_no_other_one_is_looked_for(things: Path, run: Run) -> None:
+    run("prepare", "--dataset", things, "--labels", "colour", "shape")
+    assert run("extract", "--dataset", "things", "--task", "shape", *POOL4).code == 0
+    assert not Path("features/things/tinyvgg/pool4.h5").exists()
+
+
+def test_what_was_made_of_a_task_does_not_pass_for_another(things: Path, run: Run) -> None:
+    """Once other columns are named, or named in another order, scores and classifiers of the former tasks remain."""
+    run("prepare", "--dataset", things, "--labels", "colour", "shape")
+    run("extract", "--dataset", "things", *POOL4)
+    for task in ("colour", "shape"):
+        run("classify", "--dataset", "things", "--task", task, *POOL4, *GRID)
+        run("evaluate", "--dataset", "things", "--task", task, *POOL4)
+    run("prepare", "--dataset", things, "--labels", "shape", "colour")
+    of_shape = ("--dataset", "things", "--task", "shape", *POOL4)
+    mistake(run("predict", things.parent / "00.png", *of_shape), "knows the classes 'green', 'red'", "'bar', 'dot' now")
+    mistake(run("export", *of_shape), "knows the classes 'green', 'red'")
+    assert run("report").code == 0
+    run("prepare", "--dataset", things, "--labels", "colour")
+    assert {line.split()[0] for line in run("report").out.splitlines()[1:3]} == {"things", "things@shape"}
+
+
+def test_a_file_of_the_same_name_elsewhere_has_tasks_of_its_own(things: Path, run: Run) -> None:
+    run("prepare", "--dataset", things, "--labels", "colour", "shape")
+    assert Experiment(f"{things}@shape", "tinyvgg").data == Path("data/things@shape")
+    run("prepare", "--dataset", things, "--labels", "colour", "shape", "--out", "elsewhere/photos")
+    Path("other").mkdir()
+    other = things.rename(Path("other", "things.csv"))
+    assert not Experiment(f"{other}@shape", "tinyvgg").data.exists()
+    assert resolve_task("elsewhere/photos@colour") == "elsewhere/photos"
+    mistake(run("classify", "--dataset", "elsewhere/photos", "--task", "size"), "Unknown task 'size' for photos")
 
 
 def test_an_error_between_two_tasks_leaves_all_of_them_as_they_were(things: Path, run: Run) -> None:
@@ -106,6 +139,7 @@ def test_a_split_of_the_source_holds_for_all_tasks(things: Path, run: Run) -> No
         (("--labels", "colour", "form"), ("Unknown column 'form'", "shape")),
         (("--labels", "colour", "colour"), ("named twice",)),
         (("--labels", "colour", "path"), ("meaning of its own",)),
+        (("--labels", "colour", "a@b"), ("'a@b' cannot stand behind",)),
         (("--labels", "colour", "shape", "--corrections", "things.csv"), ("of one column of labels",)),
     ],
 )
@@ -139,6 +173,7 @@ def test_a_task_that_the_dataset_does_not_have(things: Path, run: Run) -> None:
     mistake(
         run("classify", "--dataset", "things", "--task", "size"), "Unknown task 'size' for things", "colour", "shape"
     )
+    mistake(run("report", "--task", "shape"), "Name the dataset with --dataset")
     run("prepare", "--dataset", things, "--labels", "colour", "--out", "data/plain")
     Path("data/plain/source.json").unlink()
     mistake(run("evaluate", "--dataset", "plain@shape"), "no task 'shape'", "without --labels")
