@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import classify
+from pipeline.classifiers import options
 from pipeline.codes import reader
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
@@ -53,7 +53,7 @@ def write(path: Path, n: int, d: int, n_classes: int) -> None:
 
 def train(path: Path, memory: str, grid: str) -> dict[str, float]:
     """Train in a process whose data are limited to `memory` bytes, and return its peak memory and its time."""
-    limit = classify.parse_bytes(memory)
+    limit = options.parse_bytes(memory)
     command = [sys.executable, "-m", "pipeline.classify", "--codes", str(path), "--backbone", "synthetic"]
     command += [
         "--grid",

@@ -10,10 +10,7 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("classify")
 
-import json
 import logging
-import re
-import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,9 +19,9 @@ from typing import cast
 import numpy as np
 
 from pipeline import errors, params
-from pipeline.analysis.gain import Gain, judge_unlabelled
+from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
-from pipeline.classifiers import cv_table, few_shot, persistence, scoring, search, semi_supervised
+from pipeline.classifiers import cv_table, few_shot, options, persistence, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier, UnlabelledFacts
@@ -37,16 +34,13 @@ from pipeline.config import Classify
 from pipeline.data import class_maps
 from pipeline.data.manifest import PARTS, UNLABELLED, read_depths
 from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
-from pipeline.paths import LOGITS, Experiment
-from pipeline.reporting import curves
+from pipeline.paths import Experiment
+from pipeline.reporting import curves, training_text
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1024
 """Number of rows that are looked at together for constant features."""
-
-MIN_MEMORY = 100_000_000
-"""Smallest size in bytes that --memory accepts."""
 
 
 def run(settings: Classify) -> None:
@@ -56,17 +50,17 @@ def run(settings: Classify) -> None:
     plan = SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     expected = expected_spec(settings)
-    half = parse_bytes(settings.memory) // 2 if settings.memory else None
+    half = options.parse_bytes(settings.memory) // 2 if settings.memory else None
     path, shots = settings.out or address.classifier, settings.shots
     file = settings.codes or address.codes
     with reader.open_codes(file, expected, "train", half) as codes:
         validate_dataset(file, address.data)
-        validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
+        options.validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
         if settings.source_map:
             plan = replace(plan, grid=given_grid(settings.source_map, plan.model, codes))
         grouping = Grouping(settings.group_by, settings.near_distance)
         if settings.unlabelled:
-            validate_unlabelled(plan.model, codes, others=settings.calibrate or settings.nested)
+            options.validate_unlabelled(plan.model, codes, others=settings.calibrate or settings.nested)
         units, unlabelled = read_units(file, address.data, grouping, settings.unlabelled)
         if settings.drop_small_classes:
             codes, units = without_small_classes(codes, units, settings.folds)
@@ -76,21 +70,19 @@ def run(settings: Classify) -> None:
         data = training_data(codes, units)
         if shots:
             few_shot.validate_shots(codes.labels, codes.classes, shots, settings.draws)
-            rows = few_shot_rows(data, plan, shots, settings.draws, unlabelled)
-            curves.write_few_shot_curve(path := path.with_name(f"{path.stem}-shots.csv"), rows)
-            print(few_shot_summary(path, rows))
+            print(write_few_shots(path, few_shot_rows(data, plan, shots, settings.draws, unlabelled)))
             return
         if unlabelled and not unlabelled.n_images:
             raise no_unlabelled_images()
         validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
-        memory = half if in_blocks(codes) else None
+        memory = half if options.in_blocks(codes) else None
         trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
         if unlabelled:
             trained, facts["unlabelled"] = learn_further(trained, data, plan, unlabelled)
         facts |= dataset_facts(address, codes, units, grouping)
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
-        print(summary(path, trained, facts, data.X.shape[1]))
+        print(training_text.summary(path, trained, facts, data.X.shape[1]))
 
 
 def expected_spec(settings: Classify) -> dict[str, object]:
@@ -173,15 +165,11 @@ def few_shot_rows(
     return few_shot.summarise(few_shot.learning_curve(data, plan, sorted(set(shots)), splits, unlabelled))
 
 
-def few_shot_summary(path: Path, rows: Sequence[FewShotRow]) -> str:
-    """Return the few-shot curve as text."""
+def write_few_shots(classifier: Path, rows: Sequence[FewShotRow]) -> str:
+    """Write the few-shot curve beside the classifier, and return it as text."""
+    curves.write_few_shot_curve(path := classifier.with_name(f"{classifier.stem}-shots.csv"), rows)
     scored = scoring.images_text(rows[0]["n_scored"], rows[0]["images"], "held-out training image")
     return "\n".join([f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws", *few_shot.lines_of(rows)])
-
-
-def in_blocks(codes: reader.Codes) -> bool:
-    """Whether the codes stay on disk and are read in blocks."""
-    return isinstance(codes.values, reader.StoredRows)
 
 
 def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -> tuple[np.ndarray, Unlabelled | None]:
@@ -203,18 +191,6 @@ def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -
     return units[splits == "train"], kept
 
 
-def validate_unlabelled(model: str, codes: reader.Codes, *, others: bool) -> None:
-    """Refuse to learn from images without a label with other options, or with codes, that do not go with it."""
-    if others or in_blocks(codes):
-        raise errors.PipelineError("--unlabelled takes no --calibrate, no --nested, and no codes beyond --memory.")
-    if codes.labels.ndim == 2:
-        raise errors.PipelineError("--unlabelled is for one label per image, and these have several. Leave it out.")
-    if not search.takes_weights(model):
-        raise errors.PipelineError(
-            f"Guessed labels weigh less than given ones, and {model} knows no weights. Take another --model, like svm."
-        )
-
-
 def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
     """Return the grid of a classifier that knows from a CSV file what the network's own classes stand for."""
     from pipeline.networks.source_classes import require_head  # takes seconds to import, and is seldom needed
@@ -225,46 +201,9 @@ def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
     return {"probabilities": {"given": [class_maps.read_pairs(path, names, codes.classes)]}}
 
 
-def validate_combination(
-    plan: SearchPlan, codes: reader.Codes, *, calibrate: bool, nested: bool, shots: Sequence[int] | None
-) -> None:
-    """Refuse options that do not go together, or not with these codes."""
-    multi_label = codes.labels.ndim == 2
-    if plan.model == search.SOURCE_MAP and codes.spec.layer != LOGITS:
-        raise errors.PipelineError(
-            f"{plan.model} reads the scores of the network's own classes, the layer {LOGITS}, not {codes.spec.layer}. "
-            f"Extract them, and name --layer {LOGITS}.",
-            fix=[errors.Fix("extract", {"layer": LOGITS})],
-        )
-    along_path = all(search.uses_path_solver(plan.model, values) for values in plan.grid.values())
-    if plan.model != "svm" and (multi_label or calibrate):
-        why = "These images have several labels each" if multi_label else "--calibrate is for margins"
-        raise errors.PipelineError(f"{why}: that takes --model svm, not {plan.model}.")
-    if multi_label and (calibrate or nested or shots):
-        raise errors.PipelineError("--calibrate, --nested and --shots are for one label per image. Leave them out.")
-    if (multi_label or calibrate) and not along_path:
-        raise errors.PipelineError("The grid must be of C alone for that. Take its other parameters out.")
-    if in_blocks(codes) and (not along_path or nested or shots or codes.spec.n_views > 1):
-        raise errors.PipelineError(
-            "The codes do not fit into --memory. Only an svm or softmax over values of C, without --nested or --shots, "
-            "of one view per image, learns from disk: allow more memory, or leave those out."
-        )
-
-
-def parse_bytes(text: str) -> int:
-    """Return the number of bytes of a size like 2GB."""
-    size = re.fullmatch(r"(\d{1,15}(?:\.\d*)?|\.\d+) *([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
-    if size is None:
-        raise errors.PipelineError(f"--memory {text!r} is no size. Write it like 2GB or 500MB.")
-    count = int(float(size[1]) * 1000 ** " KMGT".index(size[2].upper() or " "))
-    if count < MIN_MEMORY:
-        raise errors.PipelineError(f"--memory {text} is too little to work in. Allow {MIN_MEMORY // 10**6}MB or more.")
-    return count
-
-
 def without_small_classes(codes: reader.Codes, units: np.ndarray, folds: int) -> tuple[reader.Codes, np.ndarray]:
     """Return codes, and their units, without the classes that have fewer units than folds; log their names."""
-    if in_blocks(codes) or codes.labels.ndim == 2:
+    if options.in_blocks(codes) or codes.labels.ndim == 2:
         raise errors.PipelineError("--drop-small-classes is for one label per image, without --memory. Leave one out.")
     counts = {number: len(np.unique(units[codes.labels == number])) for number in np.unique(codes.labels).tolist()}
     small = [number for number, count in counts.items() if count < folds]
@@ -291,7 +230,7 @@ def validate_different(codes: reader.Codes) -> None:
 
 def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
     """Return the codes with a row per view of an image; units: (n,) int64 of the images."""
-    if in_blocks(codes):
+    if options.in_blocks(codes):
         return TrainingData(codes.values, codes.labels, units)
     return TrainingData.of_codes(codes, units)
 
@@ -303,50 +242,3 @@ def count_constant_features(X: Rows) -> int:
         rows = X[start : start + BLOCK]
         low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
     return int((low == high).sum())
-
-
-def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: int) -> str:
-    """Return what was chosen from what, and what to be careful about; width: number of features of the codes."""
-    chosen = trained.chosen
-    setting = [
-        chosen["normalisation"],
-        *(f"{name}={reprlib.repr(value)}" for name, value in chosen["parameters"].items()),
-    ]
-    lines = [
-        f"{path}: {', '.join(setting)}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
-        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, "
-        + scoring.images_text(facts["n_units"], facts["n_train"])
-    ]
-    if nested := facts.get("nested"):
-        lines.append(
-            f"Nested, with the choice inside: {nested['accuracy']:.4f} (95% {nested['low']:.4f}–{nested['high']:.4f}), "
-            + scoring.count_text(nested["n"], nested["images"])
-        )
-    if further := facts.get("unlabelled"):
-        judgement = judge_unlabelled(Gain.of_dict(further["gain"]), further["method"], further["images"])
-        lines.append(f"With {judgement}")
-    if constant := facts["constant_features"]:
-        are = "is constant: it carries" if constant == 1 else "are constant: they carry"
-        lines.append(f"{constant} of {errors.counted(width, 'feature')} of the codes {are} no information")
-    return "\n".join([*lines, *_convergence_warnings(trained), *_edge_warnings(trained)])
-
-
-def _convergence_warnings(trained: SearchResult) -> list[str]:
-    """Return a line for each kind of fit that did not converge."""
-    lines = []
-    if not trained.converged:
-        lines.append("The classifier stopped before it converged: take a smaller C, or another normalisation")
-    fits = sum(len(row["folds"]) for row in trained.table)
-    if unconverged := fits - sum(row["converged"] for row in trained.table):
-        lines.append(f"{unconverged} of {fits} fits of the search stopped before they converged")
-    return lines
-
-
-def _edge_warnings(trained: SearchResult) -> list[str]:
-    """Return lines that say where the best setting lay at an edge of the grid, and where it still does."""
-    lines = []
-    if trained.extended_grid:
-        added = ", ".join(json.dumps(extension) for extension in trained.extended_grid)
-        lines.append(f"The best setting lay at the edge of its grid, which was extended by {added}")
-    edges = cv_table.at_edge(trained.table)
-    return lines + [f"The best {name} lies at the edge of its grid: extend the grid" for name in edges]

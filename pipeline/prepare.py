@@ -19,11 +19,11 @@ from pipeline.addresses import without_secrets
 from pipeline.config import Prepare
 from pipeline.data import corrections, sources, tasks, validation
 from pipeline.data.checking import Prepared, prepare, with_corrections
+from pipeline.data.findings import first_bad, summary
 from pipeline.data.hugging_face_columns import Columns
 from pipeline.data.listing import Listing
 from pipeline.data.manifest import write_manifest
 from pipeline.data.origin import validate_origin, write_origin
-from pipeline.data.summary import first_bad, summary
 from pipeline.images import parallel
 from pipeline.paths import MANIFEST, expand_home, folder_of_task, identity_of
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipeline.config import NEAR_DUPLICATES
 from pipeline.data.checking import Prepared
+from pipeline.data.findings import first_bad, lost_classes
 from pipeline.data.listing import Listing
 from pipeline.data.manifest import SPLITS, UNLABELLED
-from pipeline.data.summary import first_bad, lost_classes
 from pipeline.errors import Fix, PipelineError, first_names, unknown
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import classify
 from pipeline.analysis.grouping import Grouping
-from pipeline.classifiers import persistence, search, solvers
+from pipeline.classifiers import options, persistence, search, solvers
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
 
@@ -99,7 +99,7 @@ def test_codes_beyond_the_memory_are_read_in_blocks_to_the_same_classifier(
     read = reader.StoredRows.__getitem__
     monkeypatch.setattr(reader.StoredRows, "__getitem__", lambda *a: reads.append(value := read(*a)) or value)
     monkeypatch.setattr(design_module, "BLOCK_BYTES", 4 * 64 * 250)
-    monkeypatch.setattr(classify, "MIN_MEMORY", 0)
+    monkeypatch.setattr(options, "MIN_MEMORY", 0)
     for flags in ((), ("--memory", "160KB")):
         outcome = run("classify", "--grid", "{l2: {C: [1, 10]}, standard: {C: [0.01]}, sqrt: {C: [1]}}", *flags)
         assert outcome.code == 0, outcome.err
@@ -115,7 +115,7 @@ def test_codes_beyond_the_memory_are_read_in_blocks_to_the_same_classifier(
 
 
 def test_a_row_that_is_damaged_is_found_on_disk_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classify, "MIN_MEMORY", 0)
+    monkeypatch.setattr(options, "MIN_MEMORY", 0)
     write_training(per_class=40)
     with h5py.File(CODES, "r+") as file:
         file["values"][100, 3] += 1
