@@ -40,6 +40,7 @@ BLOCK = 1 << 20
 
 NESTED = "an archive within the archive, which is not opened"
 LINK = "a link in the archive"
+SPARSE = "a sparse file, of which holes are left out"
 SPECIAL = "neither a file nor a folder of the archive"
 
 DAMAGES = (
@@ -171,7 +172,10 @@ class Names:
 
 
 class BoundedHeader(tarfile.TarInfo):
-    """An entry of a tar file whose long name or other facts, which tarfile reads into memory, have a bound."""
+    """An entry of a tar file whose long name or other facts, which tarfile reads into memory, have a bound.
+
+    Sparse files have maps of their holes, which may be without end; no images are stored so.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedHeader:
@@ -179,7 +183,12 @@ class BoundedHeader(tarfile.TarInfo):
         header = super().frombuf(buf, encoding, errors)
         if header.size > MAX_HEADER_BYTES and header.type not in (*tarfile.REGULAR_TYPES, *PLAIN_TYPES):
             raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(SPARSE)
         return header
+
+    def _proc_gnusparse_10(self, *_: object) -> None:  # where tarfile reads the map of a sparse file of its newest kind
+        raise tarfile.ReadError(SPARSE)
 
 
 @contextmanager

@@ -187,6 +187,16 @@ def test_an_old_folder_comes_back_after_a_kill(run: Run, photos: Path) -> None:
     assert not list(Path("data/photos").glob(".*"))
 
 
+@pytest.mark.parametrize("kind", ["old", "new"])
+def test_sparse_files_whose_maps_may_be_endless_are_refused(run: Run, project: Path, kind: str) -> None:
+    entry = tarfile.TarInfo("b/1.png")
+    entry.type = tarfile.GNUTYPE_SPARSE if kind == "old" else tarfile.REGTYPE
+    if kind == "new":
+        entry.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "0"}
+    tarred(Path("set.tar"), ["a/1.png", entry], "w", b"0\n".ljust(tarfile.BLOCKSIZE, b"\0"))
+    mistake(run("prepare", "--dataset", "set.tar"), archives.SPARSE)
+
+
 def test_a_folder_of_the_users_is_never_replaced(run: Run, project: Path) -> None:
     names = [f"{label}/{number}.png" for label in "ab" for number in range(4)]
     archive = zipped(project / "photos.zip", [MARK, *names])
