@@ -97,6 +97,8 @@ def read_zarr(path: Path) -> Codes[np.ndarray]:
         spec = CodesSpec.from_dict(json.loads(json.dumps(group.attrs["spec"])))
         classes = tuple(map(str, group.attrs["classes"]))  # type: ignore[arg-type]
         values, labels, *texts = (_read_array(group, name) for name in ARRAYS)
+        if len({len(column) for column in (values, labels, *texts)}) > 1:
+            raise ValueError("its arrays have different numbers of rows")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise errors.PipelineError(
             f"{path} is damaged, or no Zarr group of codes ({errors.first_line(error)}). Export it again."
@@ -107,7 +109,11 @@ def read_zarr(path: Path) -> Codes[np.ndarray]:
 
 def _read_array(group: zarr.Group, name: str) -> np.ndarray:
     """Return an array; a chunk that is missing, which zarr takes for zeros, is an error."""
-    array: Any = group[name]
+    import zarr
+
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"{name} is no array")
     if array.nchunks_initialized != array.nchunks:
         raise ValueError(f"{array.nchunks - array.nchunks_initialized} chunks of {name} are missing")
     return np.asarray(array[:])

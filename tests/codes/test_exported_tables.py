@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+import zarr
 from conftest import ROOT, Listing, Outcome, put_codes
 from helpers import CODES, mistake, write_listed_codes, write_training
 from pyarrow import parquet
@@ -86,6 +87,14 @@ def test_zarr_comes_back_bit_for_bit_and_is_refused_when_damaged(run: Run, monke
         damage()
         with pytest.raises(PipelineError, match=r"codes\.zarr is damaged"):
             read_codes("made/codes.zarr")
+    assert run("export", "--codes", "zarr", "--out", "made/codes.zarr").code == 0
+    group = zarr.open_group("made/codes.zarr")
+    group["labels"].resize((2,))  # type: ignore[union-attr]
+    with pytest.raises(PipelineError, match="different numbers of rows"):
+        read_codes("made/codes.zarr")
+    group.create_group("labels", overwrite=True)
+    with pytest.raises(PipelineError, match="labels is no array"):
+        read_codes("made/codes.zarr")
     monkeypatch.setitem(sys.modules, "zarr", None)
     mistake(run("export", "--codes", "zarr"), "pip install -e '.[zarr]'")
 
