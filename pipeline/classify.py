@@ -45,9 +45,7 @@ BLOCK = 1024
 
 def run(settings: Classify) -> None:
     """Train what the settings name."""
-    grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
-    search.validate_grid(settings.model, grid)
-    plan = SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
+    plan = plan_of(settings)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
     expected = expected_spec(settings)
     half = options.parse_bytes(settings.memory) // 2 if settings.memory else None
@@ -83,6 +81,13 @@ def run(settings: Classify) -> None:
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(training_text.summary(path, trained, facts, data.X.shape[1]))
+
+
+def plan_of(settings: Classify) -> SearchPlan:
+    """Return how a setting is to be chosen; refuse a grid that the model does not take."""
+    grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
+    search.validate_grid(settings.model, grid)
+    return SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
 
 
 def expected_spec(settings: Classify) -> dict[str, object]:
