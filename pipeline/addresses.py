@@ -22,6 +22,12 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def is_on_this_disk(url: str) -> bool:
+    """Return whether a URL, or the last of a chain, leads to this disk, as file:///home/me/1.jpg does."""
+    scheme, separator, _ = url.rpartition("::")[2].partition("://")
+    return not separator or scheme.lower() in ("file", "local")
+
+
 def is_archive(name: str) -> bool:
     """Return whether a file's name is that of a zip or tar file."""
     return _without_query(name).lower().endswith(ARCHIVE_SUFFIXES)

@@ -46,6 +46,14 @@ class LocalSource:
         """Return a text with the paths that a person knows."""
         return text.replace(self.hidden, self.shown) if self.hidden else text
 
+    def refuse(self, name: str, is_on_this_disk: bool) -> None:
+        """Refuse a file of this disk: whoever packed or serves a list may not choose it."""
+        if self.hidden and is_on_this_disk:
+            raise PipelineError(
+                f"{self.shown} names {name!r}, which does not come with it but lies on this disk. If you trust it, "
+                "copy it to this disk, unpacked, and name it there."
+            )
+
     @contextmanager
     def explaining(self) -> Iterator[None]:
         """Let errors name the paths that a person knows."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipeline import files
-from pipeline.addresses import child_of, is_url, last_name
+from pipeline.addresses import child_of, is_on_this_disk, is_url, last_name
 from pipeline.data.fetching import Fetcher
-from pipeline.data.local import link
+from pipeline.data.local import LocalSource, link
 from pipeline.data.remote import Failure, RemoteFile
 
 
@@ -27,18 +27,20 @@ class FetchedCell:
 class RowFetcher:
     """Fetches the files that the cells of a CSV file name.
 
-    base: the URL where relative paths start, "" if they start on this disk; folder: for the images, which replaces what
-    is there until `stack` is closed by an exception; cache: for what is fetched.
+    place: where the CSV file is from; relative paths start at its base, or on this disk if that is ""; folder: for the
+    images, which replaces what is there until `stack` is closed by an exception; cache: for what is fetched.
     """
 
-    def __init__(self, base: str, folder: Path, cache: Path, stack: ExitStack) -> None:
-        self.base, self.folder, self.cache, self.stack = base, folder, cache, stack
+    def __init__(self, place: LocalSource, folder: Path, cache: Path, stack: ExitStack) -> None:
+        self.place, self.folder, self.cache, self.stack = place, folder, cache, stack
 
     def __call__(self, cells: Sequence[str]) -> Mapping[str, FetchedCell]:
         """Return what each cell led to that names a file elsewhere."""
         urls = {cell: url for cell in cells if (url := self._url_of(cell.strip()))}
         if not urls:
             return {}
+        for url in urls.values():
+            self.place.refuse(url, is_on_this_disk(url))
         remote = [RemoteFile(url) for url in dict.fromkeys(urls.values())]
         fetched = dict(zip(remote, Fetcher(self.cache).fetch(remote), strict=True))
         self.stack.enter_context(files.replacing_folder(self.folder))
@@ -51,9 +53,9 @@ class RowFetcher:
         }
 
     def _url_of(self, cell: str) -> str:
-        if is_url(cell) or not self.base or not cell or cell.startswith(("/", "~")):
+        if is_url(cell) or not self.place.base or not cell or cell.startswith(("/", "~")):
             return cell if is_url(cell) else ""
-        return child_of(self.base, cell.replace("\\", "/"))
+        return child_of(self.place.base, cell.replace("\\", "/"))
 
 
 def _reason(result: Path | Failure) -> str:

@@ -52,7 +52,7 @@ class Opened:
         self.source, self.folder, self.stack = source, folder, stack
         self.place = stack.enter_context(open_source(source, folder / name, cache))
         self.path = self.place.path
-        self.fetch = RowFetcher(self.place.base, folder / f"{name}-fetched", cache, stack)
+        self.fetch = RowFetcher(self.place, folder / f"{name}-fetched", cache, stack)
         self.images = folder / (f"{name}-rows" if self.place.hidden == str(folder / name) else name)
 
     def list_rows(self, parts: Sequence[Part], columns: Columns, labelled: bool) -> Listing:
@@ -68,19 +68,9 @@ class Opened:
         """Return the listing that a function gives, with what was skipped on the way here."""
         with self.place.explaining():
             listed = listing()
-            if self.place.hidden:
-                self._refuse_outside(listed.images)
+            for image in listed.images if self.place.hidden else ():
+                self.place.refuse(str(image.path), not image.path.resolve().is_relative_to(self.folder.resolve()))
         return replace(listed, skipped=[*self.place.skipped, *listed.skipped])
-
-    def _refuse_outside(self, images: Sequence[ListedImage]) -> None:
-        """Refuse images that lie elsewhere on this disk: whoever packed or serves a list may not choose them."""
-        folder = self.folder.resolve()
-        for image in images:
-            if not image.path.resolve().is_relative_to(folder):
-                raise errors.PipelineError(
-                    f"{without_secrets(self.source)} names {str(image.path)!r}, which does not come with it but lies "
-                    "on this disk. If you trust it, copy it to this disk, unpacked, and name it there."
-                )
 
     def no_images(self) -> errors.PipelineError:
         """Return the error for what is no source."""

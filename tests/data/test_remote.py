@@ -228,7 +228,7 @@ def test_a_csv_elsewhere_has_its_images_beside_it(run: Run, photos: Path, server
 
 def test_a_packed_or_served_list_names_no_other_files_of_this_disk(run: Run, photos: Path, server: Server) -> None:
     outside = shutil.copytree(photos / "red", Path("data/outside"))
-    for place in (outside.absolute(), "../../outside"):
+    for place in (outside.absolute(), "../../outside", outside.absolute().as_uri()):
         (photos / "list.csv").write_text("path,label\n" + "".join(f"{place}/{n:02}.png,{n % 2}\n" for n in range(8)))
         archive = shutil.make_archive("all", "zip", photos)
         mistake(run("prepare", "--dataset", f"{archive}/list.csv"), "outside/00.png", "does not come with it")
