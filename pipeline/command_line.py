@@ -7,6 +7,7 @@ import ast
 import importlib
 import logging
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -75,9 +76,9 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         log_address(config, origins)
         importlib.import_module(f"pipeline.{command}").run(config)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as `head` does; Python must not flush again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (PipelineError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and reader_has_left():
+            return 0
         if "--debug" in arguments:
             raise
         if isinstance(error, PipelineError):
@@ -91,6 +92,19 @@ def with_task(config: Any) -> Any:
     """Return the settings with the dataset for its first task, which is the dataset itself."""
     dataset = getattr(config, "dataset", None) if isinstance(config, OfDataset) else None
     return replace(config, dataset=resolve_task(dataset)) if dataset else config
+
+
+def reader_has_left() -> bool:
+    """Return whether nobody reads the output any more, as `head` does not once it has seen enough."""
+    try:
+        poll, output = select.poll(), sys.stdout.fileno()
+    except (OSError, AttributeError):  # no file, as in a notebook, or no poll, as on Windows
+        return False
+    poll.register(output, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more at the end
+    return True
 
 
 def docstring_of(command: str) -> str:

@@ -20,8 +20,12 @@ from pipeline.extraction.loading import ImageLoader
 from pipeline.images import decoding, torchcodec
 
 MIN_COSINE = 0.999
-"""The least cosine between two codes of one image at which a lower precision, a compiled network or another decoder is
-accepted."""
+"""The least cosine between two codes of one image at which a lower precision or another decoder is accepted, which the
+spec names; and a network compiled in a lower precision."""
+
+SAME_COSINE = 0.99999
+"""The least cosine at which a network compiled in fp32 is accepted: no spec names the compiler, so codes must be the
+same but for rounding."""
 
 BATCH_SIZES = {"cpu": 32, "cuda": 256, "mps": 64}
 """Images of 224×224 pixels per forward pass, by type of device."""
@@ -167,7 +171,8 @@ class Engine:
                 ) from error
             self.notes.append(f"Not compiled by {compiling.NAMES[name]}: {reason}")
             return
-        if cosine >= MIN_COSINE and (speedup > 1 or forced):
+        least = SAME_COSINE if self.network.precision == "fp32" else MIN_COSINE
+        if cosine >= least and (speedup > 1 or forced):
             self.forward = compiled
         self.notes.append(
             f"{'Not compiled' if self.forward is self.network else 'Compiled'} by {compiling.NAMES[name]}: it is "

@@ -21,6 +21,9 @@ from pipeline.images import depth, formats, metadata
 MAX_PIXELS = 89_478_485
 """An image with more pixels is rejected: it may be a decompression bomb. (Pillow's own limit: 256 MiB of RGB.)"""
 
+MAX_BYTES = 1 << 31
+"""A file with more bytes is rejected before it is read: no image within the limit of pixels takes so many."""
+
 # `decode` checks the pixel limit itself and raises an error where Pillow would only warn.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Pillow warns of damaged metadata, which is not used.
@@ -268,8 +271,10 @@ def read_digest(path: Path) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return a file's bytes; raise `BadImage` with the system's reason if the file cannot be read."""
+    """Return a file's bytes; raise `BadImage` with the reason if the file cannot be read, or is too large."""
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise BadImage(f"{size:,} bytes, more than the limit of {MAX_BYTES:,}")
         return path.read_bytes()
     except OSError as error:
         raise BadImage(f"unreadable: {error.strerror}") from error

@@ -148,6 +148,15 @@ def test_paths_come_from_stdin_with_any_name(trained: Path) -> None:
     assert found[0]["class"] == found[1]["class"] and b"missing.png" in ended.stderr
 
 
+def test_a_pipe_that_breaks_elsewhere_is_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(settings: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(predict, "run", broken)
+    outcome = run("predict", "photo.png")
+    assert outcome.code == 2 and "Broken pipe" in outcome.err
+
+
 def test_a_reader_that_leaves_early_is_no_error(trained: Path) -> None:
     process = spawn("predict", "--classifier", MODELS / "fc7-svm.skops", *["photos"] * 60, "--top", 3, cwd=trained)
     assert process.stdout is not None and process.stderr is not None

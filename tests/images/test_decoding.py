@@ -165,3 +165,11 @@ def test_a_reduced_file_is_examined_as_a_whole_one() -> None:
 def test_a_file_that_cannot_be_read_is_bad(tmp_path: Path) -> None:
     with pytest.raises(decoding.BadImage, match="No such file"):
         decoding.read_bytes(tmp_path / "gone.png")
+
+
+def test_a_file_too_large_for_any_image_is_not_read(tmp_path: Path) -> None:
+    file = tmp_path / "film.jpg"
+    with file.open("wb") as stream:
+        stream.truncate(decoding.MAX_BYTES + 1)  # a sparse file, which takes no room
+    with pytest.raises(decoding.BadImage, match="bytes, more than the limit of 2,147,483,648"):
+        decoding.read_bytes(file)
