@@ -12,7 +12,8 @@ import numpy as np
 from pipeline import read_codes
 from pipeline.audit import GRID, find_label_errors
 from pipeline.classifiers import scoring, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.reader import Codes
 
 PLAN = SearchPlan("softmax", GRID, folds=5, seed=0)

@@ -22,7 +22,8 @@ from pipeline.analysis import duplicates, neighbors
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.label_errors import confident_errors
 from pipeline.classifiers.scoring import mean_of_views
-from pipeline.classifiers.search import SearchPlan, TrainingData, held_out_probabilities
+from pipeline.classifiers.search import SearchPlan, held_out_probabilities
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 from pipeline.codes.belonging import validate_dataset
 from pipeline.config import Audit

@@ -21,12 +21,13 @@ import numpy as np
 from pipeline import errors, params
 from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
-from pipeline.classifiers import cv_table, few_shot, options, persistence, scoring, search, semi_supervised
+from pipeline.classifiers import cv_table, few_shot, options, persistence, registry, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier, UnlabelledFacts
-from pipeline.classifiers.search import SearchPlan, SearchResult, TrainingData
+from pipeline.classifiers.search import SearchPlan, SearchResult
 from pipeline.classifiers.semi_supervised import Unlabelled
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
 from pipeline.codes.spec import Rows
@@ -86,7 +87,7 @@ def run(settings: Classify) -> None:
 def plan_of(settings: Classify) -> SearchPlan:
     """Return how a setting is to be chosen; refuse a grid that the model does not take."""
     grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
-    search.validate_grid(settings.model, grid)
+    registry.validate_grid(settings.model, grid)
     return SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
 
 
@@ -200,8 +201,8 @@ def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
     """Return the grid of a classifier that knows from a CSV file what the network's own classes stand for."""
     from pipeline.networks.source_classes import require_head  # takes seconds to import, and is seldom needed
 
-    if model != search.SOURCE_MAP:
-        raise errors.PipelineError(f"--source-map is for --model {search.SOURCE_MAP}, not {model}. Leave it out.")
+    if model != registry.SOURCE_MAP:
+        raise errors.PipelineError(f"--source-map is for --model {registry.SOURCE_MAP}, not {model}. Leave it out.")
     names = require_head(codes.spec.backbone, codes.spec.weights).names
     return {"probabilities": {"given": [class_maps.read_pairs(path, names, codes.classes)]}}
 

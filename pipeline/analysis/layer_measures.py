@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.analysis import transferability
 from pipeline.classifiers import cv_table, few_shot, scoring, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.spec import CodesSpec
 
 

@@ -14,8 +14,9 @@ from sklearn.pipeline import Pipeline
 from pipeline import errors
 from pipeline.classifiers import cv_table, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid, Setting
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
 from pipeline.classifiers.semi_supervised import Unlabelled
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.data.splits import Folds, draw_distinct
 
 HOLD_OUT_PARTS = 4

@@ -1,4 +1,4 @@
-"""The linear classifiers of CNN codes: a registry of scikit-learn estimators, and the search for their settings."""
+"""The search for the setting of a classifier of CNN codes, by cross-validation."""
 
 from __future__ import annotations
 
@@ -14,95 +14,19 @@ import joblib
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import RidgeClassifier
 from sklearn.model_selection import ParameterGrid
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
-from sklearn.utils.validation import has_fit_parameter
 
-from pipeline import errors
 from pipeline.classifiers import cv_table, scoring, solvers
 from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
-from pipeline.classifiers.nearest_mean import NearestClassMean
-from pipeline.classifiers.preprocessing import Centred, SignedRoot, signed_root_rows
-from pipeline.classifiers.source_map import OneHot, Probabilities, SourceMap
-from pipeline.codes import reader
+from pipeline.classifiers.preprocessing import signed_root_rows
+from pipeline.classifiers.registry import CLASSIFIERS, NORMALISATIONS, PATH_MODELS
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.spec import Rows
-from pipeline.data.splits import Folds, make_folds
+from pipeline.data.splits import Folds
 from pipeline.progress import track
 
 logger = logging.getLogger(__name__)
-
-PATH_MODELS = {"svm": 2_000, "softmax": 2_000}
-"""The models for which all values of C are solved together, and the iterations allowed for each."""
-
-SOURCE_MAP = "source-map"
-
-CLASSIFIERS: dict[str, Callable[..., BaseEstimator]] = {
-    "svm": partial(solvers.LinearSVM, max_iter=PATH_MODELS["svm"]),
-    "softmax": partial(solvers.Softmax, max_iter=PATH_MODELS["softmax"]),
-    "knn": partial(KNeighborsClassifier, metric="cosine"),
-    "ridge": RidgeClassifier,
-    "ncm": NearestClassMean,
-    SOURCE_MAP: SourceMap,
-}
-"""The classifiers by name; params.yaml has the grids of their hyper-parameters under the same names."""
-
-NORMALISATIONS: dict[str, Callable[[], BaseEstimator]] = {
-    "l2": Normalizer,
-    "standard": StandardScaler,
-    "sqrt": SignedRoot,
-    "centred": Centred,
-    "probabilities": Probabilities,
-    "one-hot": OneHot,
-}
-"""What is done to the codes first: each row is scaled to length 1 (Razavian et al., "CNN features off-the-shelf",
-2014), each column to mean 0 and variance 1, or the signed square root of each number, or the subtraction of the mean
-row, precedes the scaling of rows. The last two are for the scores of a network's own classes alone."""
-
-OF_SOURCES = ("probabilities", "one-hot")
-"""What is done to the scores of a network's own classes, and to nothing else."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Codes to learn from, a row per view of an image.
-
-    X: (n, d) float32; y: (n,) int64 labels, or (n, n_labels) of 0 and 1; units: (n,) int64, as `splits.find_units`
-    numbers them, rows of the same unit always stay together; images: (n,) int64, the image of each row, None where each
-    image has one view.
-    """
-
-    X: Rows
-    y: np.ndarray
-    units: np.ndarray
-    images: np.ndarray | None = None
-
-    @classmethod
-    def of_codes(cls, codes: reader.Codes[np.ndarray], units: np.ndarray) -> TrainingData:
-        """Return codes in memory with a row per view of an image; units: (n,) int64 of the images."""
-        X, y, images = reader.flatten_views(codes)
-        return cls(X, y, units if images is None else units[images], images)
-
-    def subset(self, rows: np.ndarray) -> TrainingData:
-        """Return some of the rows, (m,) int64, in memory."""
-        images = None if self.images is None else self.images[rows]
-        return TrainingData(self.X[:][rows], self.y[rows], self.units[rows], images)
-
-    def folds(self, count: int, seed: int) -> Folds:
-        """Return stratified folds that part no unit."""
-        return make_folds(self.y, count, seed, self.units)
-
-    def predict_images(self, pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the predicted label, the label and the unit of each image, (n_images,) int64 each.
-
-        Of several views of an image, which must lie next to each other, the margins are averaged, as in `evaluate`.
-        """
-        images = np.arange(len(self.y)) if self.images is None else self.images
-        rows = np.sort(np.unique(images, return_index=True)[1])
-        margins = scoring.margins_of(pipeline, self.X[:], len(rows))
-        return pipeline.classes_[margins.argmax(1)], self.y[rows], self.units[rows]
 
 
 @dataclass(frozen=True)
@@ -285,11 +209,6 @@ def refit(
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
 
 
-def takes_weights(model: str) -> bool:
-    """Whether the rows that a model learns from can have weights."""
-    return has_fit_parameter(CLASSIFIERS[model](), "sample_weight")
-
-
 def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memory: int | None = None) -> float:
     """Give a trained SVM probabilities, fitted to the margins of held-out rows; return their temperature.
 
@@ -356,44 +275,3 @@ def converges(fit: Callable[[], object]) -> bool:
     for warning in others:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     return len(others) == len(caught)
-
-
-def validate_grid(model: str, grid: object) -> None:
-    """Refuse a model that is unknown, or a grid that is not {normalisation: {parameter: values that it takes}}."""
-    if model not in CLASSIFIERS:
-        raise errors.unknown("model", model, CLASSIFIERS)
-    if not isinstance(grid, Mapping) or not grid:
-        raise errors.PipelineError(
-            "The grid must read {normalisation: {parameter: [values]}}, like {l2: {C: [0.1, 1, 10]}}."
-        )
-    for name, values in grid.items():
-        if name not in NORMALISATIONS:
-            raise errors.unknown("normalisation", str(name), NORMALISATIONS)
-        _validate_normalisation(model, name)
-        if not isinstance(values, Mapping) or not all(isinstance(v, list) and v for v in values.values()):
-            raise errors.PipelineError(
-                f"The grid of {name} must read {{parameter: [values]}}, like {{C: [0.1, 1, 10]}}."
-            )
-        _validate_values(model, values)
-
-
-def _validate_normalisation(model: str, name: str) -> None:
-    """Refuse a normalisation that a model does not take."""
-    choices = OF_SOURCES if model == SOURCE_MAP else ("l2", "standard", "sqrt")
-    others = model != SOURCE_MAP and model not in PATH_MODELS and name not in OF_SOURCES
-    if name not in choices and not others:
-        raise errors.PipelineError(f"{model} does not take the normalisation {name}. Take {' or '.join(choices[:2])}.")
-
-
-def _validate_values(model: str, values: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse parameters that the model does not have, and values that it does not take."""
-    parameters = CLASSIFIERS[model]().get_params()
-    for name in values:
-        if name not in parameters:
-            raise errors.unknown("parameter", str(name), parameters, where=model)
-    for point in ParameterGrid(values):
-        try:
-            CLASSIFIERS[model](**point).fit([[0.0], [1.0]], [0, 1])  # scikit-learn checks values when it fits
-        except ValueError as error:
-            setting = ", ".join(f"{name}={value}" for name, value in point.items())
-            raise errors.PipelineError(f"{model} does not take {setting} ({error}). Change the grid.") from error

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.classifiers import search, solvers
 from pipeline.classifiers.cv_table import Setting
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.data.manifest import NO_LABEL
 
 WIDTH = 50

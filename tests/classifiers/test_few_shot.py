@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.classifiers import few_shot, search
 from pipeline.classifiers.scoring import wilson_interval
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.errors import PipelineError
 
 PLAN = SearchPlan("svm", {"l2": {"C": [1]}}, 5, 0)

@@ -16,7 +16,8 @@ from helpers import CODES, MODEL, mistake
 from pipeline import files, finetune
 from pipeline.classifiers import search
 from pipeline.classifiers.scoring import wilson_interval
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.config import Finetune
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import PipelineError

@@ -12,7 +12,8 @@ from PIL import Image
 
 from pipeline import params
 from pipeline.classifiers import scoring, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.data.manifest import read_manifest
 
 Run = Callable[..., Outcome]

@@ -13,6 +13,7 @@ from pipeline import advise, errors
 from pipeline.analysis import layer_measures
 from pipeline.classifiers import few_shot, search
 from pipeline.classifiers.scoring import wilson_interval
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 from pipeline.data.manifest import ListedImage, Manifest
 from pipeline.data.splits import (
@@ -121,8 +122,8 @@ def chance(accuracy: float) -> None:
     assert 0.25 <= accuracy <= 0.75
 
 
-def training_data(noise: reader.Codes, units: np.ndarray | None = None) -> search.TrainingData:
-    return search.TrainingData(noise.values, noise.labels, find_units(noise.digests) if units is None else units)
+def training_data(noise: reader.Codes, units: np.ndarray | None = None) -> TrainingData:
+    return TrainingData(noise.values, noise.labels, find_units(noise.digests) if units is None else units)
 
 
 def test_copies_parted_would_score_high(noise: reader.Codes) -> None:

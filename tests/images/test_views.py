@@ -17,7 +17,8 @@ from torchvision.transforms import functional
 
 from pipeline import errors
 from pipeline.classifiers import persistence, search
-from pipeline.classifiers.search import SearchPlan, TrainingData
+from pipeline.classifiers.search import SearchPlan
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 from pipeline.data.splits import make_folds
 from pipeline.images import transforms, views
