@@ -64,7 +64,7 @@ def test_it_takes_the_backbone_and_layer_of_the_best_accuracy_in_cross_validatio
 
 
 def test_mistakes_are_those_of_the_steps(run: Run, folder: Path, project: Path) -> None:
-    mistake(run("run", "no/such/folder"), "No folder or CSV at no/such/folder")
+    mistake(run("run", "no/such/folder"), "No folder, CSV or archive at no/such/folder")
     mistake(run("run", folder, "--backbone", "tinyvg"), "tinyvgg")
     with pytest.raises(PipelineError, match="No folder"):
         classify_folder("no/such/folder")

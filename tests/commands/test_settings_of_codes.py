@@ -48,6 +48,7 @@ IN_SPEC = {
 
 OF_NO_CONCERN = {
     "dataset": "every command is told the dataset itself",
+    "task": "a part of the dataset's name",
     "backbone": "every command is told the backbone itself",
     "layer": "advise measures all layers, and finetune is told its own",
     "device": "codes depend on it by rounding, and a stage may run on another machine",
@@ -80,7 +81,7 @@ LAYER = ("--layer", "conv7")
 def test_every_setting_is_named_and_so_is_every_command_that_builds_a_network() -> None:
     assert {field.name for field in fields(Extract)} == {*OF_NO_CONCERN}.union(*CHANGED)
     texts = {name: (ROOT / "pipeline" / f"{name}.py").read_text(encoding="utf-8") for name in COMMANDS}
-    builders = re.compile(r"^ +from pipeline\.networks\.frozen import .*(FrozenNetwork|rebuild_network)", re.M)
+    builders = re.compile(r"^ *from pipeline\.networks\.frozen import .*(FrozenNetwork|rebuild_network)", re.M)
     assert {name for name, text in texts.items() if builders.search(text)} == set(BUILT_BY)
 
 

@@ -14,9 +14,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from torch import nn
 
-from pipeline import export
 from pipeline.classifiers.persistence import SavedClassifier
 from pipeline.codes.spec import join_codes, join_specs
+from pipeline.exporting import onnx_file
 from pipeline.networks import backbones, layer_nodes
 from pipeline.networks.frozen import FrozenNetwork
 
@@ -81,7 +81,7 @@ def check_onnx(name: str, path: Path) -> float:
     X = join_codes([codes[layer] for layer in layers], spec)
     pipeline = make_pipeline(Normalizer(), RidgeClassifier()).fit(X, np.arange(6) % 3)
     classifier = SavedClassifier(pipeline, spec, ("ant", "bee", "fly"))
-    return export.check(export.export(classifier, network), classifier, network)
+    return onnx_file.check(onnx_file.export(classifier, network), classifier, network)
 
 
 @pytest.mark.slow
