@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks import ENVIRONMENT
+
 
 def write_photos(folder: Path, count: int) -> None:
     """Write JPEG files of noise, 96 × 72 pixels each, in two classes."""
@@ -26,9 +28,8 @@ def write_photos(folder: Path, count: int) -> None:
 def peak(stage: str, *flags: str, cwd: Path) -> int:
     """Run a stage of the pipeline and return its peak resident memory, in bytes."""
     os.chdir(cwd)
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", f"pipeline.{stage}", *flags]
-    child = os.posix_spawn(sys.executable, command, os.environ | {"PYTHONPATH": path})
+    child = os.posix_spawn(sys.executable, command, ENVIRONMENT)
     _, status, usage = os.wait4(child, 0)
     if status:
         raise SystemExit(f"pipeline.{stage} failed")

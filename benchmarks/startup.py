@@ -14,6 +14,7 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+from benchmarks import ENVIRONMENT
 from benchmarks.finetune import write_photos
 from pipeline.command_line import run_command
 from pipeline.config import COMMANDS
@@ -21,11 +22,10 @@ from pipeline.config import COMMANDS
 
 def seconds(*arguments: str) -> float:
     """Return the wall-clock seconds of a command in a process of its own."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", *arguments],
-        env=os.environ | {"PYTHONPATH": path},
+        env=ENVIRONMENT,
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, 
 from pipeline.analysis.recommendation import DatasetFacts, TrainingImages, Tried, count_training_images, recommend
 from pipeline.analysis.source_distance import measure_source_distance, source_layer
 from pipeline.analysis.source_view import ClassView, commonest_source_classes
-from pipeline.classifiers import cv_table, registry
+from pipeline.classifiers import catalogue, cv_table
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.reader import Codes
 from pipeline.config import NEAR_DUPLICATES, Advise
@@ -118,7 +118,7 @@ def read_grids(models: Sequence[str]) -> dict[str, cv_table.Grid]:
     """Return the grid of each model, as params.yaml or the program has it; refuse what is no grid of that model."""
     grids = {model: params.grid_of(model) for model in models}
     for model, grid in grids.items():
-        registry.validate_grid(model, grid)
+        catalogue.validate_grid(model, grid)
     return grids
 
 

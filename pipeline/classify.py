@@ -21,7 +21,7 @@ import numpy as np
 from pipeline import errors, params
 from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
-from pipeline.classifiers import cv_table, few_shot, options, persistence, registry, scoring, search, semi_supervised
+from pipeline.classifiers import catalogue, cv_table, few_shot, options, persistence, scoring, search, semi_supervised
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier, UnlabelledFacts
@@ -87,7 +87,7 @@ def run(settings: Classify) -> None:
 def plan_of(settings: Classify) -> SearchPlan:
     """Return how a setting is to be chosen; refuse a grid that the model does not take."""
     grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
-    registry.validate_grid(settings.model, grid)
+    catalogue.validate_grid(settings.model, grid)
     return SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
 
 
@@ -173,7 +173,7 @@ def few_shot_rows(
 
 def write_few_shots(classifier: Path, rows: Sequence[FewShotRow]) -> str:
     """Write the few-shot curve beside the classifier, and return it as text."""
-    curves.write_few_shot_curve(path := classifier.with_name(f"{classifier.stem}-shots.csv"), rows)
+    curves.write_few_shot_curve(path := curves.few_shot_path(classifier), rows)
     scored = scoring.images_text(rows[0]["n_scored"], rows[0]["images"], "held-out training image")
     return "\n".join([f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws", *few_shot.lines_of(rows)])
 
@@ -201,8 +201,8 @@ def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
     """Return the grid of a classifier that knows from a CSV file what the network's own classes stand for."""
     from pipeline.networks.source_classes import require_head  # takes seconds to import, and is seldom needed
 
-    if model != registry.SOURCE_MAP:
-        raise errors.PipelineError(f"--source-map is for --model {registry.SOURCE_MAP}, not {model}. Leave it out.")
+    if model != catalogue.SOURCE_MAP:
+        raise errors.PipelineError(f"--source-map is for --model {catalogue.SOURCE_MAP}, not {model}. Leave it out.")
     names = require_head(codes.spec.backbone, codes.spec.weights).names
     return {"probabilities": {"given": [class_maps.read_pairs(path, names, codes.classes)]}}
 
@@ -216,13 +216,7 @@ def without_small_classes(codes: reader.Codes, units: np.ndarray, folds: int) ->
     for number in small:
         logger.warning("Left out: class %r, with %d training images or groups.", codes.classes[number], counts[number])
     rows = np.flatnonzero(~np.isin(codes.labels, small))
-    paths, splits, digests = (
-        tuple(column[row] for row in rows) for column in (codes.paths, codes.splits, codes.digests)
-    )
-    kept = replace(
-        codes, values=codes.values[:][rows], labels=codes.labels[rows], paths=paths, splits=splits, digests=digests
-    )
-    return kept, units[rows]
+    return codes.take(rows), units[rows]
 
 
 def validate_different(codes: reader.Codes) -> None:

@@ -101,7 +101,7 @@ def reader_has_left() -> bool:
     except (OSError, AttributeError):  # no file, as in a notebook, or no poll, as on Windows
         return False
     poll.register(output, 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more at the end
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,17 @@ def counted(number: int, noun: str) -> str:
     """Return a number of things as text: 1 image, 2,000 images, 3 classes."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{number:,} {noun if number == 1 else plural}"
+
+
+def missing_packages(names: Sequence[str]) -> list[str]:
+    """Return those of some packages that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def require_packages(purpose: str, names: Sequence[str], installed_by: str) -> None:
+    """Refuse to go on without packages; purpose: "To export"; installed_by: what pip is given, without its quotes."""
+    if missing := missing_packages(names):
+        raise PipelineError(f"{purpose}, {' and '.join(missing)} must be installed: pip install {installed_by}.")
 
 
 def first_names(names: Sequence[str]) -> str:

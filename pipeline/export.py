@@ -12,7 +12,7 @@ if __name__ == "__main__":  # help and mistakes do not wait for the imports belo
 
 from pathlib import Path
 
-from pipeline import files
+from pipeline import errors, files
 from pipeline.classifiers import persistence
 from pipeline.codes import reader, tables
 from pipeline.codes.belonging import validate_classes, validate_dataset
@@ -41,9 +41,10 @@ def export_codes(address: Experiment, kind: str, path: Path) -> str:
 def export_classifier(settings: Export, address: Experiment) -> None:
     """Write the ONNX file of a classifier and its network, and say how near it comes to ours."""
     from pipeline.exporting import onnx_file  # imports torch, which codes as a table do not need
+    from pipeline.networks import onnx
     from pipeline.networks.frozen import rebuild_network
 
-    onnx_file.validate_packages()
+    errors.require_packages("To export", onnx.PACKAGES, onnx.EXTRA)
     source = settings.classifier or address.classifier
     classifier = persistence.load(source)
     if not settings.classifier:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pipeline import addresses
 from pipeline.errors import PipelineError, unknown
@@ -126,20 +126,25 @@ def identity_of(source: str) -> str:
     return str(path.resolve()) if source and path.exists() else source
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return what a prepared dataset's `ORIGIN` says, unchecked; {} where no file says anything readably."""
+    try:
+        return dict(json.loads((folder / ORIGIN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def read_origin(folder: Path) -> str | None:
     """Return the identity of the source that a folder was prepared from; None where no file says it readably."""
-    try:
-        return str(json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["source"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    record = read_record(folder)
+    return str(record["source"]) if "source" in record else None
 
 
 def read_tasks(folder: Path) -> list[str]:
     """Return the columns of labels that a dataset was prepared with; [] where none were named, or no file says it."""
-    try:
-        return [str(name) for name in json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["settings"]["labels"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    settings = read_record(folder).get("settings")
+    labels = settings.get("labels") if isinstance(settings, dict) else None
+    return [str(name) for name in labels] if isinstance(labels, list) else []
 
 
 def codes_of_all_tasks(folder: Path) -> Path:

@@ -43,11 +43,7 @@ def write(prepared: Prepared, folder: Path, root: Path) -> None:
 
 def run(settings: Prepare) -> None:
     """Prepare what the settings name."""
-    shares = {"test": settings.test, "val": settings.val}
-    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
-        raise errors.PipelineError(
-            f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
-        )
+    shares = shares_of(settings)
     source = settings.dataset or settings.unlabelled
     folder = settings.out or Path("data", params.dataset_name(source))
     tasks.validate_labels(settings.labels, settings.corrections)
@@ -56,8 +52,18 @@ def run(settings: Prepare) -> None:
     columns = Columns(settings.image_column, settings.label_column)
     reading = sources.Reading(settings.layout, settings.labels, columns)
     with sources.list_sources(settings.dataset, settings.unlabelled, folder, reading) as listing:
-        texts = prepare_listed(settings, listing, folder, source)
+        texts = prepare_listed(settings, listing, folder, source, shares)
     print("\n".join(texts))  # the images stay, even if nobody reads what is said of them
+
+
+def shares_of(settings: Prepare) -> dict[str, float]:
+    """Return the shares of the images that become test and validation images."""
+    shares = {"test": settings.test, "val": settings.val}
+    if min(shares.values()) < 0 or sum(shares.values()) >= 1:
+        raise errors.PipelineError(
+            f"--test {settings.test} and --val {settings.val} must be shares ≥ 0 that leave something for training."
+        )
+    return shares
 
 
 def folders_of(folder: Path, settings: Prepare) -> list[Path]:
@@ -65,11 +71,12 @@ def folders_of(folder: Path, settings: Prepare) -> list[Path]:
     return [folder, *(folder_of_task(folder, name) for name in settings.labels[1:])]
 
 
-def prepare_listed(settings: Prepare, listing: Listing, folder: Path, source: str) -> list[str]:
+def prepare_listed(
+    settings: Prepare, listing: Listing, folder: Path, source: str, shares: Mapping[str, float]
+) -> list[str]:
     """Prepare the images that a source lists, and return what is to be said of each task."""
     shown = without_secrets(source)
     validation.validate_column(listing, settings.group_by, shown)
-    shares = {"test": settings.test, "val": settings.val}
     threads = settings.threads or parallel.default_threads()
     by_hand = [corrections.read_corrections(expand_home(name)) for name in settings.corrections]
     prepared = prepare(listing, shares, settings.seed, threads, settings.group_by, settings.range)

@@ -16,7 +16,7 @@ from conftest import ROOT, Outcome
 from helpers import mistake
 
 from pipeline import params
-from pipeline.classifiers import cv_table, registry
+from pipeline.classifiers import catalogue, cv_table
 from pipeline.config import COMMANDS, GRIDS, Classify, Extract, Finetune, Project, choices_of, extra_of
 from pipeline.finetuning import recipes
 from pipeline.images import decoding
@@ -183,14 +183,14 @@ def test_wrong_flags_are_one_sentence(run: Run) -> None:
 
 def test_choices_are_those_of_the_rooms() -> None:
     """The settings lie below the rooms, so they repeat the names of what the rooms offer."""
-    assert set(GRIDS) == set(registry.CLASSIFIERS)
+    assert set(GRIDS) == set(catalogue.CLASSIFIERS)
     assert set(choices_of(annotation_of("classify", "rule"))) == set(cv_table.RULES)
     assert set(choices_of(annotation_of("extract", "decoder"))) == {"auto", *decoding.DECODERS}
     assert set(choices_of(annotation_of("finetune", "recipe"))) == set(recipes.RECIPES)
     for name, choices in recipes.CHOICES.items():
         assert set(choices_of(annotation_of("finetune", name))) == set(choices)
     normalisations = {key for part in get_args(annotation_of("classify", "grid")) for key in str(part).split("'")[1::2]}
-    assert set(registry.NORMALISATIONS) <= normalisations
+    assert set(catalogue.NORMALISATIONS) <= normalisations
     names = set(params.names_of(Finetune))
     assert {field.name for field in fields(recipes.Recipe)} <= names
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import errors
-from pipeline.classifiers import registry, search
+from pipeline.classifiers import catalogue, search
 from pipeline.classifiers.search import SearchPlan
 from pipeline.codes import reader
 from pipeline.paths import LOGITS
@@ -37,7 +37,7 @@ def validate_combination(
 ) -> None:
     """Refuse options that do not go together, or not with these codes."""
     multi_label = codes.labels.ndim == 2
-    if plan.model == registry.SOURCE_MAP and codes.spec.layer != LOGITS:
+    if plan.model == catalogue.SOURCE_MAP and codes.spec.layer != LOGITS:
         raise errors.PipelineError(
             f"{plan.model} reads the scores of the network's own classes, the layer {LOGITS}, not {codes.spec.layer}. "
             f"Extract them, and name --layer {LOGITS}.",
@@ -64,7 +64,7 @@ def validate_unlabelled(model: str, codes: reader.Codes[Any], *, others: bool) -
         raise errors.PipelineError("--unlabelled takes no --calibrate, no --nested, and no codes beyond --memory.")
     if codes.labels.ndim == 2:
         raise errors.PipelineError("--unlabelled is for one label per image, and these have several. Leave it out.")
-    if not registry.takes_weights(model):
+    if not catalogue.takes_weights(model):
         raise errors.PipelineError(
             f"Guessed labels weigh less than given ones, and {model} knows no weights. Take another --model, like svm."
         )

@@ -18,9 +18,9 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import Pipeline
 
 from pipeline.classifiers import cv_table, scoring, solvers
+from pipeline.classifiers.catalogue import CLASSIFIERS, NORMALISATIONS, PATH_MODELS
 from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
 from pipeline.classifiers.preprocessing import signed_root_rows
-from pipeline.classifiers.registry import CLASSIFIERS, NORMALISATIONS, PATH_MODELS
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds

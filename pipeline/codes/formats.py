@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +24,4 @@ def read_codes(path: str | os.PathLike[str], split: str | None = None) -> Codes[
     if path.suffix != zarr_store.SUFFIX:
         return read_layers(path, {}, split)
     codes = zarr_store.read_zarr(path)
-    return codes if split is None else take(codes, [row for row, of in enumerate(codes.splits) if of == split])
-
-
-def take(codes: Codes[np.ndarray], rows: list[int]) -> Codes[np.ndarray]:
-    """Return the codes of some rows."""
-    paths, splits, digests = (
-        tuple(column[row] for row in rows) for column in (codes.paths, codes.splits, codes.digests)
-    )
-    return replace(
-        codes, values=codes.values[rows], labels=codes.labels[rows], paths=paths, splits=splits, digests=digests
-    )
+    return codes if split is None else codes.take(np.flatnonzero(np.array(codes.splits) == split))

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -62,10 +61,16 @@ class Codes(Generic[Values]):
         """Return the name of each image's class; with semicolons between several, "" where there is none."""
         return [";".join(names_of_label(self.classes, label)) for label in self.labels]
 
+    def take(self, rows: np.ndarray) -> Codes[np.ndarray]:
+        """Return the codes of some rows, (m,) int64, in memory."""
+        paths, splits, digests = (
+            tuple(column[row] for row in rows) for column in (self.paths, self.splits, self.digests)
+        )
+        return Codes(self.values[:][rows], self.labels[rows], paths, splits, digests, self.classes, self.spec)
+
     def to_pandas(self) -> pandas.DataFrame:
         """Return a table: a row per image, by its path; the columns label and split, then a column per feature."""
-        if find_spec("pandas") is None:
-            raise errors.PipelineError("For a table, pandas must be installed: pip install pandas.")
+        errors.require_packages("For a table", ["pandas"], "pandas")
         import pandas
 
         table = pandas.DataFrame(self.values[:], index=pandas.Index(self.paths, name="path"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +39,7 @@ def columns_of(codes: Codes[np.ndarray]) -> list[list[str]]:
 
 def write_parquet(path: Path, codes: CodesStream) -> list[Path]:
     """Write one Parquet file: `COLUMNS`, and the codes as lists of fixed size; a row group per block."""
-    if find_spec("pyarrow") is None:
-        raise errors.PipelineError("To write Parquet, pyarrow must be installed: pip install -e '.[parquet]'.")
+    errors.require_packages("To write Parquet", ["pyarrow"], "-e '.[parquet]'")
     import pyarrow
     from pyarrow import parquet
 

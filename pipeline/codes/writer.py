@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -330,7 +329,7 @@ class CodesWriter:
         os.fsync(self.sink.fileno())
         if compress:
             compress_file(self.partial)
-        link_or_copy(self.partial, self.cache / cached_name(self.spec))
+        files.link_or_copy(self.partial, self.cache / cached_name(self.spec))
         self.partial.replace(self.path)
 
 
@@ -341,16 +340,6 @@ def keep_complete(partial: Path, cached: Path) -> None:
         complete = file.attrs.get("format") == reader.FORMAT
     if complete:
         partial.replace(cached)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Replace `target` with a hard link to a file, or with a copy where the file system has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # EPERM or ENOTSUP on FAT and some network drives, EMLINK beyond the limit
-        with files.replacing(target) as partial:
-            shutil.copyfile(source, partial)
 
 
 def compress_file(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +43,7 @@ def write_zarr(path: Path, codes: CodesStream) -> list[Path]:
 
 
 def _require_zarr() -> None:
-    if find_spec("zarr") is None:
-        raise errors.PipelineError("For Zarr, zarr must be installed: pip install -e '.[zarr]'.")
+    errors.require_packages("For Zarr", ["zarr"], "-e '.[zarr]'")
 
 
 def _create_arrays(group: zarr.Group, block: Codes[np.ndarray], n: int) -> dict[str, zarr.Array[Any]]:

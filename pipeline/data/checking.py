@@ -46,7 +46,7 @@ def check(path: Path) -> tuple[str, decoding.Facts]:
 
 def prepare(
     listing: Listing,
-    shares: dict[str, float],
+    shares: Mapping[str, float],
     seed: int,
     threads: int,
     group_by: str = "",

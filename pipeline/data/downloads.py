@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
-from pipeline import errors
+from pipeline import errors, files
 from pipeline.data.archives import unpack
 from pipeline.data.folders import list_folder
 from pipeline.data.manifest import SPLITS, ListedImage
@@ -148,7 +148,7 @@ def _download(url: str, path: Path) -> None:
 def content_sha256(folder: Path) -> str:
     """Return the SHA-256, in hex, of the sorted lines "relative/path sha256" of all files that are not hidden."""
     lines = [
-        f"{path.relative_to(folder).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+        f"{path.relative_to(folder).as_posix()} {files.sha256_of(path)}\n"
         for path in folder.rglob("*")
         if path.is_file() and not path.name.startswith(".")
     ]

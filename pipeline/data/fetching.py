@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import threading
@@ -64,7 +63,7 @@ class Fetcher:
         """Return the copy of a file, fetched now or before."""
         path = self.folder / remote.key
         known = self.known.get(remote.key, {})
-        if path.is_file() and known.get("version") == remote.version and known.get("sha256") == _digest(path):
+        if path.is_file() and known.get("version") == remote.version and known.get("sha256") == files.sha256_of(path):
             if not remote.version:
                 self.unasked.add(remote.key)
             return path
@@ -75,7 +74,7 @@ class Fetcher:
             return outcome
         if outcome:
             return Failure(outcome, True)
-        self._note(remote, _digest(path))
+        self._note(remote, files.sha256_of(path))
         return path
 
     def _download(self, remote: RemoteFile) -> str:
@@ -120,11 +119,6 @@ def _read_journal(path: Path) -> dict[str, dict[str, str]]:
         except (ValueError, KeyError, TypeError):
             continue  # its file is fetched again
     return entries
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse_breaks(remote: Sequence[RemoteFile], results: Sequence[Path | Failure]) -> None:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from pipeline.data.listing import UNLABELLED_NAMES, Listing, split_of, split_wit
 from pipeline.data.lookup import exists
 from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.data.tree import read_folder
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError, first_line, require_packages
 from pipeline.images.formats import suffix_of
 from pipeline.progress import track
 
@@ -128,8 +127,7 @@ def list_dataset(source: Path, parts: Sequence[Part], images: Path, chosen: Colu
 
     chosen: the columns that the user names. The other columns of text and numbers are kept as metadata.
     """
-    if find_spec("pyarrow") is None:
-        raise PipelineError("To read Parquet and Arrow files, pyarrow must be installed: pip install -e '.[parquet]'.")
+    require_packages("To read Parquet and Arrow files", ["pyarrow"], "-e '.[parquet]'")
     if len({part.split is None for part in parts}) > 1:
         names = ", ".join(part.path.name for part in parts if part.split is None)
         raise PipelineError(f"{source}: some files are of a split, and {names} of none. Name or move them so.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -118,17 +117,9 @@ def fetch_folder(shown: str, remote: Sequence[RemoteFile], images: Path, cache: 
         if isinstance(fetched, Failure):
             skipped.append(Skipped(str(file), fetched.reason))
         else:
-            link(fetched, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.link_or_copy(fetched, target)
     return skipped
-
-
-def link(source: Path, target: Path) -> None:
-    """Let a file be at a second place as well; it is copied where the disk has no hard links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def skip_wrapper(folder: Path) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline import files
 from pipeline.errors import Fix, PipelineError
 from pipeline.images.depth import Depths
-from pipeline.paths import MANIFEST, ORIGIN, identity_of, is_task, read_origin, without_task
+from pipeline.paths import MANIFEST, ORIGIN, identity_of, is_task, read_origin, read_record, without_task
 
 
 def validate_origin(folder: Path, source: str, overwrite: bool) -> None:
@@ -37,9 +36,9 @@ def write_origin(folder: Path, source: str, max_value: float, depths: Depths, se
 
 def prepare_again(folder: Path) -> list[Fix]:
     """Return the command that prepares a dataset as it was prepared before, as far as that is known."""
-    try:
-        content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
-        whole = without_task(folder) if is_task(folder) else folder
-        return [Fix("prepare", {"out": whole, "dataset": content["source"], **content.get("settings", {})})]
-    except (OSError, ValueError, KeyError, TypeError):
+    record = read_record(folder)
+    settings = record.get("settings", {})
+    if "source" not in record or not isinstance(settings, dict):
         return [Fix("prepare", {"out": folder})]
+    whole = without_task(folder) if is_task(folder) else folder
+    return [Fix("prepare", {"out": whole, "dataset": record["source"], **settings})]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from pipeline import files
 from pipeline.addresses import child_of, is_on_this_disk, is_url, last_name
 from pipeline.data.fetching import Fetcher
-from pipeline.data.local import LocalSource, link
+from pipeline.data.local import LocalSource
 from pipeline.data.remote import Failure, RemoteFile
 
 
@@ -46,7 +46,7 @@ class RowFetcher:
         self.stack.enter_context(files.replacing_folder(self.folder))
         for file, result in fetched.items():
             if isinstance(result, Path):
-                link(result, self.folder / name_of(file.url))
+                files.link_or_copy(result, self.folder / name_of(file.url))
         return {
             cell: FetchedCell(url, self.folder / name_of(url), _reason(fetched[RemoteFile(url)]))
             for cell, url in urls.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -55,7 +55,7 @@ def resolve_splits(images: Sequence[ListedImage]) -> list[ListedImage]:
 
 
 def assign_splits(
-    images: Sequence[ListedImage], shares: dict[str, float], seed: int, group_by: str = ""
+    images: Sequence[ListedImage], shares: Mapping[str, float], seed: int, group_by: str = ""
 ) -> list[ListedImage]:
     """Draw a split for each image without one, class by class: `shares` for test and val, the rest for train.
 

@@ -119,9 +119,3 @@ def largest_difference(outputs: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest difference, relative to the largest value or to 1; infinite values are left out."""
     finite = np.isfinite(expected)
     return float(np.abs(outputs[finite] - expected[finite]).max() / max(1.0, np.abs(expected[finite]).max()))
-
-
-def validate_packages() -> None:
-    """Refuse to start without the packages that ONNX needs."""
-    if missing := onnx.missing_packages():
-        raise errors.PipelineError(f"To export, {' and '.join(missing)} must be installed: {onnx.INSTALL}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -16,15 +16,7 @@ from pipeline.networks import onnx
 Forward = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 """Maps a batch on the device to {layer: (n, width)} on the device."""
 
-TORCH, ONNX_RUNTIME = COMPILERS = ("torch", "onnxruntime")
-"""The ways to make a network faster, by the value of --compile."""
-
-NAMES = {TORCH: "torch", ONNX_RUNTIME: "ONNX Runtime"}
-"""What notes call them."""
-
-LEAST_SECONDS = {TORCH: 240, ONNX_RUNTIME: 40}
-"""Seconds that a run must be expected to take before one is tried: torch compiles for half a minute or more, ONNX
-Runtime needs some seconds."""
+TORCH, ONNX_RUNTIME = "torch", "onnxruntime"
 
 
 def candidates(network: FrozenNetwork, asked: str) -> list[str]:
@@ -48,8 +40,8 @@ def obstacle_of_onnx_runtime(network: FrozenNetwork) -> str:
         return "it is used on CPUs alone"
     if network.precision != "fp32":
         return f"it computes in fp32, not in {network.precision}"
-    if missing := onnx.missing_packages():
-        return f"{' and '.join(missing)} must be installed ({onnx.INSTALL})"
+    if missing := errors.missing_packages(onnx.PACKAGES):
+        return f"{' and '.join(missing)} must be installed (pip install {onnx.EXTRA})"
     return "" if onnx.fits(network) else "it has more parameters than the 2 GB that ONNX holds"
 
 
@@ -98,8 +90,20 @@ def by_onnx_runtime(network: FrozenNetwork, batch: torch.Tensor) -> Forward:
     return forward
 
 
-BUILDERS: dict[str, Callable[[FrozenNetwork, torch.Tensor], Forward]] = {
-    TORCH: by_torch,
-    ONNX_RUNTIME: by_onnx_runtime,
+class Compiler(NamedTuple):
+    """A way to make a network faster.
+
+    title: what notes call it; least_seconds: what a run must be expected to take before it is tried; build: a function
+    from a network and a batch to its faster form.
+    """
+
+    title: str
+    least_seconds: float
+    build: Callable[[FrozenNetwork, torch.Tensor], Forward]
+
+
+COMPILERS = {
+    TORCH: Compiler("torch", 240, by_torch),  # it compiles for half a minute or more
+    ONNX_RUNTIME: Compiler("ONNX Runtime", 40, by_onnx_runtime),  # it needs some seconds
 }
-"""Functions from a network and a batch to its faster form, by their compiler."""
+"""The compilers by the value of --compile."""

@@ -127,8 +127,8 @@ class Engine:
         forced, names, self.compilers = self.asked != "auto", self.compilers, []
         for name in names:
             expected = math.inf if forced else self.seconds[-1] * self.count / len(batch)
-            if self.forward is self.network and expected > compiling.LEAST_SECONDS[name]:
-                self._try_compiler(name, batch, forced)
+            if self.forward is self.network and expected > compiling.COMPILERS[name].least_seconds:
+                self._try_compiler(compiling.COMPILERS[name], batch, forced)
 
     def _fetch(self, outputs: dict[str, torch.Tensor]) -> Callable[[], BatchCodes]:
         """Return a function that waits until the codes are in CPU memory; it does not wait for later batches."""
@@ -155,11 +155,11 @@ class Engine:
         torch.cuda.empty_cache()
         self.notes.append(f"Out of memory on {self.device}: {self.batch_size} images per forward pass from there on")
 
-    def _try_compiler(self, name: str, batch: torch.Tensor, forced: bool) -> None:
+    def _try_compiler(self, compiler: compiling.Compiler, batch: torch.Tensor, forced: bool) -> None:
         """Compile the network for batches of this size, and use that if its codes are the same and it is faster."""
         start = time.perf_counter()
         try:
-            compiled = compiling.BUILDERS[name](self.network, batch)
+            compiled = compiler.build(self.network, batch)
             cosine = lowest_cosine(compiled(batch), self.network(batch))
             spent = time.perf_counter() - start
             speedup = time_forward(self.network, batch) / time_forward(compiled, batch)
@@ -167,15 +167,15 @@ class Engine:
             reason = errors.first_line(error).rstrip(".")
             if forced:
                 raise errors.PipelineError(
-                    f"The network cannot be compiled by {compiling.NAMES[name]} ({reason}). Leave out --compile."
+                    f"The network cannot be compiled by {compiler.title} ({reason}). Leave out --compile."
                 ) from error
-            self.notes.append(f"Not compiled by {compiling.NAMES[name]}: {reason}")
+            self.notes.append(f"Not compiled by {compiler.title}: {reason}")
             return
         least = SAME_COSINE if self.network.precision == "fp32" else MIN_COSINE
         if cosine >= least and (speedup > 1 or forced):
             self.forward = compiled
         self.notes.append(
-            f"{'Not compiled' if self.forward is self.network else 'Compiled'} by {compiling.NAMES[name]}: it is "
+            f"{'Not compiled' if self.forward is self.network else 'Compiled'} by {compiler.title}: it is "
             f"{speedup:.2f} times as fast, its codes' cosine ≥ {cosine:.6f}, after {spent:.0f} s"
         )
 

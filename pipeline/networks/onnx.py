@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -13,13 +12,8 @@ MAX_BYTES = 2**31 - 2**20
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """Packages that nothing else needs."""
 
-INSTALL = "pip install -e '.[export]'"
-"""How they are installed."""
-
-
-def missing_packages() -> list[str]:
-    """Return the packages that are needed and not installed."""
-    return [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+EXTRA = "-e '.[export]'"
+"""What pip is given to install them."""
 
 
 def fits(model: torch.nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
 
-from pipeline import errors
+from pipeline import errors, files
 from pipeline.images.transforms import RESAMPLING, Transform
 from pipeline.networks import timm_models, weights
 from pipeline.networks.origins import DEFAULT, OTHER_WEIGHTS, Published, State, imagenet_classes
@@ -217,6 +217,6 @@ def _download(repository: str, file_name: str, reachable: bool) -> str:
 def _verified(path: Path) -> Path:
     """Return a file of the hub's cache; raise PipelineError if its name there is not the SHA-256 of its content."""
     digest = path.resolve().name
-    if len(digest) == 64 and weights.sha256_of(path) != digest:
+    if len(digest) == 64 and files.sha256_of(path) != digest:
         raise errors.PipelineError(f"{path} is damaged: its SHA-256 is not {digest}. Delete {path.resolve()}.")
     return path

@@ -50,7 +50,7 @@ def read_state(path: Path, sha256: str = "") -> dict[str, torch.Tensor]:
     """
     if not path.exists():
         raise errors.PipelineError(f"No weights file at {path}. Check the path given to --weights.")
-    if not sha256_of(path).startswith(sha256):
+    if not files.sha256_of(path).startswith(sha256):
         raise errors.PipelineError(
             f"{path} is damaged: its SHA-256 does not start with {sha256}. Delete it, then run again."
         )
@@ -135,12 +135,6 @@ def read_spec(origin: str) -> CodesSpec | None:
         return CodesSpec.from_dict(json.loads(text))
     except ValueError:  # weights of another program may hold anything under this name
         return None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hub_path(url: str) -> Path:

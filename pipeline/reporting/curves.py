@@ -63,6 +63,11 @@ def _place(row: CVRow) -> float:
     return value if isinstance(value, (int, float)) and value > 0 else 1
 
 
+def few_shot_path(classifier: Path) -> Path:
+    """Return where the few-shot curve lies, beside a classifier's file."""
+    return classifier.with_name(f"{classifier.stem}-shots.csv")
+
+
 def write_few_shot_curve(path: Path, rows: Sequence[FewShotRow]) -> None:
     """Write accuracy against images per class to `path` (.csv), and its curve beside it (.png)."""
     files.write_csv(path, list(FewShotRow.__annotations__), [list(row.values()) for row in rows])

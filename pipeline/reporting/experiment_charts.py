@@ -10,9 +10,9 @@ from pipeline import errors, files
 from pipeline.analysis.predictions import Calibration, ReliabilityBin
 from pipeline.classifiers.cv_table import CVRow
 from pipeline.reporting.charts import Chart, Point, Tick, Titles, lay_out
+from pipeline.reporting.curves import few_shot_path
 from pipeline.reporting.experiments import address_of, report_folder
 from pipeline.reporting.page_data import IntervalBar, Scores
-from pipeline.reporting.unlabelled_gains import few_shot_path
 
 MAX_EPOCH_TICKS = 6
 
@@ -102,7 +102,7 @@ def few_shot_charts(experiments: Sequence[Scores]) -> list[Chart]:
     charts: dict[str, dict[str, list[Point]]] = {}
     for scores in experiments:
         address = address_of(scores)
-        path = few_shot_path(address)
+        path = few_shot_path(address.classifier)
         for row in files.read_csv(path) if path.exists() else ():
             lines = charts.setdefault(f"{address.dataset}, {address.backbone}", {})
             names = (address.layer, address.model, row.get("unlabelled", ""))

@@ -9,17 +9,13 @@ from pipeline import files
 from pipeline.analysis.gain import Gain
 from pipeline.classifiers.persistence import ClassifierFacts
 from pipeline.paths import Experiment
+from pipeline.reporting.curves import few_shot_path
 from pipeline.reporting.page_data import UnlabelledGain
 
 
 def gains_of(address: Experiment, facts: ClassifierFacts) -> list[UnlabelledGain]:
     """Return what `classify --unlabelled` measured of an experiment, if it did; facts: of its classifier."""
-    return [*_cross_validated(facts), *_few_shot(few_shot_path(address))]
-
-
-def few_shot_path(address: Experiment) -> Path:
-    """Return where `classify --shots` writes its curve."""
-    return address.classifier.with_name(f"{address.classifier.stem}-shots.csv")
+    return [*_cross_validated(facts), *_few_shot(few_shot_path(address.classifier))]
 
 
 def _cross_validated(facts: ClassifierFacts) -> list[UnlabelledGain]:

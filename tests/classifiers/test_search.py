@@ -11,7 +11,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 
 from pipeline import errors
-from pipeline.classifiers import registry, search
+from pipeline.classifiers import catalogue, search
 from pipeline.classifiers.search import SearchPlan
 from pipeline.classifiers.training_data import TrainingData
 
@@ -65,7 +65,7 @@ def test_calibrated_probabilities_are_of_margins_held_out(n_classes: int) -> Non
 )
 def test_grids_that_cannot_be_searched_are_refused(model: str, grid: object, words: str) -> None:
     with pytest.raises(errors.PipelineError, match=words):
-        registry.validate_grid(model, grid)
+        catalogue.validate_grid(model, grid)
 
 
 def test_nested_cross_validation_never_sees_what_it_scores() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.classifiers import few_shot, registry, search, semi_supervised
+from pipeline.classifiers import catalogue, few_shot, search, semi_supervised
 from pipeline.classifiers.search import SearchPlan
 from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.classifiers.training_data import TrainingData
@@ -42,7 +42,7 @@ def test_labels_reach_the_far_end_of_a_class(method: str, model: str) -> None:
     data, normalisation = arcs(), "centred" if model == "ncm" else "l2"
     labelled, unlabelled = at_the_end(data)
     setting = {"normalisation": normalisation, "parameters": {"alpha": 1} if model == "ridge" else {}}
-    if model in registry.PATH_MODELS:
+    if model in catalogue.PATH_MODELS:
         setting = SETTING
     pipeline, converged = semi_supervised.refit(labelled, replace(unlabelled, method=method), model, setting)
     alone, _ = search.refit(labelled.X, labelled.y, model, **setting)

@@ -17,14 +17,14 @@ from PIL import Image
 
 from pipeline import classify
 from pipeline.analysis.grouping import Grouping
-from pipeline.classifiers import options, persistence, registry, solvers
+from pipeline.classifiers import catalogue, options, persistence, solvers
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
 
 Run = Callable[..., Outcome]
 
 
-@pytest.mark.parametrize("model", registry.CLASSIFIERS)
+@pytest.mark.parametrize("model", catalogue.CLASSIFIERS)
 def test_every_model_learns_and_says_how(run: Run, model: str) -> None:
     write_training(CODES.with_name("logits.h5"), layer="logits")
     outcome = run("classify", "--model", model, "--layer", "logits")
@@ -250,8 +250,8 @@ def test_columns_that_are_constant_are_counted(run: Run) -> None:
 
 
 def test_fits_that_do_not_converge_are_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.PATH_MODELS, "svm", 1)
-    monkeypatch.setitem(registry.CLASSIFIERS, "svm", partial(solvers.LinearSVM, max_iter=1))
+    monkeypatch.setitem(catalogue.PATH_MODELS, "svm", 1)
+    monkeypatch.setitem(catalogue.CLASSIFIERS, "svm", partial(solvers.LinearSVM, max_iter=1))
     write_training()
     outcome = run("classify", "--grid", "{l2: {C: [100]}}")
     assert "5 of 5 fits of the search stopped before they converged" in outcome.out

@@ -12,7 +12,7 @@ import pytest
 from conftest import Outcome, write_codes
 from helpers import CODES, GRID, MODEL, mistake, write_training
 
-from pipeline.classifiers import registry
+from pipeline.classifiers import catalogue
 
 Run = Callable[..., Outcome]
 REPORT = Path("reports/digits/tinyvgg/fc7-svm")
@@ -41,7 +41,7 @@ def test_evaluate_writes_metrics_tables_and_a_picture(trained: Run) -> None:
     assert (REPORT / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("model", registry.CLASSIFIERS)
+@pytest.mark.parametrize("model", catalogue.CLASSIFIERS)
 def test_every_model_is_scored(run: Run, model: str) -> None:
     write_training(CODES.with_name("logits.h5"), layer="logits")
     assert run("classify", "--model", model, "--layer", "logits").code == 0

@@ -152,7 +152,8 @@ def test_a_network_is_compiled_where_the_run_is_long_enough_and_that_is_faster(
 
         return builder
 
-    monkeypatch.setattr(compiling, "BUILDERS", {name: build(name) for name in compiling.COMPILERS})
+    for name, kind in compiling.COMPILERS.items():
+        monkeypatch.setitem(compiling.COMPILERS, name, kind._replace(build=build(name)))
     monkeypatch.setattr(
         engine_module, "time_forward", lambda forward, batch: 1 if forward is network else 1 / speedups[builds[-1]]
     )
@@ -161,7 +162,7 @@ def test_a_network_is_compiled_where_the_run_is_long_enough_and_that_is_faster(
     assert builds == tried and len(engine.notes) == len(tried)
     assert (engine.forward is not network) == (used is not None)
     if used:
-        assert f"Compiled by {compiling.NAMES[used]}" in engine.notes[-1]
+        assert f"Compiled by {compiling.COMPILERS[used].title}" in engine.notes[-1]
 
 
 @pytest.mark.parametrize("fault", ["wrong", "inexact", "raises"])
@@ -175,7 +176,8 @@ def test_a_compiler_that_fails_is_not_used(
             return lambda batch: {layer: values + 0.03 * values.flip(1) for layer, values in network(batch).items()}
         return lambda batch: {layer: values.flip(1) for layer, values in network(batch).items()}
 
-    monkeypatch.setattr(compiling, "BUILDERS", dict.fromkeys(compiling.COMPILERS, broken))
+    for name, kind in compiling.COMPILERS.items():
+        monkeypatch.setitem(compiling.COMPILERS, name, kind._replace(build=broken))
     engine = Engine(network, 2, 10**9)
     assert_same(engine.codes(images), network.codes(np.stack(images)))
     for note, name in zip(engine.notes, ("ONNX Runtime", "torch"), strict=True):
