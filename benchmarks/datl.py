@@ -1,0 +1,185 @@
+"""Pretrain from scratch on source images drawn by weight, equally many in each arm; compare the codes on two targets.
+
+The source is Tiny-ImageNet. The targets are a folder of photos, and images of five of the source's classes that
+pretraining does not see. The arms draw classes alike (uniform), by P_t / P_s (weighted), and by the same weights in
+reverse order, so that the least similar class gets the greatest (inverse).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import ttest_rel
+
+from pipeline import files
+from pipeline.analysis.source_weights import SourceWeights
+from pipeline.command_line import run_command
+from pipeline.data.manifest import read_manifest
+from pipeline.networks import tinyvgg
+
+N_CLASSES, N_TRAIN, N_TEST = 5, 20, 20
+"""Classes of the second target, and its images per class."""
+
+BATCH, RATE = 64, 0.05
+"""Images per step, and the peak of the one-cycle rate: small, since the steps are few."""
+
+UNIFORM, WEIGHTED, INVERSE = ARMS = ("uniform", "weighted", "inverse")
+
+
+def call(command: str, **flags: object) -> None:
+    """Run a command in this process, without its output; end where it fails."""
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    with redirect_stdout(StringIO()):
+        if run_command(command, ["--quiet", *arguments]):
+            sys.exit(f"{command} failed")
+
+
+def unpack(archive: Path) -> None:
+    """Unpack the source, in folders that bear the names of tinyvgg's classes, and hold out the second target's images.
+
+    The five classes are drawn by a seed; their first images go to the target's training and test split.
+    """
+    names = class_names()
+    chosen = set(np.random.default_rng(0).choice(sorted(names), N_CLASSES, replace=False).tolist())
+    with tarfile.open(archive) as tar:
+        tar.extractall("unpacked", filter="data")
+    for folder in sorted(Path("unpacked").iterdir()):
+        for number, path in enumerate(sorted(folder.iterdir())):
+            held_out = folder.name in chosen and number < N_TRAIN + N_TEST
+            split = "train" if number < N_TRAIN else "test"
+            parent = Path("five", split) if held_out else Path("source")
+            to = parent / names[folder.name] / path.name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(to)
+
+
+def class_names() -> dict[str, str]:
+    """Return {WordNet id: name} of tinyvgg's classes."""
+    with tinyvgg.CLASSES.open(encoding="utf-8", newline="") as file:
+        return {row["wnid"]: row["name"] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def prepare(target: Path) -> str:
+    """Prepare source and targets; return the first target's name. No image of a target may be among the source's."""
+    call("prepare", dataset="source", test=0)
+    call("prepare", dataset="five")
+    call("prepare", dataset=target)
+    known = set(read_manifest(Path("data/source")).digests)
+    for name in ("five", target.name):
+        if shared := known.intersection(read_manifest(Path("data", name)).digests):
+            sys.exit(f"{len(shared)} images of {name} are among the source's: the comparison would be worth nothing")
+    return target.name
+
+
+def write_weights(target: str) -> SourceWeights:
+    """Write the weights of each arm for a target to weights/TARGET-ARM.csv, by tinyvgg's own head."""
+    call("weigh", dataset=target, backbone="tinyvgg")
+    found = files.read_csv(Path("reports", target, "tinyvgg", "source_weights", "weights.csv"))
+    shares = {row["class"]: float(row["p_target"]) for row in found}
+    source = read_manifest(Path("data/source"))
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    weights = SourceWeights(source.classes, counts, np.array([shares[name] for name in source.classes]))
+    order, reversed_values = np.argsort(weights.values, kind="stable"), np.empty(len(counts))
+    reversed_values[order] = weights.values[order[::-1]]
+    arms = {UNIFORM: np.ones(len(counts)), WEIGHTED: weights.values, INVERSE: reversed_values}
+    for arm, values in arms.items():
+        files.write_csv(arm_path(target, arm), ("class", "weight"), zip(source.classes, values, strict=True))
+    return weights
+
+
+def arm_path(target: str, arm: str) -> Path:
+    """Return where the weights of an arm lie."""
+    return Path("weights", f"{target}-{arm}.csv")
+
+
+def pretrain(weights: Path, seed: int, options: argparse.Namespace) -> Path:
+    """Pretrain on the source; return the weights file."""
+    out = Path("pretrained", f"{weights.stem}-{seed}.safetensors")
+    if not out.exists():
+        call(
+            "finetune",
+            **{"dataset": "source", "backbone": "tinyvgg", "layer": "fc6", "head": "random", "weights": "random"},
+            **{"recipe": "scratch", "epochs": 1, "small_epochs": 1, "small_side": options.side, "augment": "gentle"},
+            **{"batch_size": BATCH, "lr_head": RATE, "lr_backbone": RATE, "val": 0.02, "seed": seed},
+            **{"sample_by": weights, "draws": options.draws, "threads": options.threads, "out": out},
+        )
+    if not json.loads(out.with_suffix(".json").read_text())["best"]["epoch"]:
+        sys.exit(f"{out} holds random weights, as good on the source as those after training: take more --draws")
+    return out
+
+
+def score(target: str, weights: Path) -> float:
+    """Return the test accuracy of a linear SVM on frozen codes of the target."""
+    features, classifier = Path("features", target, weights.stem), Path("models", target, f"{weights.stem}.skops")
+    reports, address = Path("reports", target, weights.stem), {"dataset": target, "backbone": "tinyvgg"}
+    call("extract", **address, layer="fc6", weights=weights, out=features, compile="no", precision="fp32")
+    codes = features / "fc6.h5"
+    call("classify", **address, layer="fc6", model="svm", codes=codes, out=classifier)
+    call("evaluate", **address, layer="fc6", model="svm", codes=codes, classifier=classifier, out=reports)
+    return float(json.loads((reports / "metrics.json").read_text())["top1"])
+
+
+def runs(targets: Sequence[str], options: argparse.Namespace) -> Iterator[tuple[str, str, int, float]]:
+    """Yield target, arm, seed and accuracy; the uniform network of a seed serves both targets."""
+    for seed in range(options.seeds):
+        for target in targets:
+            for arm in ARMS:
+                weights = arm_path(targets[0] if arm == UNIFORM else target, arm)
+                accuracy = score(target, pretrain(weights, seed, options))
+                print(f"{target:<12} {arm:<9} seed {seed}: {accuracy:.4f}", flush=True)
+                yield target, arm, seed, accuracy
+
+
+def summarise(target: str, accuracies: dict[str, list[float]]) -> list[dict[str, object]]:
+    """Return a row for each arm of a target, with a t-test over seeds, paired with the uniform arm."""
+    rows: list[dict[str, object]] = []
+    n = read_manifest(Path("data", target)).splits.count("test")
+    for arm in ARMS:
+        values, uniform = np.array(accuracies[arm]), np.array(accuracies[UNIFORM])
+        p = float(ttest_rel(values, uniform).pvalue) if arm != UNIFORM and (values != uniform).any() else None
+        rows.append(
+            {
+                **{"target": target, "arm": arm, "n": n, "seeds": len(values), "top1": round(values.mean(), 4)},
+                **{"sd": round(values.std(ddof=1), 4), "over_uniform": round((values - uniform).mean(), 4), "p": p},
+            }
+        )
+    return rows
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run all arms; print a line per run, a table, and its rows as JSON on the last line."""
+    archive, target = options.archive.resolve(), options.target.resolve()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        os.chdir(work)
+        if not Path("source").exists():
+            unpack(archive)
+        targets = [prepare(target), "five"]
+        for name in targets:
+            weights = write_weights(name)
+            heaviest = ", ".join(weights.classes[number] for number in weights.heaviest(N_CLASSES))
+            print(f"{name}: {weights.effective_classes:.1f} effective classes; the heaviest are {heaviest}", flush=True)
+        found: dict[str, dict[str, list[float]]] = {name: {arm: [] for arm in ARMS} for name in targets}
+        for name, arm, _, accuracy in runs(targets, options):
+            found[name][arm].append(accuracy)
+        rows = [row for name in targets for row in summarise(name, found[name])]
+    print(
+        f"{'target':<12} {'arm':<9} {'n':>4} {'top-1':>7} {'sd':>7} {'over uniform':>13}  p over {options.seeds} seeds"
+    )
+    for row in rows:
+        p = "" if row["p"] is None else f"{row['p']:.3f}"
+        figures = f"{row['n']:>4} {row['top1']:>7} {row['sd']:>7} {row['over_uniform']:>+13}  {p}"
+        print(f"{row['target']:<12} {row['arm']:<9} {figures}")
+    print(json.dumps({"draws": options.draws, "rows": rows}))
