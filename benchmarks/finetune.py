@@ -25,7 +25,8 @@ from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.model import TunableNetwork
-from pipeline.finetuning.trainer import RuntimeConfig, Trainer, choose_step_precision
+from pipeline.finetuning.runtime import RuntimeConfig, choose_step_precision
+from pipeline.finetuning.trainer import Trainer
 from pipeline.images import parallel
 from pipeline.networks.frozen import FrozenNetwork
 

@@ -232,7 +232,7 @@ def try_finetuning(
     if not settings.try_finetuning:
         return None
     from pipeline.finetuning import trial
-    from pipeline.finetuning.trainer import RuntimeConfig, choose_step_precision
+    from pipeline.finetuning.runtime import RuntimeConfig, choose_step_precision
     from pipeline.networks.frozen import choose_device
 
     device = choose_device(settings.device)

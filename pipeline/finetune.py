@@ -10,12 +10,11 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("finetune")
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,72 +22,30 @@ import torch
 
 from pipeline import errors, files, params
 from pipeline.analysis import source_weights
-from pipeline.analysis.gain import Gain, judge_training
 from pipeline.analysis.grouping import CodesRows, name_near_duplicates
-from pipeline.classifiers import persistence, scoring
+from pipeline.classifiers import persistence
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.codes.spec import flatten
 from pipeline.config import NEAR_DUPLICATES, Extract, Finetune
 from pipeline.data import digits
 from pipeline.data.manifest import Manifest, read_depths, require_single_label
-from pipeline.errors import counted
-from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning import initialization, joint, recipes
 from pipeline.finetuning.checkpoint import Checkpoint
 from pipeline.finetuning.distributed import join_processes, share_batch_norms
 from pipeline.finetuning.initialization import InitialState, TrainValSplit
 from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.plan import JointPlan, LearnedSettings, Plan, describe_sampling, identify_run
 from pipeline.finetuning.progress import EpochRow
+from pipeline.finetuning.runtime import RuntimeConfig, choose_step_precision
 from pipeline.finetuning.sampling import Sampling
-from pipeline.finetuning.trainer import LossDiverged, RuntimeConfig, Trainer, choose_step_precision
+from pipeline.finetuning.source import Source, of_dataset
+from pipeline.finetuning.trainer import LossDiverged, Trainer
+from pipeline.finetuning.weighing import LearnedWeights
 from pipeline.images import decoding, parallel
 from pipeline.images.transforms import Framing
 from pipeline.networks import weights
 from pipeline.networks.frozen import FrozenNetwork, choose_device
-from pipeline.paths import FINETUNED, Experiment
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that determines the tuned weights, apart from rounding.
-
-    recipe_name: the preset that the recipe was made from; unfreeze: the layer from which the backbone is trained, "all"
-    or "none"; seed: of order, augmentation, dropout, held-out validation images and random head; sampling: which
-    training images an epoch draws.
-    """
-
-    start: InitialState
-    data: TrainValSplit
-    recipe_name: str
-    recipe: recipes.Recipe
-    unfreeze: str
-    seed: int
-    sampling: Sampling
-
-
-def identify_run(plan: Plan, precision: str) -> dict[str, object]:
-    """Return the facts that make two runs the same, so that one can resume where the other stopped."""
-    data, state = plan.data, plan.start.head.state_dict()
-    labelled = [(data.manifest.paths[row], int(data.manifest.labels[row])) for row in (*data.train, *data.val)]
-    images = decoding.digest(repr((len(data.train), labelled)).encode())
-    head = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values()))
-    return {
-        **flatten(plan.start.spec.to_dict()),
-        "images": images[:12],
-        "head": head.hexdigest()[:12],
-        "unfreeze": plan.unfreeze,
-        "seed": plan.seed,
-        "sampling": describe_sampling(plan.sampling),
-        "precision": precision,
-        **asdict(plan.recipe),
-    }
-
-
-def describe_sampling(sampling: Sampling) -> dict[str, object]:
-    """Return how training images are drawn, for the metadata of the files; {} where all are drawn once."""
-    drawn: dict[str, object] = {"draws": sampling.draws} if sampling.draws else {}
-    if sampling.weights is None:
-        return drawn
-    return {**drawn, "method": sampling.method, "class_weights": sampling.weights.tolist()}
+from pipeline.paths import FINETUNED, Experiment, prepared_folder, resolve_task
+from pipeline.reporting import finetuning_text, source_learning
 
 
 def fine_tune(
@@ -106,18 +63,28 @@ def fine_tune(
         if restart and main:
             checkpoint.remove()
         runtime.processes.wait()
-        trainer = Trainer(network, plan.recipe, plan.data, plan.seed, runtime, checkpoint, plan.sampling)
+        auxiliary = joint.of_plan(plan, network, runtime)
+        trainer = Trainer(network, plan.recipe, plan.data, plan.seed, runtime, checkpoint, plan.sampling, auxiliary)
         stopped = train(trainer, report)
         best = trainer.progress.best
         if best is None:
             raise errors.PipelineError(stopped)
         if main:
             write_weights(trainer, plan.start, path, {**facts, **describe_training(plan, trainer, stopped)})
+            say_learned(plan.joint, joint.learned_by(auxiliary), report)
             checkpoint.remove()
     if main:
-        print("\n".join(filter(None, [conclusion(trainer, best, path), judgement(trainer, best, plan.start.trained)])))
+        judgement = finetuning_text.judgement(trainer, best, plan.start.trained)
+        print("\n".join(filter(None, [finetuning_text.conclusion(trainer, best, path), judgement])))
     if stopped:
         raise errors.PipelineError(f"{stopped} {path} holds the best weights so far, of epoch {best['epoch']}.")
+
+
+def say_learned(plan: JointPlan | None, learned: LearnedWeights | None, report: Path) -> None:
+    """Print the weights of source classes that were learned, if they were, and write them to the report."""
+    if plan and learned:
+        source_learning.write(report, plan.source, learned)
+        print(finetuning_text.of_learned(plan.source, learned))
 
 
 def build_network(plan: Plan, runtime: RuntimeConfig) -> TunableNetwork:
@@ -135,23 +102,13 @@ def train(trainer: Trainer, report: Path) -> str:
         for row in trainer.run():
             rows.append(row)
             if trainer.runtime.processes.is_main:
-                print(format_epoch(row), flush=True)
+                print(finetuning_text.format_epoch(row), flush=True)
                 cells = [["" if value is None else value for value in row.values()] for row in rows]
                 files.write_csv(report / "epochs.csv", list(row), cells)
     except LossDiverged as error:
         rates = f"--lr-backbone ({trainer.recipe.lr_backbone:g}) or --lr-head ({trainer.recipe.lr_head:g})"
         return f"Stopped, since {error}: the learning rate is too high. Lower {rates}."
     return ""
-
-
-def format_epoch(row: EpochRow) -> str:
-    """Return an epoch's figures in a line."""
-    trained = f"train loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.4f}; " if row["epoch"] else ""
-    speed = f"; {row['images_per_second']:.1f} images/s" if row["images_per_second"] else ""
-    return (
-        f"epoch {row['epoch']} ({row['phase']}): {trained}"
-        f"validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.4f}{speed}"
-    )
 
 
 def write_weights(trainer: Trainer, start: InitialState, path: Path, facts: Mapping[str, object]) -> None:
@@ -173,6 +130,7 @@ def describe_training(plan: Plan, trainer: Trainer, stopped: str) -> dict[str, o
         "recipe": {"name": plan.recipe_name, **asdict(plan.recipe)},
         "seed": plan.seed,
         "sampling": describe_sampling(plan.sampling),
+        **({"joint": plan.joint.facts(), "n_reward": len(data.reward)} if plan.joint else {}),
         "best": progress.best,
         "epochs_run": progress.epoch,
         "stopped": stopped,
@@ -198,47 +156,6 @@ def describe_data(settings: Finetune, manifest: Manifest, dataset: str) -> dict[
     }
 
 
-def introduction(plan: Plan, runtime: RuntimeConfig) -> str:
-    """Say what is trained on what, and how."""
-    recipe, spec, count = plan.recipe, plan.start.spec, runtime.processes.count
-    together = f" in {count} processes" if count > 1 else ""
-    source = "held out of the training split" if plan.data.held_out else "the val split"
-    statistics = "frozen" if recipe.batch_norm == "frozen" else "of each batch"
-    start = {"all": "all trained", "none": "only the head trained"}.get(
-        plan.unfreeze, f"trained from {plan.unfreeze} on"
-    )
-    draws, images = plan.sampling.count(len(plan.data.train)), counted(len(plan.data.train), "training image")
-    drawn = "" if draws == len(plan.data.train) else f" ({draws} per epoch)"
-    by_weight = "" if plan.sampling.weights is None else f", by the weights of their classes ({plan.sampling.method})"
-    return (
-        f"{spec.backbone} to {spec.layer}, {start}, on {runtime.device}{together}, {runtime.precision}: "
-        f"{images}{drawn}{by_weight}, {counted(len(plan.data.val), 'validation image')} "
-        f"({source})\n"
-        f"{plan.recipe_name}: {recipe.optimiser}, {recipe.schedule}, batches of {recipe.batch_size}, "
-        f"augmentation {recipe.augment}, batch norm with statistics {statistics}"
-    )
-
-
-def conclusion(trainer: Trainer, best: EpochRow, path: Path) -> str:
-    """Say which weights were kept, how accurate they are, and where they lie."""
-    before = trainer.progress.rows[0]["val_accuracy"]
-    low, high, n = scoring.interval(best["val_accuracy"], trainer.data.val_units())
-    number = scoring.count_text(n, len(trainer.data.val))
-    return (
-        f"{path}: the weights after epoch {best['epoch']}, validation accuracy {best['val_accuracy']:.4f} "
-        f"(95% {low:.4f}–{high:.4f}), {number}; before the first step it was {before:.4f}"
-    )
-
-
-def judgement(trainer: Trainer, best: EpochRow, from_codes: bool) -> str:
-    """Say whether training helped, "" where nothing tells; from_codes: as `judge_training` takes it."""
-    outcomes = trainer.progress.outcomes
-    if len(outcomes) != len(trainer.progress.rows) or len(outcomes) == 1:  # resumed from an older release, or no epoch
-        return ""
-    start, after = outcomes[0].numpy(), outcomes[best["epoch"]].numpy()
-    return judge_training(Gain.of(start, after, trainer.data.val_units()), best["epoch"], from_codes=from_codes)
-
-
 def add_near_duplicates(manifest: Manifest, codes: Path, settings: Finetune) -> Manifest:
     """Return the manifest with the groups of near-duplicates, by a file of codes, as a column of its metadata."""
     validate_dataset(codes, manifest.root)
@@ -260,12 +177,51 @@ def network_of_codes(settings: Finetune, max_value: float) -> FrozenNetwork:
     return network.at(usual.fixed_precision, usual.dtype)
 
 
-def sampling_of(settings: Finetune, data: TrainValSplit) -> Sampling:
-    """Return how the settings say that training images are drawn; refuse what these images do not allow."""
+def sampling_of(settings: Finetune, data: TrainValSplit, joint: JointPlan | None) -> Sampling:
+    """Return how the settings say that training images are drawn; refuse what these images do not allow.
+
+    With a source, an epoch is as long as one of the source, if that has more images.
+    """
+    draws = max(len(joint.source.rows), len(data.train)) if joint else 0
     weights = source_weights.read_for(settings.sample_by, data.manifest.classes) if settings.sample_by else None
-    sampling = Sampling(weights, settings.sampling, settings.draws)
+    sampling = Sampling(weights, settings.sampling, settings.draws or draws, again=bool(draws))
     sampling.validate(data.train_labels())
     return sampling
+
+
+def joint_plan(settings: Finetune, data: TrainValSplit) -> JointPlan | None:
+    """Return which source the settings want to be trained with the target, None for none; refuse what does not fit."""
+    if not settings.source:
+        if settings.source_weights != "uniform":
+            raise errors.PipelineError("--source-weights are those of a source dataset. Name it with --source.")
+        return None
+    if settings.unfreeze == "none":
+        raise errors.PipelineError(
+            "--unfreeze none trains nothing that a source could share. Take another layer, or all."
+        )
+    source = open_source(settings.source, data)
+    how = LearnedSettings(settings.reward, settings.weight_bins, settings.policy_rate, settings.policy_entropy)
+    weights = how if settings.learns_weights else fixed_weights(settings.source_weights, source)
+    return JointPlan(source, weights, settings.alpha, settings.source_pool)
+
+
+def open_source(dataset: str, data: TrainValSplit) -> Source:
+    """Return the images of a source dataset that may be trained with the target."""
+    manifest = digits.open_prepared(prepared_folder(resolve_task(dataset)), **params.split_settings())
+    return of_dataset(manifest, data.manifest, data.train)
+
+
+def fixed_weights(given: str, source: Source) -> np.ndarray:
+    """Return weights (k,) of a source's classes: equal ones, or those of a CSV file."""
+    classes = source.manifest.classes
+    if given != "uniform" and not Path(given).is_file():
+        raise errors.PipelineError(f"--source-weights {given} is no file. Take uniform, learned, or a CSV file.")
+    weights = np.ones(len(classes)) if given == "uniform" else source_weights.read_for(Path(given), classes)
+    if not weights[source.counts() > 0].any():
+        raise errors.PipelineError(
+            f"{given} gives all classes with a source image the weight 0. Give one of them more."
+        )
+    return weights
 
 
 def use_deterministic_algorithms() -> None:
@@ -286,6 +242,9 @@ def run(settings: Finetune) -> None:
     if settings.group_by == NEAR_DUPLICATES:
         manifest = add_near_duplicates(manifest, codes, settings)
     data = initialization.split_train_val(manifest, settings.val, settings.seed, settings.group_by)
+    if settings.source and settings.learns_weights:
+        data = initialization.hold_out_reward(data, settings.reward_share, settings.seed)
+    with_source = joint_plan(settings, data)
     if settings.head == "classifier":
         path = settings.classifier or address.classifier
         start = initialization.from_classifier(path, codes, data, recipe.dropout, settings.weights)
@@ -294,8 +253,8 @@ def run(settings: Finetune) -> None:
         start = initialization.from_random_head(network, len(manifest.classes), recipe.dropout, settings.seed)
     if settings.deterministic:
         use_deterministic_algorithms()
-    sampling = sampling_of(settings, data)
-    plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed, sampling)
+    sampling = sampling_of(settings, data, with_source)
+    plan = Plan(start, data, settings.recipe, recipe, settings.unfreeze, settings.seed, sampling, with_source)
     tuned = replace(address, model=FINETUNED)
     path, report = settings.out or tuned.classifier.with_suffix(".safetensors"), settings.report or tuned.report
     facts = describe_data(settings, manifest, address.name)
@@ -304,5 +263,5 @@ def run(settings: Finetune) -> None:
         precision = choose_step_precision(settings.precision, device)
         runtime = RuntimeConfig(device, threads, precision, settings.compile, settings.checkpoint_every, processes)
         if processes.is_main:
-            print(introduction(plan, runtime))
+            print(finetuning_text.introduction(plan, runtime))
         fine_tune(plan, runtime, path, report, facts, restart=settings.restart)

@@ -108,9 +108,10 @@ GRIDS: dict[str, dict[str, dict[str, list[Any]]]] = {
 }
 """The grid that each model is searched over, unless params.yaml has a section of the model's name."""
 
-GROUPS = EXPERIMENT, SETTINGS, RECIPE, NETWORK, MACHINE, FILES = (
+GROUPS = EXPERIMENT, SETTINGS, SOURCE, RECIPE, NETWORK, MACHINE, FILES = (
     "Which experiment",
     "Settings of this command",
+    "A source dataset, trained with the target",
     "Settings of the recipe, where its own are not to be taken",
     "The network, and what it sees",
     "How the work is done",

@@ -21,6 +21,7 @@ from pipeline.config.fields import (
     NEAR_DISTANCE,
     NETWORK,
     RECIPE,
+    SOURCE,
     STRICT,
     THREADS,
     BatchSize,
@@ -39,7 +40,45 @@ def of_recipe(help: str, **bounds: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Finetune(Address):
+class WithSource(Address):
+    """Settings of a source dataset that is trained with the target (L2TL)."""
+
+    source: str = setting(
+        "", "Train this prepared dataset with the target, on the same network with a head of its own.", group=SOURCE
+    )
+    source_weights: Name = setting(
+        "uniform",
+        "How much each source class counts: uniform, learned, or a CSV file with the columns class and weight.",
+        group=SOURCE,
+    )
+    alpha: float = setting(
+        1.0, "Factor of the source's loss; where weights are learned it is learned too, up to this.", gt=0, group=SOURCE
+    )
+    source_pool: Integer = setting(
+        4, "Number of source images drawn for each one kept: those of the heaviest classes are.", ge=1, group=SOURCE
+    )
+    reward: Literal["loss-drop", "accuracy"] = setting(
+        "loss-drop", "What learned weights are rewarded for after each step, on the reward images.", group=SOURCE
+    )
+    reward_share: float = setting(
+        0.2, "Share of the target's training images that are the reward images.", ge=0, lt=1, group=SOURCE
+    )
+    weight_bins: Integer = setting(
+        10, "Number n of values of a learned weight, 0 to (n - 1)/n.", ge=2, le=1000, group=SOURCE
+    )
+    policy_rate: float = setting(0.1, "Learning rate of the weights.", ge=0, group=SOURCE)
+    policy_entropy: float = setting(
+        0.01, "Factor of the entropy bonus, which keeps learned weights from settling early.", ge=0, group=SOURCE
+    )
+
+    @property
+    def learns_weights(self) -> bool:
+        """Whether the weights of source classes are learned."""
+        return self.source_weights == "learned"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Finetune(WithSource):
     """Settings of `finetune`; those of a recipe are None where the preset's value holds."""
 
     unfreeze: str = setting("all", "Train the backbone from this layer on: a layer, all, or none.")

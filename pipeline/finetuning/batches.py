@@ -37,7 +37,7 @@ class BatchLoader:
     _validation: list[Batch] = field(default_factory=list, init=False)
 
     def training(
-        self, batches: Sequence[np.ndarray], recipe: Recipe, side: int, seed: tuple[int, int]
+        self, batches: Sequence[np.ndarray], recipe: Recipe, side: int, seed: tuple[int, ...]
     ) -> Iterator[Batch]:
         """Yield augmented images of `side` pixels; each depends on its row, its earlier draws and the seed only.
 
@@ -58,7 +58,7 @@ class BatchLoader:
                 batches.append(batch)
         self._validation = batches
 
-    def _read_augmented(self, draw: Draw, recipe: Recipe, side: int, seed: tuple[int, int]) -> np.ndarray:
+    def _read_augmented(self, draw: Draw, recipe: Recipe, side: int, seed: tuple[int, ...]) -> np.ndarray:
         row, earlier = draw
         place = (*seed, row, earlier) if earlier else (*seed, row)
         file = self.manifest.file(row)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +23,18 @@ from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 
+def no_rows() -> np.ndarray:
+    """Return (0,) int64 rows."""
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True)
 class TrainValSplit:
     """The images of a run: (n,) int64 rows of a manifest to train on, and to choose the best weights by.
 
     held_out: whether the latter were held out of the training split, on which a classifier of codes was trained;
-    group_by: column of the manifest whose groups the two do not share, "" for none.
+    group_by: column of the manifest whose groups the two do not share, "" for none; reward: (n,) int64, the images held
+    out of the training split by which weights of source classes are learned, if they are.
     """
 
     manifest: Manifest
@@ -35,6 +42,7 @@ class TrainValSplit:
     val: np.ndarray
     held_out: bool = False
     group_by: str = ""
+    reward: np.ndarray = field(default_factory=no_rows)
 
     def train_labels(self) -> np.ndarray:
         """Return the labels (n_train,) int64 of the training images."""
@@ -73,11 +81,35 @@ def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str =
     if group_by:
         _validate_groups(manifest, group_by, train, val)
     if held_out and 0 < share < 1:
-        drawn = assign_splits(manifest.listed(train), {"val": share}, seed, group_by)
-        drawn_splits = np.array([image.split for image in drawn])
-        train, val = train[drawn_splits == "train"], train[drawn_splits == "val"]
+        train, val = hold_out(manifest, train, share, seed, group_by)
     validate_split(manifest, train, val)
     return TrainValSplit(manifest, train, val, held_out, group_by)
+
+
+def hold_out(
+    manifest: Manifest, rows: np.ndarray, share: float, seed: int, group_by: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows (n,) int64 that remain, and those held out: a share of each class; copies and groups stay."""
+    drawn = assign_splits(manifest.listed(rows), {"val": share}, seed, group_by)
+    splits = np.array([image.split for image in drawn])
+    return rows[splits == "train"], rows[splits == "val"]
+
+
+def hold_out_reward(data: TrainValSplit, share: float, seed: int) -> TrainValSplit:
+    """Return the images with a share of each class of the training images held out for the reward.
+
+    Raise PipelineError where a class is left without images in either part.
+    """
+    train, reward = data.train, no_rows()
+    if share:
+        train, reward = hold_out(data.manifest, data.train, share, seed, data.group_by)
+    if not len(reward):
+        raise errors.PipelineError(
+            "There are no target images to measure the reward on, by which weights are learned. Take --reward-share "
+            "0.2, and two training images of each class or more."
+        )
+    _validate_classes(data.manifest, {"reward": reward, "training": train})
+    return replace(data, train=train, reward=reward)
 
 
 def _validate_groups(manifest: Manifest, group_by: str, train: np.ndarray, val: np.ndarray) -> None:
@@ -104,7 +136,12 @@ def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> No
         raise errors.PipelineError(
             "There is no validation data to choose the best weights by. Take --val 0.15, or prepare a val split."
         )
-    for name, rows in (("validation", val), ("training", train)):
+    _validate_classes(manifest, {"validation": val, "training": train})
+
+
+def _validate_classes(manifest: Manifest, parts: Mapping[str, np.ndarray]) -> None:
+    """Refuse a class without an image in one of the parts, {name: rows (n,) int64}."""
+    for name, rows in parts.items():
         counts = np.bincount(manifest.labels[rows], minlength=len(manifest.classes))
         if not counts.all():
             raise errors.PipelineError(
@@ -116,8 +153,8 @@ def validate_split(manifest: Manifest, train: np.ndarray, val: np.ndarray) -> No
 def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: float, origin: str) -> InitialState:
     """Start from a trained classifier of codes.
 
-    Where the validation images were held out of the training split, it is trained again without them: on images of its
-    own training its accuracy would be too high. Raise PipelineError if its codes are not those of the dataset.
+    Where images were held out of the training split, it is trained again without them: on images of its own training
+    its accuracy would be too high. Raise PipelineError if its codes are not those of the dataset.
     """
     classifier = persistence.load(path)
     if classifier.classes != data.manifest.classes:
@@ -127,7 +164,7 @@ def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: 
         )
     rebuild_network(classifier.spec, origin)  # raises PipelineError for other weights than those of the codes
     head = Head.from_classifier(classifier, dropout)
-    if data.held_out:
+    if data.held_out or len(data.reward):
         validate_dataset(codes_path, data.manifest.root)
         kept = {data.manifest.paths[row] for row in data.train}
         head = Head.from_classifier(retrain_on(classifier, codes_path, kept), dropout)

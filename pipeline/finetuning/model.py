@@ -25,10 +25,14 @@ from pipeline.networks.graph import channels_last, cut_graph, fold_batch_norms, 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
+HEADS = HEAD, SOURCE_HEAD = ("head", "source head")
+"""The names of the optimiser's groups that are trained in the phase of the head too."""
+
+
 class ParameterGroup(TypedDict):
     """A group of the optimiser: parameters with one learning rate and one weight decay.
 
-    name: "head", or the layer; lr: the current rate; initial_lr: the rate before the schedule.
+    name: one of `HEADS`, or the layer; lr: the current rate; initial_lr: the rate before the schedule.
     """
 
     name: str
@@ -98,6 +102,10 @@ class TunableNetwork(nn.Module):
         """Return (n, classes) logits of (n, 3, side, side) uint8 images on the network's device."""
         return self._logits(self.graph, images)
 
+    def codes(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the (n, width) codes that the head reads, of images as `forward` takes them."""
+        return self._codes(self.graph, images)
+
     def evaluator(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return `forward` with the current weights, in the precision of the codes.
 
@@ -112,14 +120,19 @@ class TunableNetwork(nn.Module):
     def _logits(
         self, graph: torch.fx.GraphModule, images: torch.Tensor, dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
+        return self.head(self._codes(graph, images, dtype))
+
+    def _codes(
+        self, graph: torch.fx.GraphModule, images: torch.Tensor, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         normalised = (images.contiguous(memory_format=torch.channels_last) / 255 - self.mean) / self.std
         output = graph(normalised.to(dtype))[self.node]
         values = output if dtype == torch.float32 else output.float()
-        return self.head(pooling.pool_output(values, self.pool, self.layout))
+        return pooling.pool_output(values, self.pool, self.layout)
 
     def parameter_groups(self, recipe: recipes.Recipe) -> list[ParameterGroup]:
         """Return the optimiser's groups of parameters with their rates: the head, then the layers from the last on."""
-        groups = _split_by_decay("head", dict(self.head.named_parameters()), recipe.lr_head, recipe)
+        groups = groups_of_head(HEAD, self.head, recipe)
         trainable, rate = self.trainable(), recipe.lr_backbone
         for layer, names in reversed(self.layers.items()):
             parameters = {name: value for name, value in trainable.items() if name in names}
@@ -206,6 +219,11 @@ def _names_needed(graph: torch.fx.GraphModule, node: str) -> frozenset[str]:
     """Return the names of the tensors and modules that a node's output depends on."""
     kept = keep_nodes(graph, {node})
     return frozenset(kept.state_dict()) | {name for name, _ in kept.named_modules() if name}
+
+
+def groups_of_head(name: str, head: Head, recipe: recipes.Recipe) -> list[ParameterGroup]:
+    """Return the optimiser's groups of a head's parameters; name: one of `HEADS`."""
+    return _split_by_decay(name, dict(head.named_parameters()), recipe.lr_head, recipe)
 
 
 def _split_by_decay(

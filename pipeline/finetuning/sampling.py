@@ -19,12 +19,13 @@ class Sampling:
     """How the images of an epoch are drawn.
 
     weights: (k,) float64 of the classes, 0 or more, None for all alike; method: one of `METHODS`; draws: images per
-    epoch, 0 for as many as there are.
+    epoch, 0 for as many as there are; again: whether an epoch may see all images several times, as often as draws ask.
     """
 
     weights: np.ndarray | None = None
     method: str = REPEAT
     draws: int = 0
+    again: bool = False
 
     @property
     def repeats(self) -> bool:
@@ -56,8 +57,9 @@ class Sampling:
         n, rng = len(labels), np.random.default_rng((seed, epoch))
         if self.repeats:
             places = rng.choice(n, self.count(n), p=self.shares(labels))
-        elif self.count(n) == n:
-            places = rng.permutation(n)
+        elif self.count(n) >= n:
+            passes = [rng.permutation(n) for _ in range(0, self.count(n), n)]
+            places = np.concatenate(passes)[: self.count(n)]
         else:
             places = np.random.default_rng(seed).choice(n, self.draws, replace=False, p=self.shares(labels))
             places = rng.permutation(places)
@@ -68,7 +70,7 @@ class Sampling:
         if self.weights is not None and not self.weights[labels].any():
             raise errors.PipelineError("All training images have the weight 0. Give one of their classes more.")
         n, drawable = len(labels), int(np.count_nonzero(self.shares(labels)))
-        if not self.repeats and self.draws > drawable:
+        if not (self.repeats or self.again) and self.draws > drawable:
             raise errors.PipelineError(
                 f"--draws {self.draws}: only {drawable} of the training images can be drawn without repetition. Take "
                 "fewer, or --sample-by with --sampling repeat."

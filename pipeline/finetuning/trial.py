@@ -17,7 +17,8 @@ from pipeline.finetuning import recipes
 from pipeline.finetuning.head import Head
 from pipeline.finetuning.initialization import TrainValSplit, split_train_val
 from pipeline.finetuning.model import TunableNetwork
-from pipeline.finetuning.trainer import LossDiverged, RuntimeConfig, Trainer
+from pipeline.finetuning.runtime import RuntimeConfig
+from pipeline.finetuning.trainer import LossDiverged, Trainer
 
 logger = logging.getLogger(__name__)
 

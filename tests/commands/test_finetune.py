@@ -205,7 +205,7 @@ def test_out_of_memory_continues_in_smaller_microbatches_to_the_same_weights(
                 raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(scores, *rest, **options)
 
-    monkeypatch.setattr("pipeline.finetuning.trainer.cross_entropy", scarce)
+    monkeypatch.setattr("pipeline.finetuning.microbatches.cross_entropy", scarce)
     outcome = trained("finetune", *flags, "--out", "parts.safetensors")
     assert outcome.code == 0 and "microbatches of 4" in outcome.err and "microbatches of 2" in outcome.err
     assert max(sizes[2:]) == 2
@@ -218,7 +218,7 @@ def test_other_errors_than_of_memory_are_not_hidden(trained: Run, monkeypatch: p
     def broken(*rest: object, **options: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("pipeline.finetuning.trainer.cross_entropy", broken)
+    monkeypatch.setattr("pipeline.finetuning.microbatches.cross_entropy", broken)
     with pytest.raises(RuntimeError, match="something else"):
         trained("finetune", *ADDRESS, *QUICK)
 

@@ -12,7 +12,8 @@ from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
 from pipeline.finetuning.model import TunableNetwork
-from pipeline.finetuning.trainer import RuntimeConfig, Trainer
+from pipeline.finetuning.runtime import RuntimeConfig
+from pipeline.finetuning.trainer import Trainer
 from pipeline.images.transforms import Framing
 from pipeline.networks.frozen import FrozenNetwork
 

@@ -14,7 +14,8 @@ from helpers import count_forwards, mistake
 
 from pipeline.finetuning import trial
 from pipeline.finetuning.initialization import TrainValSplit
-from pipeline.finetuning.trainer import LossDiverged, RuntimeConfig, Trainer
+from pipeline.finetuning.runtime import RuntimeConfig
+from pipeline.finetuning.trainer import LossDiverged, Trainer
 
 Run = Callable[..., Outcome]
 ADVISE = ("--dataset", "photos", "--layer", "conv2", "--models", "svm", "--folds", 2, "--try-finetuning")
