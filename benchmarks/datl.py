@@ -1,8 +1,9 @@
 """Pretrain from scratch on source images drawn by weight, equally many in each arm; compare the codes on two targets.
 
 The source is Tiny-ImageNet. The targets are a folder of photos, and images of five of the source's classes that
-pretraining does not see. The arms draw classes alike (uniform), by P_t / P_s (weighted), and by the same weights in
-reverse order, so that the least similar class gets the greatest (inverse).
+pretraining does not see; source images that may be the same photographs as a target's are removed first. The arms
+draw classes alike (uniform), by P_t / P_s (weighted), and by the same weights in reverse order, so that the class that
+is least like the target gets the greatest (inverse); one network stays as random as it began (untrained).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy.stats import ttest_rel
 
 from pipeline import files
@@ -34,7 +36,10 @@ N_CLASSES, N_TRAIN, N_TEST = 5, 20, 20
 BATCH, RATE = 64, 0.05
 """Images per step, and the peak of the one-cycle rate: small, since the steps are few."""
 
-UNIFORM, WEIGHTED, INVERSE = ARMS = ("uniform", "weighted", "inverse")
+SAME = 0.9
+"""Correlation of 16×16 pixels from which on two images may be the same photograph."""
+
+UNTRAINED, UNIFORM, WEIGHTED, INVERSE = ARMS = ("untrained", "uniform", "weighted", "inverse")
 
 
 def call(command: str, **flags: object) -> None:
@@ -71,15 +76,30 @@ def class_names() -> dict[str, str]:
 
 
 def prepare(target: Path) -> str:
-    """Prepare source and targets; return the first target's name. No image of a target may be among the source's."""
-    call("prepare", dataset="source", test=0)
+    """Prepare source and targets; return the first target's name.
+
+    Photographs that other people collected from the same web sites stand in both, at other sizes: their digests differ.
+    """
     call("prepare", dataset="five")
     call("prepare", dataset=target)
-    known = set(read_manifest(Path("data/source")).digests)
-    for name in ("five", target.name):
-        if shared := known.intersection(read_manifest(Path("data", name)).digests):
-            sys.exit(f"{len(shared)} images of {name} are among the source's: the comparison would be worth nothing")
+    source = sorted(Path("source").glob("*/*"))
+    images = np.stack([thumbnail(path) for path in source])
+    for name in (target.name, "five"):
+        others = np.stack([thumbnail(path) for path in read_manifest(Path("data", name)).files()])
+        same = np.flatnonzero((images @ others.T).max(1) >= SAME)
+        print(f"{name}: {len(same)} source images may be the same photographs, and are removed")
+        for number in same:
+            source[number].unlink(missing_ok=True)
+    call("prepare", dataset="source", test=0)
     return target.name
+
+
+def thumbnail(path: Path) -> np.ndarray:
+    """Return an image as 16×16 pixels, (768,), of mean 0 and length 1."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB").resize((16, 16), Image.Resampling.BOX), np.float32).ravel()
+    centred: np.ndarray = pixels - pixels.mean()
+    return centred / max(float(np.linalg.norm(centred)), 1e-6)
 
 
 def write_weights(target: str) -> SourceWeights:
@@ -92,7 +112,8 @@ def write_weights(target: str) -> SourceWeights:
     weights = SourceWeights(source.classes, counts, np.array([shares[name] for name in source.classes]))
     order, reversed_values = np.argsort(weights.values, kind="stable"), np.empty(len(counts))
     reversed_values[order] = weights.values[order[::-1]]
-    arms = {UNIFORM: np.ones(len(counts)), WEIGHTED: weights.values, INVERSE: reversed_values}
+    alike = np.ones(len(counts))
+    arms = {UNTRAINED: alike, UNIFORM: alike, WEIGHTED: weights.values, INVERSE: reversed_values}
     for arm, values in arms.items():
         files.write_csv(arm_path(target, arm), ("class", "weight"), zip(source.classes, values, strict=True))
     return weights
@@ -104,17 +125,18 @@ def arm_path(target: str, arm: str) -> Path:
 
 
 def pretrain(weights: Path, seed: int, options: argparse.Namespace) -> Path:
-    """Pretrain on the source; return the weights file."""
+    """Pretrain on the source, if at all; return the weights file."""
+    epochs = 0 if weights.stem.endswith(UNTRAINED) else 1
     out = Path("pretrained", f"{weights.stem}-{seed}.safetensors")
     if not out.exists():
         call(
             "finetune",
             **{"dataset": "source", "backbone": "tinyvgg", "layer": "fc6", "head": "random", "weights": "random"},
-            **{"recipe": "scratch", "epochs": 1, "small_epochs": 1, "small_side": options.side, "augment": "gentle"},
-            **{"batch_size": BATCH, "lr_head": RATE, "lr_backbone": RATE, "val": 0.02, "seed": seed},
-            **{"sample_by": weights, "draws": options.draws, "threads": options.threads, "out": out},
+            **{"recipe": "scratch", "augment": "gentle", "epochs": epochs, "small_epochs": 1},
+            **{"batch_size": BATCH, "lr_head": RATE, "lr_backbone": RATE, "val": 0.02, "seed": seed, "out": out},
+            **{"small_side": options.side, "sample_by": weights, "draws": options.draws, "threads": options.threads},
         )
-    if not json.loads(out.with_suffix(".json").read_text())["best"]["epoch"]:
+    if epochs and not json.loads(out.with_suffix(".json").read_text())["best"]["epoch"]:
         sys.exit(f"{out} holds random weights, as good on the source as those after training: take more --draws")
     return out
 
@@ -131,11 +153,11 @@ def score(target: str, weights: Path) -> float:
 
 
 def runs(targets: Sequence[str], options: argparse.Namespace) -> Iterator[tuple[str, str, int, float]]:
-    """Yield target, arm, seed and accuracy; the uniform network of a seed serves both targets."""
+    """Yield target, arm, seed and accuracy; a seed's networks that know no target serve both."""
     for seed in range(options.seeds):
         for target in targets:
             for arm in ARMS:
-                weights = arm_path(targets[0] if arm == UNIFORM else target, arm)
+                weights = arm_path(target if arm in (WEIGHTED, INVERSE) else targets[0], arm)
                 accuracy = score(target, pretrain(weights, seed, options))
                 print(f"{target:<12} {arm:<9} seed {seed}: {accuracy:.4f}", flush=True)
                 yield target, arm, seed, accuracy
