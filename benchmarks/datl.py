@@ -17,6 +17,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -24,17 +25,22 @@ import numpy as np
 from PIL import Image
 from scipy.stats import ttest_rel
 
-from pipeline import files
-from pipeline.analysis.source_weights import SourceWeights
+from pipeline import files, finetune
+from pipeline.analysis.source_weights import SourceWeights, read_for
 from pipeline.command_line import run_command
 from pipeline.data.manifest import read_manifest
+from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.sampling import Sampling
+from pipeline.finetuning.trainer import RuntimeConfig, Trainer
 from pipeline.networks import tinyvgg
+from pipeline.networks.frozen import FrozenNetwork
 
 N_CLASSES, N_TRAIN, N_TEST = 5, 20, 20
 """Classes of the second target, and its images per class."""
 
-BATCH, RATE = 64, 0.05
-"""Images per step, and the peak of the one-cycle rate: small, since the steps are few."""
+CHANGES = {"augment": "gentle", "small_epochs": 1, "batch_size": 64, "lr_head": 0.05, "lr_backbone": 0.05}
+"""What differs from the recipe scratch: smaller batches and rates, since the steps are few, and small images."""
 
 SAME = 0.9
 """Correlation of 16×16 pixels from which on two images may be the same photograph."""
@@ -125,19 +131,28 @@ def arm_path(target: str, arm: str) -> Path:
 
 
 def pretrain(weights: Path, seed: int, options: argparse.Namespace) -> Path:
-    """Pretrain on the source, if at all; return the weights file."""
-    epochs = 0 if weights.stem.endswith(UNTRAINED) else 1
+    """Pretrain on the source, if at all; return the weights file.
+
+    It holds the weights after the last step. `finetune` would take the epoch that predicts held-out source images best,
+    of all classes alike, and so favour the arm that learned from all alike.
+    """
     out = Path("pretrained", f"{weights.stem}-{seed}.safetensors")
-    if not out.exists():
-        call(
-            "finetune",
-            **{"dataset": "source", "backbone": "tinyvgg", "layer": "fc6", "head": "random", "weights": "random"},
-            **{"recipe": "scratch", "augment": "gentle", "epochs": epochs, "small_epochs": 1},
-            **{"batch_size": BATCH, "lr_head": RATE, "lr_backbone": RATE, "val": 0.02, "seed": seed, "out": out},
-            **{"small_side": options.side, "sample_by": weights, "draws": options.draws, "threads": options.threads},
-        )
-    if epochs and not json.loads(out.with_suffix(".json").read_text())["best"]["epoch"]:
-        sys.exit(f"{out} holds random weights, as good on the source as those after training: take more --draws")
+    if out.exists():
+        return out
+    source = read_manifest(Path("data/source"))
+    recipe = recipes.choose("scratch", CHANGES | {"epochs": int(not weights.stem.endswith(UNTRAINED))})
+    recipe = replace(recipe, small_side=options.side)
+    frozen = FrozenNetwork("tinyvgg", ["fc6"], f"random:{seed}", "avg4")
+    start = initialization.from_random_head(frozen, len(source.classes), recipe.dropout, seed)
+    rows = np.arange(len(source.paths))
+    runtime = RuntimeConfig("cpu", options.threads, "fp32")
+    sampling = Sampling(read_for(weights, source.classes), draws=options.draws)
+    network = TunableNetwork(start.spec, start.head, "all")
+    data = initialization.TrainValSplit(source, rows, rows[:1])
+    trainer = Trainer(network, recipe, data, seed, runtime, sampling=sampling)
+    for row in trainer.run():
+        if row["epoch"] == recipe.epochs:  # after it, the trainer restores the best weights
+            finetune.write_weights(trainer, start, out, {})
     return out
 
 

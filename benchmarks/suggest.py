@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from pipeline import read_codes
 from pipeline.analysis import neighbors, suggestion
 from pipeline.classifiers import scoring, search
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 
 C = 100
@@ -28,7 +29,8 @@ class Pool:
 
     def fit(self, known: np.ndarray) -> Pipeline:
         """Return a softmax trained on the images of these places."""
-        return search.refit(self.train.values[known], self.train.labels[known], "softmax", "l2", {"C": C})[0]
+        data = TrainingData.of_independent(self.train.values[known], self.train.labels[known])
+        return search.refit(data, "softmax", "l2", {"C": C})[0]
 
     def accuracy(self, known: np.ndarray) -> float:
         """Return the accuracy on the test images."""

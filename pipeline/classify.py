@@ -10,7 +10,6 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("classify")
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,9 +18,21 @@ from typing import cast
 import numpy as np
 
 from pipeline import errors, params
+from pipeline.analysis import class_shares, training_images
 from pipeline.analysis.gain import Gain
-from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
-from pipeline.classifiers import catalogue, cv_table, few_shot, options, persistence, scoring, search, semi_supervised
+from pipeline.analysis.grouping import Grouping
+from pipeline.classifiers import (
+    adaptation,
+    catalogue,
+    cv_table,
+    few_shot,
+    label_shift,
+    options,
+    persistence,
+    scoring,
+    search,
+    semi_supervised,
+)
 from pipeline.classifiers.cv_table import Grid
 from pipeline.classifiers.few_shot import FewShotRow
 from pipeline.classifiers.persistence import ClassifierFacts, SavedClassifier, UnlabelledFacts
@@ -30,58 +41,82 @@ from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 from pipeline.codes.belonging import training_digest, validate_dataset
-from pipeline.codes.spec import Rows
 from pipeline.config import Classify
 from pipeline.data import class_maps
-from pipeline.data.manifest import PARTS, UNLABELLED, read_depths
+from pipeline.data.image_weights import read_weights
+from pipeline.data.manifest import read_depths, read_manifest
 from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
 from pipeline.paths import Experiment
 from pipeline.reporting import curves, training_text
 
-logger = logging.getLogger(__name__)
-
-BLOCK = 1024
-"""Number of rows that are looked at together for constant features."""
-
 
 def run(settings: Classify) -> None:
     """Train what the settings name."""
-    plan = plan_of(settings)
     address = Experiment(settings.dataset, settings.backbone, settings.layer, settings.model)
-    expected = expected_spec(settings)
+    path, file = settings.out or address.classifier, settings.codes or address.codes
+    if settings.adapt in label_shift.METHODS:
+        print(correct_for_shares(settings, address, file, path))
+        return
+    plan = plan_of(settings)
     half = options.parse_bytes(settings.memory) // 2 if settings.memory else None
-    path, shots = settings.out or address.classifier, settings.shots
-    file = settings.codes or address.codes
-    with reader.open_codes(file, expected, "train", half) as codes:
+    with reader.open_codes(file, expected_spec(settings), "train", half) as codes:
         validate_dataset(file, address.data)
-        options.validate_combination(plan, codes, calibrate=settings.calibrate, nested=settings.nested, shots=shots)
-        if settings.source_map:
-            plan = replace(plan, grid=given_grid(settings.source_map, plan.model, codes))
+        plan = validate_options(settings, plan, codes)
         grouping = Grouping(settings.group_by, settings.near_distance)
-        if settings.unlabelled:
-            options.validate_unlabelled(plan.model, codes, others=settings.calibrate or settings.nested)
-        units, unlabelled = read_units(file, address.data, grouping, settings.unlabelled)
-        if settings.drop_small_classes:
-            codes, units = without_small_classes(codes, units, settings.folds)
-        validate_different(codes)
-        folds = few_shot.HOLD_OUT_PARTS if shots else settings.folds
-        validate_trainable(codes.labels, codes.classes, folds, units)
-        data = training_data(codes, units)
-        if shots:
-            few_shot.validate_shots(codes.labels, codes.classes, shots, settings.draws)
-            print(write_few_shots(path, few_shot_rows(data, plan, shots, settings.draws, unlabelled)))
+        units, unlabelled = training_images.read_units(file, address.data, grouping, settings.unlabelled)
+        images = labelled_images(settings, address, codes, units)
+        data = images.to_rows()
+        if settings.shots:
+            few_shot.validate_shots(images.codes.labels, codes.classes, settings.shots, settings.draws)
+            print(write_few_shots(path, few_shot_rows(data, plan, settings.shots, settings.draws, unlabelled)))
             return
         if unlabelled and not unlabelled.n_images:
             raise no_unlabelled_images()
         validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
         memory = half if options.in_blocks(codes) else None
-        trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
+        if settings.source and settings.adapt:
+            source = training_images.read_source(replace(address, dataset=settings.source), address, file, codes)
+            trained, facts = train_with_source(data, source, settings.source, plan, settings)
+        else:
+            trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
         if unlabelled:
             trained, facts["unlabelled"] = learn_further(trained, data, plan, unlabelled)
-        facts |= dataset_facts(address, codes, units, grouping)
+        facts |= dataset_facts(address, codes, images.units, grouping)
+        if settings.weight_by:
+            facts["weight_by"] = settings.weight_by
         curves.write_cv(path.with_suffix(".csv"), trained.table, trained.chosen, facts["measure"])
         persistence.save(path, SavedClassifier(trained.pipeline, codes.spec, codes.classes), facts)
         print(training_text.summary(path, trained, facts, data.X.shape[1]))
+
+
+def validate_options(settings: Classify, plan: SearchPlan, codes: reader.Codes) -> SearchPlan:
+    """Return the plan with the grid that fits all options; refuse options that do not go together."""
+    calibrate, nested, shots = settings.calibrate, settings.nested, settings.shots
+    options.validate_combination(plan, codes, calibrate=calibrate, nested=nested, shots=shots)
+    options.validate_weights(plan.model, asked=bool(settings.weight_by))
+    others = bool(shots or settings.unlabelled)
+    options.validate_adaptation(settings.source, settings.adapt, codes, others=others)
+    if settings.unlabelled:
+        options.validate_unlabelled(plan.model, codes, others=calibrate or nested)
+    if settings.source_map:
+        plan = replace(plan, grid=given_grid(settings.source_map, plan.model, codes))
+    return replace(plan, grid=adaptation.grid_for(settings.adapt, plan.model, plan.grid)) if settings.adapt else plan
+
+
+def labelled_images(
+    settings: Classify, address: Experiment, codes: reader.Codes, units: np.ndarray
+) -> training_images.LabelledImages:
+    """Return the training images that count, with their weights; refuse those from which nothing can be learned."""
+    weights = None
+    if settings.weight_by:
+        weights = read_weights(read_manifest(address.data), settings.weight_by, codes.paths)
+    images = training_images.LabelledImages(codes, units, weights).without_weightless()
+    if settings.drop_small_classes:
+        images = images.without_small_classes(settings.folds)
+    images.validate_different()
+    folds = few_shot.HOLD_OUT_PARTS if settings.shots else settings.folds
+    validate_trainable(images.codes.labels, codes.classes, folds, images.units)
+    return images
 
 
 def plan_of(settings: Classify) -> SearchPlan:
@@ -115,6 +150,40 @@ def train_classifier(
     return trained, facts
 
 
+def train_with_source(
+    data: TrainingData, source: training_images.LabelledImages, name: str, plan: SearchPlan, settings: Classify
+) -> tuple[SearchResult, ClassifierFacts]:
+    """Search and train with a source's images as well; only images of the dataset itself are held out.
+
+    What the source brings is the difference to the same search without it, in the same folds. name: of the source.
+    """
+    method = str(settings.adapt)
+    adapted = adaptation.METHODS[method](data, source.to_rows())
+    alone = search.train(data, plan)
+    trained, facts = train_classifier(adapted.data, plan, settings.calibrate, settings.nested)
+    before, units = adaptation.correct_of_folds(data, plan, cv_table.setting_of(alone.chosen))
+    after, _ = adaptation.correct_of_folds(adapted.data, plan, cv_table.setting_of(trained.chosen))
+    facts["constant_features"] = training_images.count_constant_features(data.X)
+    facts["adapted"] = {
+        "source": name,
+        "method": method,
+        "images": len(source.units),
+        "effective": adapted.weighing.effective if adapted.weighing else None,
+        "separation": adapted.weighing.separation if adapted.weighing else None,
+        "gain": asdict(Gain.of(before, after, units)),
+    }
+    return replace(trained, pipeline=adapted.finish(trained.pipeline)), facts
+
+
+def correct_for_shares(settings: Classify, address: Experiment, file: Path, path: Path) -> str:
+    """Correct the source's classifier for the shares of classes among the dataset's images; say what these are."""
+    if not settings.source:
+        raise errors.PipelineError(f"--adapt {settings.adapt} corrects a classifier of another dataset: name --source.")
+    source = replace(address, dataset=settings.source)
+    shift = class_shares.correct_classifier(source, address, file, path, str(settings.adapt))
+    return training_text.shift_summary(path, shift, source.classifier)
+
+
 def learn_further(
     trained: SearchResult, data: TrainingData, plan: SearchPlan, unlabelled: Unlabelled
 ) -> tuple[SearchResult, UnlabelledFacts]:
@@ -142,18 +211,18 @@ def training_facts(data: TrainingData, plan: SearchPlan, trained: SearchResult) 
         "seed": plan.seed,
         "rule": plan.rule,
         "measure": "accuracy" if data.y.ndim == 1 else "mean average precision",
-        "constant_features": count_constant_features(data.X),
+        "constant_features": training_images.count_constant_features(data.X),
         "extended_grid": trained.extended_grid,
         "cv": trained.table,
     }
 
 
 def dataset_facts(address: Experiment, codes: reader.Codes, units: np.ndarray, grouping: Grouping) -> ClassifierFacts:
-    """Return what the metadata says of the images; units: (n,) int64 of the training images."""
+    """Return what the metadata says of the images; units: (n,) int64 of the training images that are learned from."""
     facts: ClassifierFacts = {
         "dataset": address.name,
         "dataset_digest": training_digest(codes),
-        "n_train": len(codes.labels),
+        "n_train": len(units),
         "n_units": len(np.unique(units)),
         "group_by": grouping.by,
         "near_distance": grouping.near_distance,
@@ -178,25 +247,6 @@ def write_few_shots(classifier: Path, rows: Sequence[FewShotRow]) -> str:
     return "\n".join([f"{path}: accuracy on {scored}, over {rows[0]['draws']} draws", *few_shot.lines_of(rows)])
 
 
-def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -> tuple[np.ndarray, Unlabelled | None]:
-    """Return the unit (n,) int64 of each training image, and the images without a label if a method is named.
-
-    Those that are copies of test or val images, or of their groups, are left out, since their scores would be too high.
-    """
-    images = CodesRows.of_splits(file, *(PARTS if method else ("train",)))
-    units = find_image_units(images, data, grouping)
-    if method is None:
-        return units, None
-    splits = np.array(images.index.splits)[images.rows]
-    offered = TrainingData.of_codes(reader.read_layers(file, {}, UNLABELLED), units[splits == UNLABELLED])
-    unlabelled = Unlabelled(method, offered)
-    kept = unlabelled.without(units[np.isin(splits, ("test", "val"))])
-    if left_out := unlabelled.n_images - kept.n_images:
-        images_text = errors.counted(left_out, "image")
-        logger.info("%s without a label left out: copies of test or val images, or of their groups.", images_text)
-    return units[splits == "train"], kept
-
-
 def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
     """Return the grid of a classifier that knows from a CSV file what the network's own classes stand for."""
     from pipeline.networks.source_classes import require_head  # takes seconds to import, and is seldom needed
@@ -205,40 +255,3 @@ def given_grid(path: Path, model: str, codes: reader.Codes) -> Grid:
         raise errors.PipelineError(f"--source-map is for --model {catalogue.SOURCE_MAP}, not {model}. Leave it out.")
     names = require_head(codes.spec.backbone, codes.spec.weights).names
     return {"probabilities": {"given": [class_maps.read_pairs(path, names, codes.classes)]}}
-
-
-def without_small_classes(codes: reader.Codes, units: np.ndarray, folds: int) -> tuple[reader.Codes, np.ndarray]:
-    """Return codes, and their units, without the classes that have fewer units than folds; log their names."""
-    if options.in_blocks(codes) or codes.labels.ndim == 2:
-        raise errors.PipelineError("--drop-small-classes is for one label per image, without --memory. Leave one out.")
-    counts = {number: len(np.unique(units[codes.labels == number])) for number in np.unique(codes.labels).tolist()}
-    small = [number for number, count in counts.items() if count < folds]
-    for number in small:
-        logger.warning("Left out: class %r, with %d training images or groups.", codes.classes[number], counts[number])
-    rows = np.flatnonzero(~np.isin(codes.labels, small))
-    return codes.take(rows), units[rows]
-
-
-def validate_different(codes: reader.Codes) -> None:
-    """Refuse codes that are all the same: nothing can be learned from them."""
-    if len(codes.labels) > 1 and count_constant_features(codes.values) == codes.values.shape[1]:
-        raise errors.PipelineError(
-            f"All {len(codes.labels)} training images have the same code in layer {codes.spec.layer}, so nothing can "
-            "be learned. Look at the images (they may be nearly black), or take another layer, --weights or --pool."
-        )
-
-
-def training_data(codes: reader.Codes, units: np.ndarray) -> TrainingData:
-    """Return the codes with a row per view of an image; units: (n,) int64 of the images."""
-    if options.in_blocks(codes):
-        return TrainingData(codes.values, codes.labels, units)
-    return TrainingData.of_codes(codes, units)
-
-
-def count_constant_features(X: Rows) -> int:
-    """Return how many columns of codes (n, d) have one value in all rows."""
-    low = high = X[:1].min(0)
-    for start in range(0, X.shape[0], BLOCK):
-        rows = X[start : start + BLOCK]
-        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
-    return int((low == high).sum())

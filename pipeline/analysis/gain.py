@@ -79,13 +79,23 @@ def judge_training(gain: Gain, best_epoch: int, *, from_codes: bool) -> str:
 
 NO_HELP = {
     "higher": "",
-    "lower": " They do harm: leave --unlabelled out.",
-    "not told apart": " That may be chance: without --unlabelled the classifier is simpler.",
+    "lower": " They do harm: leave {flag} out.",
+    "not told apart": " That may be chance: without {flag} the classifier is simpler.",
 }
 
 
 def judge_unlabelled(gain: Gain, method: str, n_images: int) -> str:
     """Say what images without a label brought, and whether they helped; n_images: their number."""
+    return f"{counted(n_images, 'image')} without a label, by {method}: {_judge_others(gain, '--unlabelled')}"
+
+
+def judge_source(gain: Gain, method: str, source: str, n_images: int, effective: float | None) -> str:
+    """Say what images of another dataset brought; effective: as how many equally weighted ones they count."""
+    worth = "" if effective is None else f", worth {effective:.1f} equally weighted ones"
+    images = f"{counted(n_images, 'image')} of {source}, by {method}{worth}"
+    return f"{images}: {_judge_others(gain, '--source and --adapt')}"
+
+
+def _judge_others(gain: Gain, flag: str) -> str:
     figures = gain.text("with them", "without them")
-    others = counted(n_images, "image")
-    return f"{others} without a label, by {method}: accuracy {figures}.{NO_HELP[gain.sign]}"
+    return f"accuracy {figures}.{NO_HELP[gain.sign].format(flag=flag)}"

@@ -75,7 +75,7 @@ def measure_layer(layer: str, data: TrainingData, plan: SearchPlan) -> LayerMeas
 def cross_validate(data: TrainingData, plan: SearchPlan) -> tuple[cv_table.Setting, float, scoring.Interval]:
     """Return the best setting of a grid, and its accuracy with the 95% interval over all held-out images."""
     splits = data.folds(plan.folds, plan.seed)
-    table = cv_table.tabulate(search.cross_validate(data.X, data.y, plan.model, plan.grid, splits))
+    table = cv_table.tabulate(search.cross_validate(data, plan.model, plan.grid, splits))
     chosen = cv_table.best_row(table)
     held_out = [len(rows) for _, rows in splits]
     accuracy = round(float(np.dot(chosen["folds"], held_out))) / len(data.y)

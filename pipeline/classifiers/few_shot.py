@@ -136,7 +136,7 @@ def _train(data: TrainingData, plan: SearchPlan) -> tuple[Setting, Pipeline]:
     folds = min(plan.folds, *(len(np.unique(data.units[data.y == label])) for label in np.unique(data.y)))
     grid = search.feasible_grid(plan.grid if folds > 1 else middle_setting(plan.grid), len(data.y))
     if setting := only_setting(grid):
-        return setting, search.refit(data.X, data.y, plan.model, **setting)[0]
+        return setting, search.refit(data, plan.model, **setting)[0]
     trained = search.train(data, SearchPlan(plan.model, grid, folds, plan.seed))
     return cv_table.setting_of(trained.chosen), trained.pipeline
 

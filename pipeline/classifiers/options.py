@@ -58,6 +58,22 @@ def validate_combination(
         )
 
 
+def validate_weights(model: str, *, asked: bool) -> None:
+    """Refuse weights of images for a model that knows none; asked: whether there are any."""
+    if asked and not catalogue.takes_weights(model):
+        raise errors.PipelineError(
+            f"--weight-by is for a model that knows weights, and {model} does not. Take another --model, like svm."
+        )
+
+
+def validate_adaptation(source: str, method: str | None, codes: reader.Codes[Any], *, others: bool) -> None:
+    """Refuse one of --source and --adapt without the other, and options or codes that do not go with them."""
+    if bool(source) != bool(method):
+        raise errors.PipelineError("--source names the dataset that --adapt learns from: give both, or neither.")
+    if source and (others or in_blocks(codes)):
+        raise errors.PipelineError("--adapt takes no --shots, no --unlabelled, and no codes beyond --memory.")
+
+
 def validate_unlabelled(model: str, codes: reader.Codes[Any], *, others: bool) -> None:
     """Refuse to learn from images without a label with other options, or with codes, that do not go with it."""
     if others or in_blocks(codes):

@@ -65,6 +65,35 @@ class UnlabelledFacts(TypedDict):
     gain: Mapping[str, float]
 
 
+class AdaptationFacts(TypedDict):
+    """What images of another dataset brought to a classifier.
+
+    source: name of the dataset; method: a name of `adaptation.METHODS`; images: number of its images; effective: as how
+    many equally weighted rows they count, None where all count once; separation: how well source and target are told
+    apart, as an AUC, None where nobody asked; gain: an `analysis.gain.Gain` over the target's images alone.
+    """
+
+    source: str
+    method: str
+    images: int
+    effective: float | None
+    separation: float | None
+    gain: Mapping[str, float]
+
+
+class ShiftFacts(TypedDict):
+    """How a classifier was corrected for other shares of its classes.
+
+    dataset: whose images told the shares; method: a name of `label_shift.METHODS`; images: number of these images;
+    shares: {class: [share in the source, share in the target]}.
+    """
+
+    dataset: str
+    method: str
+    images: int
+    shares: Mapping[str, Sequence[float]]
+
+
 class ClassifierFacts(TypedDict, total=False):
     """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val…` are listed here.
 
@@ -75,7 +104,9 @@ class ClassifierFacts(TypedDict, total=False):
     what the accuracies of the table are; constant_features: number of features with one value in all rows; chosen: a
     row of cv; converged: whether the final fit did; temperature: of the probabilities, if calibrated; nested: estimate
     of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best; depths: of the
-    dataset's images, as `depth.Depths.to_dict` gives them; unlabelled: if it learned from images without a label.
+    dataset's images, as `depth.Depths.to_dict` gives them; unlabelled: if it learned from images without a label;
+    weight_by: column with the weights of the training images; adapted: if it learned from another dataset as well;
+    label_shift: if it was corrected for other shares of the classes.
     """
 
     dataset: str
@@ -101,6 +132,9 @@ class ClassifierFacts(TypedDict, total=False):
     n_val_units: int
     depths: Mapping[str, object]
     unlabelled: UnlabelledFacts
+    weight_by: str
+    adapted: AdaptationFacts
+    label_shift: ShiftFacts
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from pipeline.classifiers import cv_table, scoring, solvers
 from pipeline.classifiers.catalogue import CLASSIFIERS, NORMALISATIONS, PATH_MODELS
-from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult
+from pipeline.classifiers.cv_table import CVRow, FoldResult, Grid, NestedResult, Setting
 from pipeline.classifiers.preprocessing import signed_root_rows
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.spec import Rows
@@ -67,7 +67,7 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
     """
     splits = data.folds(plan.folds, plan.seed)
     grid = feasible_grid(plan.grid, min(len(fitted) for fitted, _ in splits))
-    search = partial(cross_validate, data.X, data.y, plan.model, splits=splits, memory=memory)
+    search = partial(cross_validate, data, plan.model, splits=splits, memory=memory)
     table, extensions = cv_table.tabulate(search(grid=grid)), []
     for _ in range(plan.extend_grid):
         extension = cv_table.extend_grid(table)
@@ -76,7 +76,7 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
         table += cv_table.tabulate(search(grid=extension))
         extensions.append(extension)
     chosen = cv_table.RULES[plan.rule](table)
-    pipeline, converged = refit(data.X, data.y, plan.model, chosen["normalisation"], chosen["parameters"])
+    pipeline, converged = refit(data, plan.model, chosen["normalisation"], chosen["parameters"])
     return SearchResult(pipeline, converged, chosen, table, extensions)
 
 
@@ -93,20 +93,19 @@ def feasible_grid(grid: Grid, n_rows: int) -> Grid:
 
 
 def cross_validate(
-    X: Rows, y: np.ndarray, model: str, grid: Grid, splits: Folds, memory: int | None = None
+    data: TrainingData, model: str, grid: Grid, splits: Folds, memory: int | None = None
 ) -> list[FoldResult]:
-    """Cross-validate every setting of the grid on the same folds.
+    """Cross-validate every setting of the grid on the same folds; weights count in the fits, each held-out row once.
 
-    X: (n, d) float32; y: (n,) int64 labels, or (n, n_labels) of 0 and 1; splits: as `data.splits.make_folds` returns
-    them; memory: as in `train`.
+    splits: as `TrainingData.folds` returns them; memory: as in `train`.
     """
     results: list[FoldResult] = []
     for normalisation, values in track(grid.items(), f"searching {model}", len(grid), "normalisation"):
         if uses_path_solver(model, values):
-            rows, solver = path_solver(X, model, normalisation, memory)
-            results += _search_path(rows, y, splits, solver, normalisation, values["C"])
+            rows, solver = path_solver(data.X, model, normalisation, memory)
+            results += _search_path(replace(data, X=rows), splits, solver, normalisation, values["C"])
         else:
-            results += _search_folds(X[:], y, splits, CLASSIFIERS[model], normalisation, values)
+            results += _search_folds(data, splits, CLASSIFIERS[model], normalisation, values)
     return results
 
 
@@ -127,10 +126,10 @@ def _partly_normalised(X: Rows, normalisation: str) -> tuple[Rows, str]:
 
 
 def _search_path(
-    X: Rows, y: np.ndarray, splits: Folds, solver: solvers.PathSolver, normalisation: str, Cs: Sequence[float]
+    data: TrainingData, splits: Folds, solver: solvers.PathSolver, normalisation: str, Cs: Sequence[float]
 ) -> list[FoldResult]:
     """Solve all folds, classes and values of C together."""
-    path = solver.cross_validate(X, y, splits, Cs)
+    path = solver.cross_validate(data.X, data.y, splits, Cs, data.weights)
     if left_out := sorted(set(Cs) - set(path.Cs.tolist())):
         logger.info(
             "%s: C above %g was not tried (%s): the folds had learned their images, and did worse on the others.",
@@ -147,65 +146,57 @@ def _search_path(
 
 
 def _search_folds(
-    X: np.ndarray,
-    y: np.ndarray,
+    data: TrainingData,
     splits: Folds,
     build: Callable[..., BaseEstimator],
     normalisation: str,
     values: Mapping[str, Sequence[Any]],
 ) -> list[FoldResult]:
     """Fit each setting on each fold; the folds run in parallel, one process per core."""
-    points = list(ParameterGrid(values))
-    jobs = [joblib.delayed(_fit_fold)(X, y, rows, build, normalisation, points) for rows in splits]
+    points, data = list(ParameterGrid(values)), replace(data, X=data.X[:])
+    jobs = [joblib.delayed(_fit_fold)(data, rows, build, normalisation, points) for rows in splits]
     return [result for results in joblib.Parallel(n_jobs=-1)(jobs) for result in results]
 
 
 def _fit_fold(
-    X: np.ndarray,
-    y: np.ndarray,
+    data: TrainingData,
     rows: tuple[np.ndarray, np.ndarray],
     build: Callable[..., BaseEstimator],
     normalisation: str,
     points: Sequence[dict[str, Any]],
 ) -> list[FoldResult]:
     """Fit all settings of one normalisation on one fold, whose codes are normalised once."""
-    fitted, held = rows
-    scaler = NORMALISATIONS[normalisation]().fit(X[fitted])
-    codes, held_codes = scaler.transform(X[fitted]), scaler.transform(X[held])
+    fitted, held = (data.subset(part) for part in rows)
+    scaler = NORMALISATIONS[normalisation]().fit(fitted.X)
+    codes, held_codes = scaler.transform(fitted.X), scaler.transform(held.X)
+    weights = {} if fitted.weights is None else {"sample_weight": fitted.weights}
     results = []
     for parameters in points:
         start = time.perf_counter()
         classifier = build(**parameters)
-        converged = converges(partial(classifier.fit, codes, y[fitted]))
-        accuracy = float((classifier.predict(held_codes) == y[held]).mean())
+        converged = converges(partial(classifier.fit, codes, fitted.y, **weights))
+        accuracy = float((classifier.predict(held_codes) == held.y).mean())
         results.append(FoldResult(normalisation, parameters, accuracy, time.perf_counter() - start, converged))
     return results
 
 
-def refit(
-    X: Rows,
-    y: np.ndarray,
-    model: str,
-    normalisation: str,
-    parameters: Mapping[str, Any],
-    sample_weight: np.ndarray | None = None,
-) -> tuple[Pipeline, bool]:
+def refit(data: TrainingData, model: str, normalisation: str, parameters: Mapping[str, Any]) -> tuple[Pipeline, bool]:
     """Return the pipeline of one setting, fitted on all rows, and whether it converged.
 
-    sample_weight: (n,) >= 0 of the rows in the classifier, for the models of `takes_weights`. The solvers of
-    `PATH_MODELS` apply the normalisation block by block: the codes are not copied, and rows on disk are never in memory
-    together.
+    Weights are for the models of `takes_weights`; they count in the classifier, not in the normalisation. The solvers
+    of `PATH_MODELS` apply the normalisation block by block: the codes are not copied, and rows on disk are never in
+    memory together.
     """
-    classifier, all_rows = CLASSIFIERS[model](**parameters), [np.arange(len(y))]
+    classifier, all_rows = CLASSIFIERS[model](**parameters), [np.arange(len(data.y))]
     if model not in PATH_MODELS:
         pipeline = Pipeline([("normalise", NORMALISATIONS[normalisation]()), ("classify", classifier)])
-        weights = {} if sample_weight is None else {"classify__sample_weight": sample_weight}
-        return pipeline, converges(partial(pipeline.fit, X, y, **weights))
-    rows, rest = _partly_normalised(X, normalisation)
+        weights = {} if data.weights is None else {"classify__sample_weight": data.weights}
+        return pipeline, converges(partial(pipeline.fit, data.X, data.y, **weights))
+    rows, rest = _partly_normalised(data.X, normalisation)
     design = solvers.normalised_design(rows, all_rows, rest)
-    converged = converges(partial(classifier.fit_design, design, y, sample_weight))
+    converged = converges(partial(classifier.fit_design, design, data.y, data.weights))
     standard = normalisation == "standard"
-    scaler = solvers.fit_scalers(X, all_rows)[0] if standard else NORMALISATIONS[normalisation]().fit(X[:1])
+    scaler = solvers.fit_scalers(data.X, all_rows)[0] if standard else NORMALISATIONS[normalisation]().fit(data.X[:1])
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged
 
 
@@ -216,15 +207,20 @@ def calibrate(trained: SearchResult, data: TrainingData, plan: SearchPlan, memor
     train an SVM per fold once more, where the path solver has all folds at once; its file would need two private types
     of scikit-learn that skops does not trust, and it hides the coefficients that `export` and `finetune` read.
     """
-    rows, solver = path_solver(data.X, "svm", trained.chosen["normalisation"], memory)
-    splits = data.folds(plan.folds, plan.seed)
-    margins = _margins(solver.held_out_scores(rows, data.y, splits, trained.chosen["parameters"]["C"]))
     svm: solvers.LinearSVM = trained.pipeline[-1]
-    return svm.calibrate(margins, data.y).temperature_
+    margins = held_out_margins(data, plan, cv_table.setting_of(trained.chosen), memory)
+    held = np.arange(len(data.y)) if data.auxiliary is None else np.flatnonzero(~data.auxiliary)
+    return svm.calibrate(margins[held], data.y[held]).temperature_
 
 
-def _margins(scores: np.ndarray) -> np.ndarray:
-    """Return the scores of a path solver as scikit-learn's classifiers give margins: (n,) of two classes."""
+def held_out_margins(data: TrainingData, plan: SearchPlan, setting: Setting, memory: int | None = None) -> np.ndarray:
+    """Return the margins of each row by the fold that held it out, NaN where none did, for the models of `PATH_MODELS`.
+
+    They are (n,) of two classes, and (n, n_classes) of more, as scikit-learn's classifiers give them.
+    """
+    rows, solver = path_solver(data.X, plan.model, setting["normalisation"], memory)
+    splits, C = data.folds(plan.folds, plan.seed), setting["parameters"]["C"]
+    scores = solver.held_out_scores(rows, data.y, splits, C, data.weights)
     return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
@@ -234,10 +230,9 @@ def held_out_probabilities(data: TrainingData, plan: SearchPlan) -> np.ndarray:
     The setting of the grid is the one of the highest cross-validated accuracy. Classes are those that occur, in order.
     """
     splits = data.folds(plan.folds, plan.seed)
-    chosen = cv_table.best_row(cv_table.tabulate(cross_validate(data.X, data.y, "softmax", plan.grid, splits)))
-    rows, solver = path_solver(data.X, "softmax", chosen["normalisation"], None)
-    scores = solver.held_out_scores(rows, data.y, splits, chosen["parameters"]["C"])
-    probabilities: np.ndarray = np.exp(solvers.log_probabilities(_margins(scores).astype(np.float64), 1.0))
+    chosen = cv_table.best_row(cv_table.tabulate(cross_validate(data, "softmax", plan.grid, splits)))
+    margins = held_out_margins(data, replace(plan, model="softmax"), cv_table.setting_of(chosen))
+    probabilities: np.ndarray = np.exp(solvers.log_probabilities(margins.astype(np.float64), 1.0))
     return probabilities
 
 

@@ -89,7 +89,7 @@ class Unlabelled:
 
     def joined(self, others: TrainingData) -> Unlabelled:
         """Return these images and others, the labels of which are forgotten."""
-        return replace(self, data=stack(self.data, others))
+        return replace(self, data=self.data.joined(others))
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,13 @@ class Beside:
     folds: list[float]
 
 
-def stack(one: TrainingData, other: TrainingData) -> TrainingData:
-    """Return the rows of both, those of `other` with images of their own."""
-    images = None
-    if one.images is not None and other.images is not None:
-        images = np.concatenate([one.images, other.images + one.images.max(initial=-1) + 1])
-    X, y = np.concatenate([one.X[:], other.X[:]]), np.concatenate([one.y, other.y])
-    return TrainingData(X, y, np.concatenate([one.units, other.units]), images)
-
-
 def guess_labels(labelled: TrainingData, unlabelled: Unlabelled) -> tuple[np.ndarray, np.ndarray]:
     """Return the label (m,) int64 that each row without one seems to have, and the weight (m,) of the guess in [0, 1].
 
     The weight is 1 less the entropy of the guess, as a share of the highest, as in "Label Propagation for Deep
     Semi-supervised Learning" (Iscen et al., CVPR 2019). The views of an image get one guess, by their mean code.
     """
-    both = stack(labelled, unlabelled.data)
+    both = labelled.joined(unlabelled.data)
     images = np.arange(len(both.y)) if both.images is None else np.unique(both.images, return_inverse=True)[1]
     _, first = np.unique(images, return_index=True)
     n_labelled, codes = len(labelled.y), _means(Normalizer().transform(both.X[:]), images)
@@ -143,18 +134,17 @@ def _means(rows: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 
 def refit(labelled: TrainingData, unlabelled: Unlabelled, model: str, setting: Setting) -> tuple[Pipeline, bool]:
-    """Return a classifier fitted to the labels, which weigh 1, and to the guesses; and whether it converged.
+    """Return a classifier fitted to the labels, and to the guesses, which weigh up to 1; and whether it converged.
 
     It is a classifier like any other, of the size of its coefficients: what LabelSpreading itself predicts by needs the
     codes of all images.
     """
     if not len(unlabelled.data.y):
-        return search.refit(labelled.X, labelled.y, model, **setting)
+        return search.refit(labelled, model, **setting)
     guessed, weights = guess_labels(labelled, unlabelled)
     used = np.flatnonzero(weights > 0)
-    both = stack(labelled, replace(unlabelled.data, y=guessed).subset(used))
-    sample_weight = np.concatenate([np.ones(len(labelled.y)), weights[used]])
-    return search.refit(both.X, both.y, model, **setting, sample_weight=sample_weight)
+    both = labelled.joined(replace(unlabelled.data, y=guessed, weights=weights).subset(used))
+    return search.refit(both, model, **setting)
 
 
 def compare(data: TrainingData, unlabelled: Unlabelled, plan: SearchPlan, setting: Setting) -> Beside:
@@ -173,7 +163,7 @@ def _fold_results(
     """Yield for each fold which images are predicted correctly, with and without the others, and their units."""
     for fitted, held in data.folds(plan.folds, plan.seed):
         labelled, scored = data.subset(fitted), data.subset(held)
-        alone, _ = search.refit(labelled.X, labelled.y, plan.model, **setting)
+        alone, _ = search.refit(labelled, plan.model, **setting)
         together, _ = refit(labelled, unlabelled.without(scored.units), plan.model, setting)
         predicted, labels, units = scored.predict_images(together)
         yield predicted == labels, scored.predict_images(alone)[0] == labels, units

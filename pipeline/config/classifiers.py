@@ -55,6 +55,11 @@ class Classify(Address):
     seed: Seed = setting(0, "Seed of the folds and draws.")
     group_by: str = setting("", GROUP_BY.format("in the same fold"))
     near_distance: float = setting(NEAR_DISTANCE, NEAR, gt=0, lt=1)
+    weight_by: str = setting(
+        "",
+        "Column of the manifest that says how often each training image counts: 2 counts twice, 0 leaves it out.",
+        shown="all once",
+    )
     drop_small_classes: bool = setting(
         False, "Leave out classes with fewer training images (or groups) than folds; their test images count as errors."
     )
@@ -76,6 +81,14 @@ class Classify(Address):
         "Learn from the images without a label as well, by this way to guess their labels, and say what that brings; "
         "with --shots, also from the training images that a draw does not take.",
         shown="labelled images only",
+    )
+    source: str = setting("", "Another dataset with this one's classes, to learn from with --adapt.", in_file=False)
+    adapt: Literal["density-ratio", "easyadapt", "em", "bbse"] | None = setting(
+        None,
+        "How the source's images help: weighted by how like this dataset's they are (density-ratio), with features "
+        "that both share and features of each (easyadapt), or by a classifier trained on them, corrected for the "
+        "shares of classes among this dataset's images, whose labels it does not look at (em, bbse).",
+        in_file=False,
     )
     source_map: Path | None = setting(
         None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.classifiers import persistence, search
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes.reader import Codes
 from pipeline.data.manifest import Manifest
 from pipeline.errors import counted
@@ -88,8 +89,9 @@ class Trial:
 
     def network(self, rows: np.ndarray) -> TunableNetwork:
         """Return the network under a classifier of the frozen codes of some images; rows: (n,) int64 of them."""
-        X, y, spec = self.codes.values[rows], self.data.manifest.labels[rows], self.codes.spec
-        pipeline, _ = search.refit(X, y, self.model, self.normalisation, self.parameters)
+        data = TrainingData.of_independent(self.codes.values[rows], self.data.manifest.labels[rows])
+        pipeline, _ = search.refit(data, self.model, self.normalisation, self.parameters)
+        spec = self.codes.spec
         classifier = persistence.SavedClassifier(pipeline, spec, self.data.manifest.classes)
         return TunableNetwork(spec, Head.from_classifier(classifier, RECIPE.dropout), "all").to(self.runtime.device)
 

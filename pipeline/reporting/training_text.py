@@ -7,9 +7,9 @@ import reprlib
 from pathlib import Path
 
 from pipeline import errors
-from pipeline.analysis.gain import Gain, judge_unlabelled
+from pipeline.analysis.gain import Gain, judge_source, judge_unlabelled
 from pipeline.classifiers import cv_table, scoring
-from pipeline.classifiers.persistence import ClassifierFacts
+from pipeline.classifiers.persistence import ClassifierFacts, ShiftFacts
 from pipeline.classifiers.search import SearchResult
 
 
@@ -33,10 +33,23 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
     if further := facts.get("unlabelled"):
         judgement = judge_unlabelled(Gain.of_dict(further["gain"]), further["method"], further["images"])
         lines.append(f"With {judgement}")
+    if adapted := facts.get("adapted"):
+        gain = Gain.of_dict(adapted["gain"])
+        arguments = (adapted["method"], adapted["source"], adapted["images"], adapted["effective"])
+        lines.append(f"With {judge_source(gain, *arguments)}")
     if constant := facts["constant_features"]:
         are = "is constant: it carries" if constant == 1 else "are constant: they carry"
         lines.append(f"{constant} of {errors.counted(width, 'feature')} of the codes {are} no information")
     return "\n".join([*lines, *_convergence_warnings(trained), *_edge_warnings(trained)])
+
+
+def shift_summary(path: Path, facts: ShiftFacts, judge: Path) -> str:
+    """Return the shares of classes for which a classifier was corrected; judge: the classifier before."""
+    lines = [f"{'class':<30} {'share before':>12} {'share now':>12}"]
+    lines += [f"{name[:30]:<30} {before:>12.4f} {now:>12.4f}" for name, (before, now) in facts["shares"].items()]
+    images = errors.counted(facts["images"], "image")
+    told = f"{judge} for the shares of classes among {images} of {facts['dataset']} ({facts['method']})"
+    return "\n".join([*lines, f"{path}: {told}; labels were not looked at"])
 
 
 def _convergence_warnings(trained: SearchResult) -> list[str]:

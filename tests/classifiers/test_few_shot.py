@@ -26,10 +26,9 @@ def learned_from(data: TrainingData, shots: list[int], monkeypatch: pytest.Monke
     """Return the data of each fit of a curve of one draw."""
     seen, refit = [], search.refit
 
-    def recorded(X: np.ndarray, y: np.ndarray, *setting: object, **more: object) -> object:
-        rows = [int(np.flatnonzero((row == data.X).all(1))[0]) for row in X]
-        seen.append(data.subset(np.array(rows)))
-        return refit(X, y, *setting, **more)
+    def recorded(taken: TrainingData, *setting: object, **more: object) -> object:
+        seen.append(taken)
+        return refit(taken, *setting, **more)
 
     monkeypatch.setattr(search, "refit", recorded)
     few_shot.learning_curve(data, PLAN, shots, few_shot.hold_out_quarters(data, 1, 0))

@@ -45,7 +45,7 @@ def test_labels_reach_the_far_end_of_a_class(method: str, model: str) -> None:
     if model in catalogue.PATH_MODELS:
         setting = SETTING
     pipeline, converged = semi_supervised.refit(labelled, replace(unlabelled, method=method), model, setting)
-    alone, _ = search.refit(labelled.X, labelled.y, model, **setting)
+    alone, _ = search.refit(labelled, model, **setting)
     far = data.X[:, [2, 5]].max(1) > 0.9
     with_others, without = ((one.predict(data.X[far]) == data.y[far]).mean() for one in (pipeline, alone))
     assert converged and with_others == 1 and without < 1
@@ -116,4 +116,4 @@ def test_without_other_images_it_is_the_classifier_of_the_labels() -> None:
     data = arcs(20)
     nothing = Unlabelled("self-training", data.subset(np.array([], int)))
     pipeline, _ = semi_supervised.refit(data, nothing, "svm", SETTING)
-    np.testing.assert_array_equal(pipeline[-1].coef_, search.refit(data.X, data.y, "svm", **SETTING)[0][-1].coef_)
+    np.testing.assert_array_equal(pipeline[-1].coef_, search.refit(data, "svm", **SETTING)[0][-1].coef_)

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from pipeline.analysis.transferability import leep
 from pipeline.classifiers import persistence, scoring, search
 from pipeline.classifiers.source_map import SourceMap
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.data.class_maps import read_pairs
 from pipeline.errors import PipelineError
 
@@ -28,7 +29,7 @@ def scores(n: int = 60, n_sources: int = 7) -> tuple[np.ndarray, np.ndarray]:
 
 def test_probabilities_are_those_of_leep() -> None:
     X, y = scores()
-    pipeline, converged = search.refit(X, y, "source-map", "probabilities", {})
+    pipeline, converged = search.refit(TrainingData.of_independent(X, y), "source-map", "probabilities", {})
     margins = scoring.margins_of(pipeline, X, len(X))
     np.testing.assert_allclose(margins.sum(1), 1, rtol=1e-5)
     assert converged and np.log(margins[np.arange(len(y)), y]).mean() == pytest.approx(leep(softmax(X, 1), y), rel=1e-5)
@@ -38,7 +39,8 @@ def test_probabilities_are_those_of_leep() -> None:
 def test_the_commonest_class_of_the_predicted_source_class_is_named(n_classes: int) -> None:
     sources = np.array([0, 0, 0, 1, 1, 1, 2, 2])
     y = np.array([1, 1, 0, 0, 0, 1, 1, 1]) if n_classes == 2 else np.array([1, 1, 0, 2, 2, 1, 0, 0])
-    pipeline, _ = search.refit(10 * np.eye(4, dtype=np.float32)[sources], y, "source-map", "one-hot", {})
+    X = 10 * np.eye(4, dtype=np.float32)[sources]
+    pipeline, _ = search.refit(TrainingData.of_independent(X, y), "source-map", "one-hot", {})
     unseen = 10 * np.eye(4, dtype=np.float32)
     overall = 1 if n_classes == 2 else 0
     assert pipeline.predict(unseen).tolist() == ([1, 0, 1, overall] if n_classes == 2 else [1, 2, 0, overall])

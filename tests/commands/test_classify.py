@@ -15,8 +15,8 @@ from conftest import Listing, Outcome, put_codes, write_codes
 from helpers import CODES, GRID, MODEL, mistake, write_training
 from PIL import Image
 
-from pipeline import classify
 from pipeline.analysis.grouping import Grouping
+from pipeline.analysis.training_images import read_units
 from pipeline.classifiers import catalogue, options, persistence, solvers
 from pipeline.classifiers.solvers import design as design_module
 from pipeline.codes import reader
@@ -143,7 +143,7 @@ def test_images_of_a_group_share_a_fold(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(
         solvers.PathSolver,
         "cross_validate",
-        lambda self, X, y, folds, Cs: seen.extend(folds) or real(self, X, y, folds, Cs),
+        lambda self, X, y, folds, *more: seen.extend(folds) or real(self, X, y, folds, *more),
     )
     assert run("classify", "--grid", GRID, "--group-by", "patient").code == 0
     for fitted, held in seen:
@@ -159,7 +159,7 @@ def test_images_without_a_label_and_a_group_are_no_group(run: Run) -> None:
     lines += [f"{row}.png,,unlabelled,{row:064x}," for row in range(24, 30)]
     Path("data/digits").mkdir(parents=True)
     Path("data/digits/manifest.csv").write_text(GROUPED + "\n".join(lines) + "\n")
-    _, unlabelled = classify.read_units(CODES, Path("data/digits"), Grouping("patient"), "label-spreading")
+    _, unlabelled = read_units(CODES, Path("data/digits"), Grouping("patient"), "label-spreading")
     assert unlabelled and len(np.unique(unlabelled.data.units)) == unlabelled.n_images == 6
 
 
@@ -221,7 +221,7 @@ def test_copies_of_test_images_are_not_learned_from(project: Path) -> None:
         ["ant", "bee"],
     )
     put_codes(CODES, np.random.default_rng(0).random((14, 3), np.float32), listing)
-    units, unlabelled = classify.read_units(CODES, Path("data/digits"), Grouping(), "label-spreading")
+    units, unlabelled = read_units(CODES, Path("data/digits"), Grouping(), "label-spreading")
     assert len(units) == 8 and unlabelled and unlabelled.n_images == 2
 
 

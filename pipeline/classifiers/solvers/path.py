@@ -97,15 +97,17 @@ class PathSolver:
                     break
         return tally.result(np.asarray(Cs, float), np.sort(order))
 
-    def held_out_scores(self, X: Rows, y: np.ndarray, folds: Sequence[Fold], C: float) -> np.ndarray:
+    def held_out_scores(
+        self, X: Rows, y: np.ndarray, folds: Sequence[Fold], C: float, sample_weight: ArrayLike | None = None
+    ) -> np.ndarray:
         """Return the scores (n, n_columns) of each row by the fold that held it out, NaN where none did.
 
-        X, y: as in `cross_validate`; two classes have one column, that of the second class.
+        X, y, sample_weight: as in `cross_validate`; two classes have one column, that of the second class.
         """
         checks.path(folds, [C])
         task = self._task(X, y, folds)
         scores = np.full((len(task.labels), task.n_classes), np.nan, task.X.dtype)
-        for problems, loss, solutions in task.solve([float(C)], checks.weights(None, task.X)):
+        for problems, loss, solutions in task.solve([float(C)], checks.weights(sample_weight, task.X)):
             outputs = next(solutions).Z.reshape(len(task.labels), len(problems), -1)
             for place, problem in enumerate(problems):
                 held = folds[problem][1]
