@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.classifiers import options
-from pipeline.codes import reader
+from pipeline.codes import stored
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
 from pipeline.images.transforms import Transform
@@ -37,8 +37,8 @@ def write(path: Path, n: int, d: int, n_classes: int) -> None:
     """Write synthetic codes (n, d), sparse and with overlapping classes; all blocks have the same noise."""
     rng = np.random.default_rng(0)
     labels = rng.integers(n_classes, size=n)
-    names = reader.encode_texts([f"{row:07}.png" for row in range(n)])
-    columns = Metadata(names, labels, np.full(n, b"train"), reader.encode_texts([f"{k:03}" for k in range(n_classes)]))
+    names = stored.encode_texts([f"{row:07}.png" for row in range(n)])
+    columns = Metadata(names, labels, np.full(n, b"train"), stored.encode_texts([f"{k:03}" for k in range(n_classes)]))
     centres = 0.4 * rng.standard_normal((n_classes, 64), np.float32)
     projection = rng.standard_normal((64, d), np.float32) / 8
     noise = rng.standard_normal((BLOCK, d), np.float32) - np.float32(0.8)

@@ -21,7 +21,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer
 
 from pipeline.classifiers import persistence, solvers
-from pipeline.codes import reader
+from pipeline.codes import stored
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata
 from pipeline.command_line import run_command
@@ -56,8 +56,8 @@ def make(n_train: int, n_test: int, n_classes: int, width: int) -> None:
     folder = Path("data/many")
     folder.mkdir(parents=True)
     write_images(folder, names)
-    splits = reader.encode_texts(["train"] * n_train + ["test"] * n_test)
-    columns = Metadata(reader.encode_texts(names), labels, splits, reader.encode_texts(classes))
+    splits = stored.encode_texts(["train"] * n_train + ["test"] * n_test)
+    columns = Metadata(stored.encode_texts(names), labels, splits, stored.encode_texts(classes))
     with CodesWriter(Path("features/many/tinyvgg/fc7.h5"), SPEC, width, columns) as writer:
         for rows in np.array_split(np.arange(len(labels)), max(1, len(labels) // 5000)):
             values = np.maximum(centres[labels[rows]] + 4.4 * rng.standard_normal((len(rows), width), np.float32), 0)

@@ -56,7 +56,7 @@ def start(command: str) -> NoReturn:
 
 
 def run_command(command: str, arguments: Sequence[str]) -> int:
-    """Run a command and return the exit code: 0, 2 for a mistake, 130 for an interrupt.
+    """Run a command and return the exit code: 0, 2 for a mistake, 3 for a run with gaps, 130 for an interrupt.
 
     Its module, with the libraries that it needs, is imported once the arguments have been understood.
     """
@@ -84,7 +84,7 @@ def run_command(command: str, arguments: Sequence[str]) -> int:
         if isinstance(error, PipelineError):
             error = hints.completed(error, vars(config) if config else {}, _origin_of(error, origins))
         print(errors.sentence(error), file=sys.stderr)
-        return 130 if isinstance(error, KeyboardInterrupt) else 2
+        return 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 2)
     return 0
 
 
@@ -119,7 +119,7 @@ def log_address(config: Any, origins: Mapping[str, Origin]) -> None:
     fields = type(config).__pydantic_fields__
     words = [
         _word(name, value, extra_of(fields[name])["shown"], origins.get(name))
-        for name in config.address()
+        for name in config.address_settings()
         if (value := getattr(config, name)) != ""
     ]
     if words and os.environ.get("RANK", "0") == "0" and getattr(config, "list", None) is None:  # RANK: of torchrun

@@ -52,6 +52,8 @@ class PipelineError(Exception):
     fix: the commands that put it right, one after the other.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, setting: str = "", fix: Sequence[Fix] = ()) -> None:
         super().__init__(message)
         self.message, self.setting, self.fix = message, setting, tuple(fix)

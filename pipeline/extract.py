@@ -10,17 +10,20 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("extract")
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from pipeline import errors, params
+from pipeline.codes.shards import folder_of
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import digits
 from pipeline.data.manifest import read_manifest
-from pipeline.extraction import autotune, memory, runner
+from pipeline.extraction import autotune, memory, runner, sharded
+from pipeline.extraction.sharded import Sharding
 from pipeline.images import decoding, parallel, torchcodec, transforms
 from pipeline.networks import weights
 from pipeline.networks.frozen import PRECISIONS, FrozenNetwork, choose_device
@@ -107,22 +110,42 @@ def run(settings: Extract) -> None:
         settings.max_bad,
         settings.compress,
     )
+    sharding = sharding_of(settings)
     asked = {"precision": settings.precision, "decoder": settings.decoder}
     network, why = choose_settings(network, extraction, folder, asked)
     layers, images = ", ".join(settings.layer), errors.counted(len(manifest.paths), "image")
     print(f"{settings.backbone} ({settings.weights} weights) on {device}: {layers} of {images}")
     print(why)
-    extract_to(extraction, network, folder)
+    extract_to(extraction, network, folder, sharding)
     for task in read_tasks(address.data)[1:] if settings.out is None and not is_task(address.data) else ():
         manifest = read_manifest(folder_of_task(address.data, task))
         other = Experiment(f"{address.name}{TASK_SEPARATOR}{task}", address.backbone)
-        extract_to(extraction.of(manifest), network, other.features)
+        extract_to(extraction.of(manifest), network, other.features, sharding)
 
 
-def extract_to(extraction: runner.Extraction, network: FrozenNetwork, folder: Path) -> None:
+def sharding_of(settings: Extract) -> Sharding | None:
+    """Return how the run is shared out, None where one process writes one file."""
+    if settings.shards:
+        return Sharding(settings.shards, settings.engine, settings.workers, settings.address)
+    for name, value in (
+        ("engine", settings.engine == "ray"),
+        ("workers", settings.workers),
+        ("address", settings.address),
+    ):
+        if value:
+            raise errors.PipelineError(f"--{name} is for codes in several files. Say how many with --shards.", name)
+    return None
+
+
+def extract_to(extraction: runner.Extraction, network: FrozenNetwork, folder: Path, sharding: Sharding | None) -> None:
     """Extract to a folder, and say what was done."""
     with claim_folder(folder):
-        runner.extract(extraction, network, folder)
+        if sharding:
+            sharded.extract(extraction, network, folder, sharding)
+        else:
+            runner.extract(extraction, network, folder)
+            for layer in network.specs:
+                shutil.rmtree(folder_of(folder / f"{layer}.h5"), ignore_errors=True)
     for line in (*extraction.notes, *(f"Skipped {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(extraction.manifest.paths) - len(extraction.bad)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import command_line
-from pipeline.codes import reader
+from pipeline.codes import stored
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
 from pipeline.images.transforms import Transform
@@ -133,10 +133,10 @@ def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) 
     shutil.rmtree(cache_folder(path.parent), ignore_errors=True)
     labels = np.asarray(listing.labels, dtype=np.int64)
     columns = Metadata(
-        reader.encode_texts(listing.paths),
+        stored.encode_texts(listing.paths),
         labels,
-        reader.encode_texts(listing.splits),
-        reader.encode_texts(listing.classes),
+        stored.encode_texts(listing.splits),
+        stored.encode_texts(listing.classes),
     )
     with CodesWriter(path, make_spec(**spec), values.shape[1], columns) as writer:
         writer.write(range(len(labels)), values.astype(np.float32), listing.digests)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +16,11 @@ import h5py
 import numpy as np
 
 from pipeline import errors
-from pipeline.codes.spec import (
-    JOINED_FIELDS,
-    CodesSpec,
-    Rows,
-    extract_settings,
-    join_codes,
-    join_specs,
-    validate_spec,
-)
+from pipeline.codes import shards, stored
+from pipeline.codes.spec import JOINED_FIELDS, CodesSpec, Rows, extract_settings, join_codes, join_specs
+from pipeline.codes.stored import RowMetadata, StoredCodes
 from pipeline.data.manifest import names_of_label
 from pipeline.paths import LAYER_SEPARATOR
-
-FORMAT = "cnn-codes 5"
-
-BLOCK_BYTES = 1 << 23
-"""Bytes of codes that are read at a time where a whole file may not fit into memory."""
 
 Values = TypeVar("Values", bound=Rows, covariant=True)
 GivenValues = TypeVar("GivenValues", bound=Rows)
@@ -117,33 +104,6 @@ class CodesIndex:
     bad: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class RowMetadata:
-    """The metadata of m rows as HDF5 stores it.
-
-    labels: (m,) int64, or (m, n_classes) uint8; digests, paths, splits: (m,) bytes.
-    """
-
-    labels: np.ndarray
-    digests: np.ndarray
-    paths: np.ndarray
-    splits: np.ndarray
-
-    @classmethod
-    def read(cls, file: h5py.File, first: int, last: int) -> RowMetadata:
-        """Read the metadata of the rows from `first` to before `last`."""
-        return cls(*(file[name][first:last] for name in ("labels", "digests", "paths", "splits")))
-
-    def take(self, rows: np.ndarray) -> RowMetadata:
-        """Return the metadata of some of the rows."""
-        return RowMetadata(self.labels[rows], self.digests[rows], self.paths[rows], self.splits[rows])
-
-    def with_values(self, values: GivenValues, classes: tuple[str, ...], spec: CodesSpec) -> Codes[GivenValues]:
-        """Return the codes of these rows."""
-        paths, splits, digests = (decode_texts(column) for column in (self.paths, self.splits, self.digests))
-        return Codes(values, self.labels, paths, splits, digests, classes, spec)
-
-
 class StoredRows:
     """The codes of some rows of an open file, (n, d) float32, read when they are sliced.
 
@@ -153,7 +113,7 @@ class StoredRows:
     rows: increasing int64 row numbers in the file.
     """
 
-    def __init__(self, file: h5py.File, rows: np.ndarray) -> None:
+    def __init__(self, file: StoredCodes, rows: np.ndarray) -> None:
         self.file, self.rows, self.checked = file, rows, np.zeros(len(rows), bool)
         self.last: tuple[slice, np.ndarray] = slice(0), np.empty(0)
         self.shape: tuple[int, int] = len(rows), file["values"].shape[1]
@@ -171,9 +131,9 @@ class StoredRows:
             return np.empty((0, self.shape[1]), np.float32)
         first, last = int(rows[0]), int(rows[-1]) + 1
         if self.checked[part].all():
-            values = read_values(self.file, first, last).astype(np.float32, copy=False)
+            values = stored.read_values(self.file, first, last).astype(np.float32, copy=False)
         else:
-            values, _ = read_rows(self.file, first, last)
+            values, _ = stored.read_rows(self.file, first, last)
             self.checked[part] = True
         return values if len(values) == len(rows) else values[rows - first]
 
@@ -185,13 +145,13 @@ def read(path: Path, expected: Mapping[str, object], split: str | None = None) -
     has others, and if the file is missing or damaged.
     """
     with open_file(path, expected) as file:
-        spec = read_spec(file, path, expected)
+        spec = stored.read_spec(file, path, expected)
         rows = _rows_of_split(file, split)
         first, last = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
-        values, metadata = read_rows(file, first, last)
+        values, metadata = stored.read_rows(file, first, last)
         if len(rows) < last - first:
             values, metadata = values[rows - first], metadata.take(rows - first)
-        return metadata.with_values(values, decode_texts(file["classes"][()]), spec)
+        return codes_of_rows(values, metadata, stored.decode_texts(file["classes"][()]), spec)
 
 
 @contextmanager
@@ -210,30 +170,40 @@ def open_codes(
         yield read_layers(path, expected, split)
         return
     with open_file(path, expected) as file:
-        spec, classes = read_spec(file, path, expected), decode_texts(file["classes"][()])
+        spec, classes = stored.read_spec(file, path, expected), stored.decode_texts(file["classes"][()])
         rows = _rows_of_split(file, split)
         fits = memory is None or np.dtype(np.float32).itemsize * len(rows) * file["values"].shape[1] <= memory
-        metadata = None if fits else RowMetadata.read(file, 0, len(file["values"])).take(rows)
+        metadata = None if fits else stored.RowMetadata.read(file, 0, len(file["values"])).take(rows)
     if metadata is None:
         yield read(path, expected, split)
         return
-    with h5py.File(path) as file:  # not by open_file, which would take errors of the caller for damage
-        yield metadata.with_values(StoredRows(file, rows), classes, spec)
+    with open_unguarded(path) as file:
+        yield codes_of_rows(StoredRows(file, rows), metadata, classes, spec)
 
 
 @contextmanager
 def open_stream(path: Path, expected: Mapping[str, object]) -> Iterator[CodesStream]:
     """Yield the codes of one layer block by block; expected, and what is raised, as for `read`."""
     with open_file(path, expected) as file:
-        spec, classes = read_spec(file, path, expected), decode_texts(file["classes"][()])
-    with h5py.File(path) as file:  # not by open_file, which would take errors of the caller for damage
-        rows = (read_rows(file, first, last) for first, last in block_bounds(file))
-        blocks = (metadata.with_values(values, classes, spec) for values, metadata in rows)
+        spec, classes = stored.read_spec(file, path, expected), stored.decode_texts(file["classes"][()])
+    with open_unguarded(path) as file:
+        rows = (stored.read_rows(file, first, last) for first, last in stored.block_bounds(file))
+        blocks = (codes_of_rows(values, metadata, classes, spec) for values, metadata in rows)
         n, width = file["values"].shape
         yield CodesStream(n, width, classes, spec, blocks)
 
 
-def _rows_of_split(file: h5py.File, split: str | None) -> np.ndarray:
+def codes_of_rows(
+    values: GivenValues, metadata: RowMetadata, classes: tuple[str, ...], spec: CodesSpec
+) -> Codes[GivenValues]:
+    """Return the codes of some rows as their metadata says."""
+    paths, splits, digests = (
+        stored.decode_texts(column) for column in (metadata.paths, metadata.splits, metadata.digests)
+    )
+    return Codes(values, metadata.labels, paths, splits, digests, classes, spec)
+
+
+def _rows_of_split(file: StoredCodes, split: str | None) -> np.ndarray:
     """Return the increasing int64 numbers of a split's rows, or of all."""
     splits = file["splits"][()]
     return np.arange(len(splits)) if split is None else np.flatnonzero(splits == split.encode())
@@ -290,9 +260,9 @@ def flatten_views(codes: Codes[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.
 def read_index(path: Path, expected: Mapping[str, object]) -> CodesIndex:
     """Read all but the values; expected, and what is raised, as for `read`."""
     with open_file(path, expected) as file:
-        spec = read_spec(file, path, expected)
+        spec = stored.read_spec(file, path, expected)
         paths, splits, digests, classes, bad = (
-            decode_texts(file[name][()]) for name in ("paths", "splits", "digests", "classes", "bad")
+            stored.decode_texts(file[name][()]) for name in ("paths", "splits", "digests", "classes", "bad")
         )
         width = file["values"].shape[1]
         return CodesIndex(path, file["labels"][()], paths, splits, digests, classes, spec, width, bad)
@@ -305,113 +275,54 @@ def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
     """
     with ExitStack() as stack:
         files = [stack.enter_context(open_file(file, {})) for file in layer_files(path)]
-        spec = join_specs([read_spec(file, path, {}) for file in files])
-        for start, stop in block_bounds(*files):
+        spec = join_specs([stored.read_spec(file, path, {}) for file in files])
+        for start, stop in stored.block_bounds(*files):
             first, last = np.searchsorted(rows, (start, stop))
             if first < last:
                 chosen = rows[first:last]
-                yield chosen, join_codes([read_rows(file, start, stop)[0][chosen - start] for file in files], spec)
-
-
-def block_bounds(*files: h5py.File) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each block of about `BLOCK_BYTES` of all files together, and the row after its last."""
-    count = len(files[0]["values"])
-    step = max(1, BLOCK_BYTES // sum(file["values"].dtype.itemsize * file["values"].shape[1] for file in files))
-    yield from ((start, min(start + step, count)) for start in range(0, count, step))
-
-
-def read_values(file: h5py.File, first: int, last: int) -> np.ndarray:
-    """Return the (m, d) values of some rows in the type in which they are stored, without looking at checksums."""
-    values: np.ndarray = file["values"][first:last]
-    return values
-
-
-def read_rows(file: h5py.File, first: int, last: int) -> tuple[np.ndarray, RowMetadata]:
-    """Return the (m, d) float32 values of some rows and their metadata; raise PipelineError if a checksum is wrong."""
-    values, metadata = read_values(file, first, last), RowMetadata.read(file, first, last)
-    wrong = np.flatnonzero(row_checksums(values, metadata) != file["checksums"][first:last])
-    if len(wrong):
-        raise errors.PipelineError(
-            f"{file.filename} is damaged: {len(wrong)} of its rows do not fit their checksums, the first is row "
-            f"{first + wrong[0]}. Extract again.",
-            fix=_extract(Path(file.filename), json.loads(file.attrs["spec"])),
-        )
-    return values.astype(np.float32, copy=False), metadata
-
-
-def row_checksums(values: np.ndarray, metadata: RowMetadata) -> np.ndarray:
-    """Return (m,) uint32: for each row the CRC-32 of its values, label, digest, path and split together.
-
-    It finds a flipped bit, and a row that has another's label or path.
-    """
-    columns = (metadata.labels, metadata.digests, metadata.paths, metadata.splits)
-    rows = zip(np.ascontiguousarray(values), *(column.tolist() for column in columns), strict=True)
-    checksums = [
-        zlib.crc32(b"\0".join((str(label).encode(), *texts)), zlib.crc32(code)) for code, label, *texts in rows
-    ]
-    return np.array(checksums, dtype=np.uint32)
-
-
-def header_checksum(spec: str, classes: Sequence[bytes], bad: Sequence[bytes]) -> int:
-    """Return the CRC-32 of all that belongs to a file as a whole; spec: as JSON."""
-    return zlib.crc32(repr((spec, list(classes), list(bad))).encode())
+                yield (
+                    chosen,
+                    join_codes([stored.read_rows(file, start, stop)[0][chosen - start] for file in files], spec),
+                )
 
 
 @contextmanager
-def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[h5py.File]:
+def open_file(path: Path, expected: Mapping[str, object]) -> Iterator[StoredCodes]:
     """Open a file of codes for reading; raise PipelineError that says what is wrong if it cannot be read.
 
     expected: values of some fields of the spec, which stand in the command that the error names.
     """
     if not path.exists():
         raise errors.PipelineError(
-            f"There are no codes at {path}.{errors.beside(path)} Extract them.", fix=_extract(path, expected)
+            f"There are no codes at {path}.{errors.beside(path)} Extract them.", fix=stored.extraction(path, expected)
         )
     try:
-        with h5py.File(path) as file:
+        with open_unguarded(path) as file:
             yield file
     except (OSError, KeyError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         if "unable to lock file" in reason:
             raise errors.PipelineError(f"{path} cannot be locked for reading: {_why_locked(error)}") from error
         raise errors.PipelineError(
-            f"{path} is damaged, or no file of codes ({reason}). Extract again.", fix=_extract(path, expected)
+            f"{path} is damaged, or no file of codes ({reason}). Extract again.", fix=stored.extraction(path, expected)
         ) from error
+
+
+@contextmanager
+def open_unguarded(path: Path) -> Iterator[StoredCodes]:
+    """Open a file of codes, or those that an index names; errors are those of HDF5.
+
+    For long use: `open_file` would take errors of the caller for damage.
+    """
+    with h5py.File(path) as file:
+        if file.attrs.get("format") != shards.FORMAT:
+            yield file
+            return
+        with shards.ShardedCodes(path, file) as whole:
+            yield whole
 
 
 def _why_locked(error: Exception) -> str:
     if isinstance(error, BlockingIOError):
         return "another process is writing it. Wait until that is done, or end it."
     return "its disk has no locks. Set the environment variable HDF5_USE_FILE_LOCKING=FALSE, and run again."
-
-
-def _extract(path: Path, expected: Mapping[str, object]) -> list[errors.Fix]:
-    """Return the command that writes the codes at a path; none where `extract` gives its file another name."""
-    settings = {"layer": path.stem, **extract_settings(expected), "out": path.parent}
-    return [errors.Fix("extract", settings)] if path.name == f"{settings['layer']}.h5" else []
-
-
-def read_spec(file: h5py.File, path: Path, expected: Mapping[str, object]) -> CodesSpec:
-    """Return the spec of an open file of codes; expected, and what is raised, as for `read`."""
-    if file.attrs.get("format") != FORMAT:
-        raise errors.PipelineError(
-            f"{path} is an HDF5 file of another format than {FORMAT!r}. Extract again.", fix=_extract(path, expected)
-        )
-    text = file.attrs["spec"]
-    if file.attrs["checksum"] != header_checksum(text, file["classes"][()].tolist(), file["bad"][()].tolist()):
-        raise errors.PipelineError(
-            f"{path} is damaged: its spec does not fit its checksum. Extract again.", fix=_extract(path, expected)
-        )
-    spec = CodesSpec.from_dict(json.loads(text))
-    validate_spec(spec, expected, str(path))
-    return spec
-
-
-def decode_texts(column: np.ndarray) -> tuple[str, ...]:
-    """Return a column of bytes as text; file names that are not valid UTF-8 keep their bytes (surrogateescape)."""
-    return tuple(text.decode("utf-8", "surrogateescape") for text in column.tolist())
-
-
-def encode_texts(column: Sequence[str]) -> np.ndarray:
-    """Return a column of text as bytes of a fixed length, the inverse of `decode_texts`."""
-    return np.array([text.encode("utf-8", "surrogateescape") for text in column], dtype="S")

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline import errors, files
-from pipeline.codes import reader
+from pipeline.codes import stored
 from pipeline.codes.spec import CodesSpec
 from pipeline.paths import codes_of_all_tasks
 
@@ -46,9 +46,9 @@ class Metadata:
         """Return the metadata of some of the rows."""
         return Metadata(self.paths[rows], self.labels[rows], self.splits[rows], self.classes)
 
-    def of_rows(self, rows: np.ndarray, digests: np.ndarray) -> reader.RowMetadata:
+    def of_rows(self, rows: np.ndarray, digests: np.ndarray) -> stored.RowMetadata:
         """Return the metadata of some of the rows, together with the digests of their images."""
-        return reader.RowMetadata(self.labels[rows], digests, self.paths[rows], self.splits[rows])
+        return stored.RowMetadata(self.labels[rows], digests, self.paths[rows], self.splits[rows])
 
     def key(self, spec: CodesSpec) -> str:
         """Return a short digest of these rows and a spec: a half-written file with the same key can be resumed."""
@@ -136,18 +136,18 @@ class EarlierRows:
     def __init__(self, file: h5py.File) -> None:
         self.file = file
         self.rows: dict[bytes, int] = {}
-        for first, last in reader.block_bounds(file):
-            metadata = reader.RowMetadata.read(file, first, last)
+        for first, last in stored.block_bounds(file):
+            metadata = stored.RowMetadata.read(file, first, last)
             written = metadata.digests != b""
             if written.any():
-                checksums = reader.row_checksums(reader.read_values(file, first, last), metadata)
+                checksums = stored.row_checksums(stored.read_values(file, first, last), metadata)
                 intact = written & (checksums == file["checksums"][first:last])
                 self.rows |= {metadata.digests[row]: first + row for row in np.flatnonzero(intact)}
 
     def read_code(self, digest: bytes) -> np.ndarray:
         """Return the (d,) code of the image with that digest, which must be in `rows`."""
         row = self.rows[digest]
-        return reader.read_values(self.file, row, row + 1).reshape(-1)
+        return stored.read_values(self.file, row, row + 1).reshape(-1)
 
 
 class CodesWriter:
@@ -273,8 +273,8 @@ class CodesWriter:
                 f"{self.spec.precision}, or in {self.spec.dtype}. Choose --precision fp32, --dtype float32, or other "
                 "--weights."
             )
-        keys, places = reader.encode_texts(digests), np.asarray(rows)
-        checksums = reader.row_checksums(values, self.metadata.of_rows(places, keys))
+        keys, places = stored.encode_texts(digests), np.asarray(rows)
+        checksums = stored.row_checksums(values, self.metadata.of_rows(places, keys))
         self._put(places, {"values": values, "digests": keys, "checksums": checksums})
         self.written |= zip(rows, keys.tolist(), strict=True)
         self.own.rows |= zip(keys.tolist(), rows, strict=True)
@@ -308,22 +308,22 @@ class CodesWriter:
         """Return a writer of the written rows alone, which are all written to its file."""
         rows = np.array(sorted(self.written))
         writer = self.stack.enter_context(CodesWriter(self.path, self.spec, self.width, self.metadata.take(rows)))
-        for start, stop in reader.block_bounds(self.file):
+        for start, stop in stored.block_bounds(self.file):
             first, last = (int(place) for place in np.searchsorted(rows, (start, stop)))
             if first < last:
-                values = reader.read_values(self.file, start, stop)[rows[first:last] - start]
+                values = stored.read_values(self.file, start, stop)[rows[first:last] - start]
                 digests = [self.written[row].decode() for row in rows[first:last].tolist()]
                 writer.write(range(first, last), values, digests)
         return writer
 
     def _finish(self, bad: Sequence[str], compress: bool) -> None:
         """Close the complete file, put it into the cache, and move it to its path."""
-        reasons = reader.encode_texts(bad)
+        reasons = stored.encode_texts(bad)
         self.file.create_dataset("bad", data=reasons)
         classes = self.metadata.classes.tolist()
-        self.file.attrs["checksum"] = reader.header_checksum(self.spec.to_json(), classes, reasons.tolist())
+        self.file.attrs["checksum"] = stored.header_checksum(self.spec.to_json(), classes, reasons.tolist())
         del self.file.attrs["laid out"]
-        self.file.attrs["format"] = reader.FORMAT
+        self.file.attrs["format"] = stored.FORMAT
         self.file.close()
         self.sink.check()
         os.fsync(self.sink.fileno())
@@ -337,7 +337,7 @@ def keep_complete(partial: Path, cached: Path) -> None:
     """Move a complete file into the cache that a killed run left under its temporary name, before it is reused."""
     complete = False
     with suppress(OSError, KeyError), h5py.File(partial) as file:
-        complete = file.attrs.get("format") == reader.FORMAT
+        complete = file.attrs.get("format") == stored.FORMAT
     if complete:
         partial.replace(cached)
 
@@ -358,7 +358,7 @@ def compress_file(path: Path) -> None:
             rows = max(1, min(len(values), CHUNK_BYTES // (values.dtype.itemsize * values.shape[1])))
             chunks = (rows, values.shape[1])
             packed = target.create_dataset("values", values.shape, values.dtype, chunks=chunks, compression="lzf")
-            for start, stop in reader.block_bounds(source):
+            for start, stop in stored.block_bounds(source):
                 packed[start:stop] = values[start:stop]
             target.attrs.update(source.attrs)
         sink.check()

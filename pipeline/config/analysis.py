@@ -118,9 +118,9 @@ class Suggest(Address):
         group=FILES,
     )
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the four words, or those that address codes where no classifier is asked."""
-        return super().address()[:-1] if self.by == "coverage" else super().address()
+        return super().address_settings()[:-1] if self.by == "coverage" else super().address_settings()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -51,7 +51,7 @@ class Command:
     verbose: bool = setting(False, "Print details as well.", in_file=False, group=MACHINE)
     debug: bool = setting(False, "Show the traceback of an error.", in_file=False, group=MACHINE)
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the names of the settings that say which experiment the command works on."""
         settings: Any = type(self)
         fields = settings.__pydantic_fields__.items()

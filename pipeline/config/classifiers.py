@@ -114,9 +114,9 @@ class Evaluate(Address):
     )
     near_distance: float | None = setting(None, NEAR, shown="as the classifier was trained", gt=0, lt=1)
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the four words, and the classifier where another file holds it."""
-        return [*super().address(), *(["classifier"] if self.classifier else [])]
+        return [*super().address_settings(), *(["classifier"] if self.classifier else [])]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -158,9 +158,9 @@ class Predict(Address):
     )
     threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the backbone that is asked for its own classes, a classifier's file, or the four words."""
-        return ["backbone"] if self.source_classes else ["classifier"] if self.classifier else super().address()
+        return ["backbone"] if self.source_classes else ["classifier"] if self.classifier else super().address_settings()
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -183,9 +183,9 @@ class Export(Address):
         group=FILES,
     )
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the words that address codes, a classifier's file, or the four words."""
-        words = super().address()
+        words = super().address_settings()
         return words[:-1] if self.codes else ["classifier"] if self.classifier else words
 
 

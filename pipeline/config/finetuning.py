@@ -153,9 +153,9 @@ class Finetune(WithSource):
     small_epochs: Integer | None = of_recipe("Number of first epochs of the network that see smaller images.", ge=0)
     small_side: Integer | None = of_recipe("Side of these smaller images, in pixels.", ge=0)
 
-    def address(self) -> list[str]:
+    def address_settings(self) -> list[str]:
         """Return the four words, and the classifier where another file holds it."""
-        return [*super().address(), *(["classifier"] if self.classifier else [])]
+        return [*super().address_settings(), *(["classifier"] if self.classifier else [])]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

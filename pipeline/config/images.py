@@ -100,7 +100,10 @@ class Extract(OfCodes):
     layer: Names = setting(("fc7",), "One layer or several, which one pass serves.", group=EXPERIMENT)
     device: Name = setting("auto", DEVICE, group=MACHINE)
     batch_size: BatchSize = setting(
-        0, "Number of images per forward pass; 0 takes what suits the device.", group=MACHINE
+        0,
+        "Number of images per forward pass, of which the last are filled up, so that codes do not depend on how images "
+        "are batched; 0 takes what suits the device.",
+        group=MACHINE,
     )
     compile: Literal["auto", "torch", "onnxruntime", "no"] = setting(
         "auto",
@@ -112,6 +115,24 @@ class Extract(OfCodes):
         0.1, "Share of images that may be unreadable; with more the run fails.", ge=0, le=1, group=MACHINE
     )
     threads: Threads | None = setting(None, THREADS, shown="one per core", group=MACHINE)
+    shards: Integer = setting(
+        0,
+        "Number of files that the codes are cut into, each written by one worker; 0 for one file.",
+        ge=0,
+        group=MACHINE,
+    )
+    engine: Literal["local", "ray"] = setting(
+        "local", "Where the workers of --shards run: as processes of this machine, or on a Ray cluster.", group=MACHINE
+    )
+    workers: Integer = setting(
+        0,
+        "Number of workers of --shards; 0 for one per GPU, without GPUs one, or with Ray one per machine.",
+        ge=0,
+        group=MACHINE,
+    )
+    address: str = setting(
+        "", "Address of the Ray cluster, or auto for that of this machine.", shown="one started here", group=MACHINE
+    )
     out: Path | None = setting(None, "Folder for LAYER.h5.", shown="features/DATASET/BACKBONE", group=FILES)
     list: str | None = setting(
         None, "Show the backbones, or one backbone's layers, and end.", kind="optional", in_file=False, group=FILES

@@ -43,7 +43,10 @@ class Engine:
     batch_size: images per forward pass, 0 for what suits the device; it halves when a GPU runs out of memory. count:
     number of images that are expected: with compiler "auto", a network on which they take long enough to repay it is
     compiled; another name of `compiling.COMPILERS` compiles it in any case, "no" never. validate: as in `ImageLoader`.
-    notes: sentences on what was decided, and why.
+    whole_batches: whether a smaller batch is filled up with black images, so that an image's codes are the same, bit
+    for bit, whichever others are computed with it.
+
+    Attributes: compiled_by: the compiler that is used, or "no"; notes: sentences on what was decided, and why.
     """
 
     def __init__(
@@ -53,14 +56,18 @@ class Engine:
         count: int = 0,
         compiler: str = "auto",
         validate: Callable[[bytes], None] | None = None,
+        *,
+        whole_batches: bool = False,
     ) -> None:
         self.network, self.count, self.validate = network, count, validate
+        self.whole_batches = whole_batches
         self.asked, self.compilers = compiler, compiling.candidates(network, compiler)
         self.device = network.mean.device
         self.batch_size = batch_size or batch_size_for(self.device, network.transform.size)
         if network.transform.decoder == decoding.TORCHCODEC:
             torchcodec.validate_usable(network.transform, self.device)
         self.forward: Forward = network
+        self.compiled_by = "no"
         self.copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.seconds: list[float] = []
         self.notes: list[str] = []
@@ -110,6 +117,9 @@ class Engine:
 
     def _run_batch(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run the network; the second full batch is timed, and before the third, compiling is considered."""
+        if len(batch) < self.batch_size and self.whole_batches:
+            outputs = self._run_batch(filled_up(batch, self.batch_size))
+            return {layer: values[: len(batch)] for layer, values in outputs.items()}
         if len(batch) < self.batch_size:
             return self.network(batch)
         if self.compilers and (self.asked != "auto" or len(self.seconds) == 2):
@@ -129,6 +139,7 @@ class Engine:
             expected = math.inf if forced else self.seconds[-1] * self.count / len(batch)
             if self.forward is self.network and expected > compiling.COMPILERS[name].least_seconds:
                 self._try_compiler(compiling.COMPILERS[name], batch, forced)
+                self.compiled_by = "no" if self.forward is self.network else name
 
     def _fetch(self, outputs: dict[str, torch.Tensor]) -> Callable[[], BatchCodes]:
         """Return a function that waits until the codes are in CPU memory; it does not wait for later batches."""
@@ -151,7 +162,7 @@ class Engine:
                 f"The memory of {self.device} does not suffice for one image. Choose another --device or --backbone."
             )
         self.batch_size //= 2
-        self.forward, self.compilers = self.network, []
+        self.forward, self.compiled_by, self.compilers = self.network, "no", []
         torch.cuda.empty_cache()
         self.notes.append(f"Out of memory on {self.device}: {self.batch_size} images per forward pass from there on")
 
@@ -172,6 +183,11 @@ class Engine:
             self.notes.append(f"Not compiled by {compiler.title}: {reason}")
             return
         least = SAME_COSINE if self.network.precision == "fp32" else MIN_COSINE
+        if forced and cosine < least:
+            raise errors.PipelineError(
+                f"The network compiled by {compiler.title} gives other codes (lowest cosine {cosine:.6f}). Leave out "
+                "--compile."
+            )
         if cosine >= least and (speedup > 1 or forced):
             self.forward = compiled
         self.notes.append(
@@ -187,6 +203,11 @@ def batch_size_for(device: torch.device, size: tuple[int, int]) -> int:
     """
     usual = BATCH_SIZES[device.type]
     return max(1, min(4 * usual, usual * 224**2 // math.prod(size)))
+
+
+def filled_up(batch: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a batch of `size` images: those given, then black ones."""
+    return torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])
 
 
 def pinned_batch(rows: list[torch.Tensor]) -> torch.Tensor:

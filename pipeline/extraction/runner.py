@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.networks.frozen import FrozenNetwork
 
 from pipeline import errors
-from pipeline.codes import reader
+from pipeline.codes import stored
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder
 from pipeline.data.manifest import Manifest
 from pipeline.extraction.loop import CodesBatch, compute_codes
@@ -39,8 +39,9 @@ class Extraction:
 
     batch_size: images that are computed and committed together, 0 for what suits the device; threads: number of
     decoding threads; compiler: as in `Engine`; max_bad: the fraction of bad images above which the run fails;
-    compress: whether the finished files are compressed. Results: forwarded: number of images that went through the
-    network; bad: {path: reason}; notes: what the engine decided, and why.
+    compress: whether the finished files are compressed; is_part: whether the images are some of a larger run's, so that
+    all of them may be bad. Results: forwarded: number of images that went through the network; bad: {path: reason};
+    notes: what the engine decided, and why.
     """
 
     manifest: Manifest
@@ -49,6 +50,7 @@ class Extraction:
     compiler: str = "auto"
     max_bad: float = 1.0
     compress: bool = False
+    is_part: bool = False
     forwarded: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -102,7 +104,12 @@ class Extraction:
     def _add_bad(self, row: int, reason: BadImage) -> None:
         """Note a bad image; raise PipelineError where more images are bad than the run allows."""
         self.bad[self.manifest.paths[row]] = str(reason)
-        count, (path, first) = len(self.manifest.paths), next(iter(self.bad.items()))
+        if not self.is_part:
+            self.validate_bad()
+
+    def validate_bad(self) -> None:
+        """Raise PipelineError where more images are bad than the run allows."""
+        count, (path, first) = len(self.manifest.paths), next(iter(self.bad.items()), ("", ""))
         if len(self.bad) == count:
             raise errors.PipelineError(f"None of the {count} images can be read; the first is {path!r}: {first}.")
         if len(self.bad) > self.max_bad * count:
@@ -110,6 +117,16 @@ class Extraction:
                 f"{len(self.bad)} of the {count} images cannot be read, more than the share of {self.max_bad:g} that "
                 f"--max-bad allows; the first is {path!r}: {first}. What was computed is kept for the next run."
             )
+
+    def engine(self, network: FrozenNetwork, count: int) -> Engine:
+        """Return the engine that runs a network on `count` images.
+
+        Where the user fixed the batch size, smaller batches are filled up: codes then do not depend on which images are
+        computed together, as after an interruption.
+        """
+        from pipeline.extraction.engine import Engine
+
+        return Engine(network, self.batch_size, count, self.compiler, whole_batches=self.batch_size > 0)
 
     def first_images(self, network: FrozenNetwork) -> list[np.ndarray]:
         """Return the pixels of the first images that can be read, enough to try a lower precision on."""
@@ -136,18 +153,22 @@ def write_copy(writers: Sequence[CodesWriter], row: int, digest: str) -> None:
 def metadata_of(manifest: Manifest) -> Metadata:
     """Return the metadata of a file of codes, as HDF5 stores it."""
     paths, splits, classes = (
-        reader.encode_texts(column) for column in (manifest.paths, manifest.splits, manifest.classes)
+        stored.encode_texts(column) for column in (manifest.paths, manifest.splits, manifest.classes)
     )
     return Metadata(paths, manifest.labels, splits, classes)
 
 
-def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> None:
+def extract(
+    extraction: Extraction,
+    network: FrozenNetwork,
+    folder: Path,
+    engine_of: Callable[[FrozenNetwork, int], Engine] | None = None,
+) -> None:
     """Write the codes of all images to `<layer>.h5` in a folder, computing only those that no earlier run has.
 
     The files appear at the end, all of them complete; a run that is interrupted before is resumed by the next.
+    engine_of: returns the engine for a network and a number of images, by default `Extraction.engine`.
     """
-    from pipeline.extraction.engine import Engine
-
     metadata = metadata_of(extraction.manifest)
     with ExitStack() as stack:
         writers = {
@@ -157,7 +178,7 @@ def extract(extraction: Extraction, network: FrozenNetwork, folder: Path) -> Non
         missing = extraction.find_missing(writers)
         if layers := [layer for layer in writers if missing[layer]]:
             rows = sorted(set().union(*missing.values()))
-            engine = Engine(network.only(layers), extraction.batch_size, len(rows), extraction.compiler)
+            engine = (engine_of or extraction.engine)(network.only(layers), len(rows))
             extraction.compute(rows, engine, [writers[layer] for layer in layers])
             extraction.notes += engine.notes
         for writer in writers.values():

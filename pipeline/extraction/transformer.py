@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import h5py
 import numpy as np
 from cachetools import LRUCache
 from PIL import Image
@@ -19,8 +18,9 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline import errors, hints
-from pipeline.codes import reader
+from pipeline.codes import reader, stored
 from pipeline.codes.spec import CodesSpec
+from pipeline.codes.stored import StoredCodes
 from pipeline.extraction.engine import Engine
 from pipeline.extraction.loading import Source
 from pipeline.extraction.loop import CodesBatch, compute_codes
@@ -241,7 +241,7 @@ class KnownCodes(Container[str]):
     file: of codes, None where there is none; rows: {digest: row of the file}. Digests may be looked up in any thread.
     """
 
-    def __init__(self, spec: CodesSpec, file: h5py.File | None, rows: dict[str, int]) -> None:
+    def __init__(self, spec: CodesSpec, file: StoredCodes | None, rows: dict[str, int]) -> None:
         self.spec, self.file, self.rows = spec, file, rows
         self.codes: dict[str, np.ndarray] = {}
         self.lock = threading.Lock()
@@ -258,8 +258,8 @@ class KnownCodes(Container[str]):
 
     def __getitem__(self, digest: str) -> np.ndarray:
         """Return the (d,) code of a digest that is known."""
-        if digest in self.rows:
-            return reader.read_rows(self.file, self.rows[digest], self.rows[digest] + 1)[0][0]
+        if self.file is not None and digest in self.rows:
+            return stored.read_rows(self.file, self.rows[digest], self.rows[digest] + 1)[0][0]
         return self.codes[digest]
 
     def add(self, digest: str, code: np.ndarray) -> None:

@@ -36,7 +36,7 @@ def families(n: int, size: int, width: int = 300) -> np.ndarray:
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare all codes together, or in blocks of 7, chunks of 14 and tiles of 42."""
     if request.param == "tile by tile":
-        monkeypatch.setattr("pipeline.codes.reader.BLOCK_BYTES", 4 * 300 * 7)
+        monkeypatch.setattr("pipeline.codes.stored.BLOCK_BYTES", 4 * 300 * 7)
         monkeypatch.setattr(near_duplicates, "CHUNK_BYTES", 4 * 300 * 14)
         monkeypatch.setattr(near_duplicates, "TILE_CELLS", 42)
 

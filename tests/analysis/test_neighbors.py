@@ -31,7 +31,7 @@ def test_leave_one_out_predictions_equal_training_without_each_image(project: Pa
 
 def test_nearest_equals_brute_force_across_blocks(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = write_codes(CODES, [0, 1] * 30, ["train"] * 60, ["a", "b"], width=100)
-    monkeypatch.setattr("pipeline.codes.reader.BLOCK_BYTES", 4 * 100 * 7)
+    monkeypatch.setattr("pipeline.codes.stored.BLOCK_BYTES", 4 * 100 * 7)
     queries, among = np.array([3, 50, 4]), np.arange(0, 60, 2)
     distances, rows = neighbors.nearest(CODES, queries, among, 4)
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)

@@ -18,7 +18,7 @@ from helpers import CODES, mistake, write_listed_codes, write_training
 from pyarrow import parquet
 
 from pipeline import read_codes
-from pipeline.codes import reader, tables
+from pipeline.codes import reader, stored, tables
 from pipeline.codes.reader import Codes
 from pipeline.errors import PipelineError
 
@@ -29,7 +29,7 @@ OUT = Path("exports/digits/tinyvgg/fc7.parquet")
 def test_parquet_holds_the_codes_in_row_groups(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     write_training()
     codes, spec = read_codes(CODES), reader.read_index(CODES, {}).spec
-    monkeypatch.setattr(reader, "BLOCK_BYTES", 4 * 20 * 16)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 4 * 20 * 16)
     outcome = run("export", "--codes", "parquet")
     assert outcome.code == 0 and outcome.out == f"{OUT}: 60 × 16\n" and "model" not in outcome.err, outcome
     file = parquet.ParquetFile(OUT)
@@ -71,7 +71,7 @@ def test_zarr_comes_back_bit_for_bit_and_is_refused_when_damaged(run: Run, monke
     splits, digests = ["train", "unlabelled", "train", "test", "test"], [f"{row:064x}" for row in range(5)]
     listing = Listing(names, [1, -1, 0, 1, 0], splits, digests, ["ant", "bee"])
     put_codes(CODES, values, listing)
-    monkeypatch.setattr(reader, "BLOCK_BYTES", 2 * 4 * 4)
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 2 * 4 * 4)
     for _ in range(2):
         assert run("export", "--codes", "zarr", "--out", "made/codes.zarr").code == 0
     codes = read_codes(CODES)

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_spec, write_codes
 
 from pipeline import errors
-from pipeline.codes import reader
+from pipeline.codes import reader, stored
 from pipeline.codes.writer import CodesWriter, Metadata, cache_folder, claim_folder, has_earlier_rows
 
 LABELS, SPLITS = [0, 1, 2, 0, 1, 2], ["train", "train", "test", "train", "test", "val"]
@@ -21,9 +21,9 @@ CLASSES = ["ant", "bee", "fly"]
 
 
 def metadata(count: int) -> Metadata:
-    names = reader.encode_texts([f"{row}.png" for row in range(count)])
+    names = stored.encode_texts([f"{row}.png" for row in range(count)])
     return Metadata(
-        names, np.zeros(count, np.int64), reader.encode_texts(["train"] * count), reader.encode_texts(["a", "b"])
+        names, np.zeros(count, np.int64), stored.encode_texts(["train"] * count), stored.encode_texts(["a", "b"])
     )
 
 
@@ -88,7 +88,7 @@ def test_rows_never_written_are_left_out(tmp_path: Path) -> None:
 
 
 def test_rows_never_written_are_left_out_of_large_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "BLOCK_BYTES", 7 * 16 * 4)  # 7 rows per block
+    monkeypatch.setattr(stored, "BLOCK_BYTES", 7 * 16 * 4)  # 7 rows per block
     path, rows = tmp_path / "out" / "fc7.h5", [row for row in range(40) if row % 9 and not 14 <= row < 28]
     values = np.arange(40 * 16, dtype=np.float32).reshape(40, 16)
     with CodesWriter(path, make_spec(), 16, metadata(40)) as writer:
