@@ -12,6 +12,7 @@ if __name__ == "__main__":  # help and mistakes do not wait for the imports belo
 
 from pathlib import Path
 
+from pipeline.codes.shards import ATTEMPTS
 from pipeline.codes.writer import claim_folder
 from pipeline.config import Cache
 from pipeline.errors import counted
@@ -19,7 +20,13 @@ from pipeline.errors import counted
 
 def cache_folders(features: Path) -> list[Path]:
     """Return the cache folders below the folder of all codes, one per dataset and backbone, those of advise too."""
-    return sorted(path for path in features.glob("**/.cache/*") if path.is_dir())
+    found = (path for path in features.glob("**/.cache/*") if path.is_dir())
+    return sorted(path for path in found if ATTEMPTS not in path.parts)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a cache folder, those of shards too."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def own_bytes(path: Path) -> int:
@@ -35,7 +42,7 @@ def prune(folder: Path) -> int:
     """
     freed = 0
     with claim_folder(folder.parent.parent / folder.name):
-        for path in folder.iterdir():
+        for path in files_in(folder):
             freed += own_bytes(path)
             path.unlink()
     return freed
@@ -67,7 +74,7 @@ def run(settings: Cache) -> None:
         freed = sum(map(prune, folders)) + sum(map(prune_checkpoint, of_models))
         print(f"{freed / 1e6:.1f} MB freed")
         return
-    files = [path for folder in folders for path in sorted(folder.iterdir())] + of_models
+    files = [path for folder in folders for path in files_in(folder)] + of_models
     for path in files:
         print(f"{path.stat().st_size / 1e6:10.1f} MB  {own_bytes(path) / 1e6:10.1f} MB of its own  {path}")
     print(f"{counted(len(files), 'file')}, {sum(map(own_bytes, files)) / 1e6:.1f} MB that nothing else holds")

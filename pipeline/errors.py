@@ -49,14 +49,12 @@ class PipelineError(Exception):
     """A mistake that the user can fix; the message is one sentence: what, why, and the fix.
 
     setting: the setting that the mistake is about, if it is about one, so that the command can say where it came from;
-    fix: the commands that put it right, one after the other.
+    fix: the commands that put it right, one after the other; exit_code: of the command, 3 where it did all but a part.
     """
 
-    exit_code = 2
-
-    def __init__(self, message: str, setting: str = "", fix: Sequence[Fix] = ()) -> None:
+    def __init__(self, message: str, setting: str = "", fix: Sequence[Fix] = (), exit_code: int = 2) -> None:
         super().__init__(message)
-        self.message, self.setting, self.fix = message, setting, tuple(fix)
+        self.message, self.setting, self.fix, self.exit_code = message, setting, tuple(fix), exit_code
 
     def __str__(self) -> str:
         """Return the message, and in a line of their own the commands that fix it."""

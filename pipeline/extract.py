@@ -23,6 +23,7 @@ from pipeline.config import Extract
 from pipeline.data import digits
 from pipeline.data.manifest import read_manifest
 from pipeline.extraction import autotune, memory, runner, sharded
+from pipeline.extraction.shard_worker import has_earlier_shards
 from pipeline.extraction.sharded import Sharding
 from pipeline.images import decoding, parallel, torchcodec, transforms
 from pipeline.networks import weights
@@ -74,7 +75,7 @@ def earlier_choices(
             for layer, spec in network.specs.items():
                 transform = replace(spec.transform, decoder=decoder)
                 spec = replace(spec, precision=precision, transform=transform)
-                if has_earlier_rows(folder / f"{layer}.h5", spec, metadata):
+                if has_earlier_rows(folder / f"{layer}.h5", spec, metadata) or has_earlier_shards(folder, spec):
                     return choices, "as in an earlier run"
     tuned = weights.read_spec(next(iter(network.specs.values())).weights)
     if tuned is None:

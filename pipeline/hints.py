@@ -26,7 +26,7 @@ def completed(error: PipelineError, known: Mapping[str, Any], origin: str = "") 
     model = known.get("model", "")
     if len(fixes) < len(error.fix) and isinstance(model, str) and model not in (*GRIDS, FINETUNED):
         message += f" The models are: {', '.join(errors.nearest(model, [*GRIDS, FINETUNED]))}."
-    return PipelineError(message, error.setting, fixes)
+    return PipelineError(message, error.setting, fixes, error.exit_code)
 
 
 def complete(fix: Fix, known: Mapping[str, Any]) -> Fix:

@@ -139,7 +139,8 @@ def put_codes(path: Path, values: np.ndarray, listing: Listing, **spec: object) 
         stored.encode_texts(listing.classes),
     )
     with CodesWriter(path, make_spec(**spec), values.shape[1], columns) as writer:
-        writer.write(range(len(labels)), values.astype(np.float32), listing.digests)
+        if len(labels):
+            writer.write(range(len(labels)), values.astype(np.float32), listing.digests)
         writer.commit(listing.bad)
 
 

@@ -76,7 +76,8 @@ class Codes(Generic[Values]):
 class CodesStream:
     """A file of codes, of which one block of rows at a time is in memory.
 
-    n: number of rows; width: numbers per row; blocks: the codes of some rows after those of others, to be read once.
+    n: number of rows; width: numbers per row; blocks: the codes of some rows after those of others, to be read once;
+    file: which is open.
     """
 
     n: int
@@ -84,6 +85,7 @@ class CodesStream:
     classes: tuple[str, ...]
     spec: CodesSpec
     blocks: Iterator[Codes[np.ndarray]]
+    file: StoredCodes
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ def open_stream(path: Path, expected: Mapping[str, object]) -> Iterator[CodesStr
         rows = (stored.read_rows(file, first, last) for first, last in stored.block_bounds(file))
         blocks = (codes_of_rows(values, metadata, classes, spec) for values, metadata in rows)
         n, width = file["values"].shape
-        yield CodesStream(n, width, classes, spec, blocks)
+        yield CodesStream(n, width, classes, spec, blocks, file)
 
 
 def codes_of_rows(

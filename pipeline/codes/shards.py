@@ -6,6 +6,7 @@ be made again at any time.
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ FORMAT = "cnn-codes 5, shards"
 
 OPEN_FILES = 64
 """Shards that are open at a time, at most."""
+
+ATTEMPTS = "attempts"
+"""The folder in the cache where workers write shards, each in a folder of its own."""
 
 TEXTS = ("paths", "splits", "digests")
 """Columns of bytes, whose length may differ from shard to shard."""
@@ -52,6 +56,20 @@ def folder_of(path: Path) -> Path:
 def shard_name(number: int, count: int, key: str) -> str:
     """Return the name of the file of shard `number` of `count`; key: of its rows and their spec."""
     return f"shard-{number:05}-of-{count:05}-{key}.h5"
+
+
+def key_of(spec: str, digest: str) -> str:
+    """Return the key of a shard; spec: of its codes, as JSON; digest: of the dataset that its images are."""
+    return _spec_key(spec) + digest[:12]
+
+
+def any_key_of(spec: str) -> str:
+    """Return a pattern of the keys of all shards of a spec, given as JSON."""
+    return f"{_spec_key(spec)}*"
+
+
+def _spec_key(spec: str) -> str:
+    return hashlib.sha256(spec.encode()).hexdigest()[:6]
 
 
 def seal_of(file: h5py.File) -> int:
@@ -100,8 +118,8 @@ def read_headers(path: Path, index: h5py.File) -> list[Header]:
     there = {file.name for file in folder_of(path).glob("*.h5")}
     if missing := [header.name for header in headers if header.name not in there]:
         raise errors.PipelineError(
-            f"{path} is an index of {errors.counted(len(headers), 'shard')}, of which {len(missing)} cannot be found in "
-            f"{folder_of(path)}; the first is {missing[0]}. {AGAIN}"
+            f"{path} is an index of {errors.counted(len(headers), 'shard')}, of which {len(missing)} cannot be found "
+            f"in {folder_of(path)}; the first is {missing[0]}. {AGAIN}"
         )
     return headers
 

@@ -1,4 +1,4 @@
-"""Codes for other tools: Parquet, NumPy's own format, CSV and Zarr, written block by block."""
+"""Codes for other tools: Parquet, NumPy's own format, CSV, Zarr and one HDF5 file, written block by block."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 
 from pipeline import errors, files
@@ -101,10 +102,26 @@ def _csv_rows(blocks: Iterable[Codes[np.ndarray]]) -> Iterator[list[Any]]:
             yield [*texts, *values]
 
 
+def write_h5(path: Path, codes: CodesStream) -> list[Path]:
+    """Write one file like those of `extract`, as from codes in several; it has the same rows and checksums."""
+    file = codes.file
+    with files.replacing(path) as partial, h5py.File(partial, "w") as target:
+        for name in ("labels", "paths", "splits", "digests", "checksums", "classes", "bad"):
+            target[name] = file[name][()]
+        values = target.create_dataset("values", (codes.n, codes.width), codes.spec.dtype)
+        start = 0
+        for block in codes.blocks:  # whose rows fit their checksums
+            values[start : start + len(block.values)] = block.values
+            start += len(block.values)
+        target.attrs.update({name: file.attrs[name] for name in ("spec", "checksum", "format")})
+    return [path]
+
+
 WRITERS: dict[str, Callable[[Path, CodesStream], list[Path]]] = {
     "parquet": write_parquet,
     "npy": write_npy,
     "csv": write_csv,
     "zarr": write_zarr,
+    "h5": write_h5,
 }
 """The formats by name, which is also the suffix: each writes the codes and returns the files that it wrote."""

@@ -306,7 +306,7 @@ class CodesWriter:
 
     def _without_gaps(self) -> CodesWriter:
         """Return a writer of the written rows alone, which are all written to its file."""
-        rows = np.array(sorted(self.written))
+        rows = np.array(sorted(self.written), np.int64)
         writer = self.stack.enter_context(CodesWriter(self.path, self.spec, self.width, self.metadata.take(rows)))
         for start, stop in stored.block_bounds(self.file):
             first, last = (int(place) for place in np.searchsorted(rows, (start, stop)))

@@ -160,7 +160,9 @@ class Predict(Address):
 
     def address_settings(self) -> list[str]:
         """Return the backbone that is asked for its own classes, a classifier's file, or the four words."""
-        return ["backbone"] if self.source_classes else ["classifier"] if self.classifier else super().address_settings()
+        return (
+            ["backbone"] if self.source_classes else ["classifier"] if self.classifier else super().address_settings()
+        )
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -168,10 +170,10 @@ class Export(Address):
     """Settings of `export`."""
 
     classifier: Path | None = setting(None, CLASSIFIER, shown=CLASSIFIER_SHOWN, in_file=False, group=FILES)
-    codes: Literal["parquet", "npy", "csv", "zarr"] | None = setting(
+    codes: Literal["parquet", "npy", "csv", "zarr", "h5"] | None = setting(
         None,
         "Write the layer's codes in this format, for other tools, instead of network and classifier; of the four "
-        "words, --model does not count then.",
+        "words, --model does not count then. h5 joins the shards of `extract --shards` in one file.",
         in_file=False,
     )
     weights: str = setting("", WEIGHTS_NOW, in_file=False, group=FILES)

@@ -25,9 +25,6 @@ from pipeline.extraction.engine import Engine
 from pipeline.extraction.scheduler import Death, Mistake
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
-ATTEMPTS = "attempts"
-"""The folder in the cache where workers write, each in a folder of its own."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -57,13 +54,13 @@ class Job:
 
     def earlier(self, shard: Shard, layer: str) -> list[Path]:
         """Return what is kept of earlier states of a shard, with other rows: the newest first."""
-        name = shards.shard_name(shard.number, self.n_shards, f"{_short(self.specs[layer].to_json())}*")
+        name = shards.shard_name(shard.number, self.n_shards, shards.any_key_of(self.specs[layer].to_json()))
         kept = self.kept(shard, layer)
         others = [path for path in kept.parent.glob(name) if path != kept]
         return sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def _name(self, shard: Shard, layer: str) -> str:
-        key = _short(self.specs[layer].to_json()) + shard.manifest.digest[:12]
+        key = shards.key_of(self.specs[layer].to_json(), shard.manifest.digest)
         return shards.shard_name(shard.number, self.n_shards, key)
 
     def is_done(self, shard: Shard) -> bool:
@@ -96,10 +93,6 @@ class Extracted:
     forwarded: int
 
 
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
 def cut(manifest: Manifest, count: int) -> list[Shard]:
     """Cut a dataset into `count` shards by the digests of its paths, and return those that have images.
 
@@ -111,6 +104,12 @@ def cut(manifest: Manifest, count: int) -> list[Shard]:
     found, starts = np.unique(numbers[order], return_index=True)
     parts = np.split(order, starts[1:])
     return [Shard(int(number), manifest.take(rows)) for number, rows in zip(found, parts, strict=True)]
+
+
+def has_earlier_shards(folder: Path, spec: CodesSpec) -> bool:
+    """Return whether earlier runs wrote shards of a spec to a folder of codes."""
+    kept = cache_folder(folder) / shards.folder_of(Path(f"{spec.layer}.h5"))
+    return any(kept.glob(f"shard-*-{shards.any_key_of(spec.to_json())}.h5"))
 
 
 def is_whole(path: Path, spec: CodesSpec, count: int) -> bool:
@@ -148,7 +147,7 @@ class ShardWorker:
     def extract(self, shard: Shard) -> Extracted:
         """Write the files of a shard; they appear whole, whoever else computes the same shard."""
         job = self.job
-        attempt = cache_folder(job.folder) / ATTEMPTS / f"{shard.number:05}-{uuid.uuid4().hex[:12]}"
+        attempt = cache_folder(job.folder) / shards.ATTEMPTS / f"{shard.number:05}-{uuid.uuid4().hex[:12]}"
         folder = attempt / "codes"
         self._adopt(shard, cache_folder(folder))
         extraction = runner.Extraction(
@@ -180,7 +179,7 @@ class ShardWorker:
         for layer, spec in self.job.specs.items():
             for earlier in self.job.earlier(shard, layer)[:1]:
                 files.link_or_copy(earlier, cache / cached_name(spec))
-            dead = cache_folder(self.job.folder) / ATTEMPTS
+            dead = cache_folder(self.job.folder) / shards.ATTEMPTS
             for number, partial in enumerate(dead.glob(f"{shard.number:05}-*/.cache/codes/{layer}.h5-*.partial")):
                 with suppress(FileNotFoundError):  # its worker lives, and has just ended
                     files.link_or_copy(partial, cache / f"{layer}.h5-{number}.partial")

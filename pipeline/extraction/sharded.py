@@ -18,18 +18,12 @@ from pipeline.extraction.engine import Engine, batch_size_for
 from pipeline.extraction.local_workers import LocalWorkers
 from pipeline.extraction.ray_workers import RayWorkers
 from pipeline.extraction.scheduler import Death, Schedule
-from pipeline.extraction.shard_worker import ATTEMPTS, Job, Shard, cut
+from pipeline.extraction.shard_worker import Job, Shard, cut
 from pipeline.networks.frozen import FrozenNetwork
 from pipeline.progress import ProgressBar
 
 LOCAL, RAY = ENGINES = ("local", "ray")
 """Where workers come from."""
-
-
-class ShardsSetAside(errors.PipelineError):
-    """Some shards killed every worker that tried them; all others are done."""
-
-    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -57,13 +51,15 @@ class Tally:
 def extract(extraction: runner.Extraction, network: FrozenNetwork, folder: Path, sharding: Sharding) -> None:
     """Write the codes of all images to shards, and their index to `<layer>.h5` in a folder.
 
-    Shards that earlier runs wrote of the same images are kept. Raises `ShardsSetAside` where shards are missing at the
-    end; there is no index then.
+    Shards that earlier runs wrote of the same images are kept. Raises PipelineError, with exit code 3, where shards
+    are set aside; no index is written then.
     """
     parts = cut(extraction.manifest, sharding.count)
     workers_here = local_count(network, sharding) if sharding.engine == LOCAL else max(sharding.workers, 1)
     job = make_job(extraction, network, folder, sharding, workers_here)
     todo = [shard for shard in parts if not job.is_done(shard)]
+    count = sum(len(shard.manifest.paths) for shard in todo)
+    job = replace(job, compiler=choose_compiler(extraction, network, job.batch_size, count // workers_here))
     tally = compute(todo, job, network, sharding, workers_here) if todo else Tally()
     extraction.forwarded += tally.forwarded
     if tally.set_aside:
@@ -73,7 +69,7 @@ def extract(extraction: runner.Extraction, network: FrozenNetwork, folder: Path,
     entries = shards.read_bad(folder / f"{next(iter(job.specs))}.h5")
     extraction.bad |= reasons_of(entries, set(extraction.manifest.paths))
     extraction.validate_bad()
-    shutil.rmtree(cache_folder(folder) / ATTEMPTS, ignore_errors=True)
+    shutil.rmtree(cache_folder(folder) / shards.ATTEMPTS, ignore_errors=True)
 
 
 def reasons_of(entries: Sequence[str], paths: Container[str]) -> dict[str, str]:
@@ -101,19 +97,20 @@ def local_count(network: FrozenNetwork, sharding: Sharding) -> int:
 def make_job(
     extraction: runner.Extraction, network: FrozenNetwork, folder: Path, sharding: Sharding, workers: int
 ) -> Job:
-    """Return what all workers do alike; what could differ between machines is decided here, once."""
+    """Return what all workers do alike, the compiler apart; what could differ between machines is decided here."""
     size = extraction.batch_size or batch_size_for(network.mean.device, network.transform.size)
     threads = max(1, extraction.threads // workers) if sharding.engine == LOCAL else extraction.threads
-    job = Job(folder.absolute(), network.specs, sharding.count, size, "no", threads, extraction.compress)
-    return replace(job, compiler=choose_compiler(extraction, network, size, workers))
+    return Job(folder.absolute(), network.specs, sharding.count, size, "no", threads, extraction.compress)
 
 
-def choose_compiler(extraction: runner.Extraction, network: FrozenNetwork, batch_size: int, workers: int) -> str:
-    """Return who compiles the network: as asked, or for "auto" the one that the run repays on this machine."""
+def choose_compiler(extraction: runner.Extraction, network: FrozenNetwork, batch_size: int, count: int) -> str:
+    """Return who compiles the network: as asked, or for "auto" the one that the run repays on this machine.
+
+    count: number of images that each worker computes.
+    """
     if extraction.compiler != "auto":
         return extraction.compiler
-    images = extraction.first_images(network)
-    count = len(extraction.manifest.paths) // workers
+    images = extraction.first_images(network) if count > 3 * batch_size else []
     engine = Engine(network, batch_size, count, whole_batches=True)
     for _ in range(3 if images else 0):
         engine.codes(images[:batch_size])
@@ -146,12 +143,13 @@ def start_workers(job: Job, network: FrozenNetwork, sharding: Sharding, count: i
     return LocalWorkers(job, [f"cuda:{worker % gpus}" if gpus else str(device) for worker in range(count)])
 
 
-def set_aside(tally: Tally, count: int) -> ShardsSetAside:
+def set_aside(tally: Tally, count: int) -> errors.PipelineError:
     """Return the error that names the shards without codes."""
     shard, death = tally.set_aside[0]
     paths = shard.manifest.paths
-    return ShardsSetAside(
+    return errors.PipelineError(
         f"{len(tally.set_aside)} of {errors.counted(count, 'shard')} killed every worker that tried them; the first is "
         f"shard {shard.number} ({errors.counted(len(paths), 'image')}, the first is {paths[0]!r}), by {death.reason}. "
-        "All others are done: mend or remove the images, and run again."
+        "All others are done: mend or remove the images, and run again.",
+        exit_code=3,
     )
