@@ -94,10 +94,10 @@ def validate_options(settings: Classify, plan: SearchPlan, codes: reader.Codes) 
     calibrate, nested, shots = settings.calibrate, settings.nested, settings.shots
     options.validate_combination(plan, codes, calibrate=calibrate, nested=nested, shots=shots)
     options.validate_weights(plan.model, asked=bool(settings.weight_by))
-    others = bool(shots or settings.unlabelled)
+    others = bool(shots or settings.unlabelled or settings.search_images)
     options.validate_adaptation(settings.source, settings.adapt, codes, others=others)
     if settings.unlabelled:
-        options.validate_unlabelled(plan.model, codes, others=calibrate or nested)
+        options.validate_unlabelled(plan.model, codes, others=bool(calibrate or nested or settings.search_images))
     if settings.source_map:
         plan = replace(plan, grid=given_grid(settings.source_map, plan.model, codes))
     return replace(plan, grid=adaptation.grid_for(settings.adapt, plan.model, plan.grid)) if settings.adapt else plan
@@ -123,7 +123,8 @@ def plan_of(settings: Classify) -> SearchPlan:
     """Return how a setting is to be chosen; refuse a grid that the model does not take."""
     grid = cast(Grid, settings.grid or params.grid_of(settings.model))  # its names are literals in the settings
     catalogue.validate_grid(settings.model, grid)
-    return SearchPlan(settings.model, grid, settings.folds, settings.seed, settings.rule, settings.extend_grid)
+    choice = (settings.rule, settings.extend_grid, settings.search_images)
+    return SearchPlan(settings.model, grid, settings.folds, settings.seed, *choice)
 
 
 def expected_spec(settings: Classify) -> dict[str, object]:
@@ -143,6 +144,8 @@ def train_classifier(
     """
     trained = search.train(data, plan, memory)
     facts = training_facts(data, plan, trained)
+    if trained.n_searched < len(np.unique(data.units)):
+        facts["n_searched"] = trained.n_searched
     if calibrate:
         facts["temperature"] = search.calibrate(trained, data, plan, memory)
     if nested:

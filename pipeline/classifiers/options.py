@@ -43,6 +43,13 @@ def validate_combination(
             f"Extract them, and name --layer {LOGITS}.",
             fix=[errors.Fix("extract", {"layer": LOGITS})],
         )
+    if plan.images and (calibrate or nested or shots):
+        raise errors.PipelineError("--search-images takes no --calibrate, no --nested and no --shots. Leave one out.")
+    if 0 < plan.images < 10 * plan.folds:
+        raise errors.PipelineError(
+            f"--search-images {plan.images} leaves too few images to choose by. Take {10 * plan.folds} or more.",
+            "search_images",
+        )
     along_path = all(search.uses_path_solver(plan.model, values) for values in plan.grid.values())
     if plan.model != "svm" and (multi_label or calibrate):
         why = "These images have several labels each" if multi_label else "--calibrate is for margins"
@@ -71,13 +78,17 @@ def validate_adaptation(source: str, method: str | None, codes: reader.Codes[Any
     if bool(source) != bool(method):
         raise errors.PipelineError("--source names the dataset that --adapt learns from: give both, or neither.")
     if source and (others or in_blocks(codes)):
-        raise errors.PipelineError("--adapt takes no --shots, no --unlabelled, and no codes beyond --memory.")
+        raise errors.PipelineError(
+            "--adapt takes no --shots, no --unlabelled, no --search-images, and no codes beyond --memory."
+        )
 
 
 def validate_unlabelled(model: str, codes: reader.Codes[Any], *, others: bool) -> None:
     """Refuse to learn from images without a label with other options, or with codes, that do not go with it."""
     if others or in_blocks(codes):
-        raise errors.PipelineError("--unlabelled takes no --calibrate, no --nested, and no codes beyond --memory.")
+        raise errors.PipelineError(
+            "--unlabelled takes no --calibrate, no --nested, no --search-images, and no codes beyond --memory."
+        )
     if codes.labels.ndim == 2:
         raise errors.PipelineError("--unlabelled is for one label per image, and these have several. Leave it out.")
     if not catalogue.takes_weights(model):

@@ -98,15 +98,16 @@ class ClassifierFacts(TypedDict, total=False):
     """How `classify` trained a classifier; of what `finetune` records, only `best` and `n_val…` are listed here.
 
     dataset, model: names; dataset_digest: of the training images and labels, as `belonging.training_digest` gives it;
-    n_train, n_units: number of training images, and of independent units among them; seed, folds: of the
-    cross-validation; rule: how the setting was chosen; extended_grid: the grids that were added because the best
-    setting lay at an edge; group_by, near_distance: which images stayed together, as in `grouping.Grouping`; measure:
-    what the accuracies of the table are; constant_features: number of features with one value in all rows; chosen: a
-    row of cv; converged: whether the final fit did; temperature: of the probabilities, if calibrated; nested: estimate
-    of the accuracy, if asked for; best: figures of the epoch after which a fine-tuned network was best; depths: of the
-    dataset's images, as `depth.Depths.to_dict` gives them; unlabelled: if it learned from images without a label;
-    weight_by: column with the weights of the training images; adapted: if it learned from another dataset as well;
-    label_shift: if it was corrected for other shares of the classes.
+    n_train, n_units: number of training images, and of independent units among them; n_searched: number of units that
+    the setting was chosen on, where these are fewer; seed, folds: of the cross-validation; rule: how the setting was
+    chosen; extended_grid: the grids that were added because the best setting lay at an edge; group_by, near_distance:
+    which images stayed together, as in `grouping.Grouping`; measure: what the accuracies of the table are;
+    constant_features: number of features with one value in all rows; chosen: a row of cv; converged: whether the final
+    fit did; temperature: of the probabilities, if calibrated; nested: estimate of the accuracy, if asked for; best:
+    figures of the epoch after which a fine-tuned network was best; depths: of the dataset's images, as
+    `depth.Depths.to_dict` gives them; unlabelled: if it learned from images without a label; weight_by: column with the
+    weights of the training images; adapted: if it learned from another dataset as well; label_shift: if it was
+    corrected for other shares of the classes.
     """
 
     dataset: str
@@ -114,6 +115,7 @@ class ClassifierFacts(TypedDict, total=False):
     model: str
     n_train: int
     n_units: int
+    n_searched: int
     seed: int
     folds: int
     rule: str
@@ -155,7 +157,8 @@ class ClassifierMetadata:
 def validation_of(facts: ClassifierFacts) -> scoring.Validation | None:
     """Return the cross-validated accuracy of a classifier, or that of a fine-tuned network on its validation images."""
     if chosen := facts.get("unlabelled") or facts.get("chosen"):
-        return _validation(chosen["accuracy"], chosen["standard_deviation"], facts.get("n_units", facts["n_train"]))
+        n = facts.get("n_searched") or facts.get("n_units", facts["n_train"])
+        return _validation(chosen["accuracy"], chosen["standard_deviation"], n)
     if best := facts.get("best"):
         return _validation(best["val_accuracy"], None, facts.get("n_val_units", facts["n_val"]))
     return None

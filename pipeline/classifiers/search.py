@@ -34,7 +34,8 @@ class SearchPlan:
     """How a setting is chosen.
 
     model: a name of `CLASSIFIERS`; folds, seed: of the cross-validation; rule: a name of `cv_table.RULES`; extend_grid:
-    how often, at most, the grid is extended beyond an edge where the best setting lies.
+    how often, at most, the grid is extended beyond an edge where the best setting lies; images: the number of
+    independent images on which it is chosen, 0 for all.
     """
 
     model: str
@@ -43,13 +44,15 @@ class SearchPlan:
     seed: int
     rule: str = "best"
     extend_grid: int = 0
+    images: int = 0
 
 
 @dataclass(frozen=True)
 class SearchResult:
     """A fitted pipeline (normalisation, classifier), whether it converged, and the CV table with its chosen row.
 
-    extended_grid: the grids that were added because the best setting lay at an edge.
+    extended_grid: the grids that were added because the best setting lay at an edge; n_searched: number of independent
+    images that the table is of.
     """
 
     pipeline: Pipeline
@@ -57,6 +60,7 @@ class SearchResult:
     chosen: CVRow
     table: list[CVRow]
     extended_grid: Sequence[Grid]
+    n_searched: int
 
 
 def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> SearchResult:
@@ -65,9 +69,10 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
     data: of the training split only, in memory, or on disk for the models of `PATH_MODELS`; multi-label for the SVM
     only; memory: bytes for the state of the search. Of equally good settings the first wins.
     """
-    splits = data.folds(plan.folds, plan.seed)
+    searched = data.sample(plan.images, plan.folds, plan.seed) if plan.images else data
+    splits = searched.folds(plan.folds, plan.seed)
     grid = feasible_grid(plan.grid, min(len(fitted) for fitted, _ in splits))
-    search = partial(cross_validate, data, plan.model, splits=splits, memory=memory)
+    search = partial(cross_validate, searched, plan.model, splits=splits, memory=memory)
     table, extensions = cv_table.tabulate(search(grid=grid)), []
     for _ in range(plan.extend_grid):
         extension = cv_table.extend_grid(table)
@@ -77,7 +82,7 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
         extensions.append(extension)
     chosen = cv_table.RULES[plan.rule](table)
     pipeline, converged = refit(data, plan.model, chosen["normalisation"], chosen["parameters"])
-    return SearchResult(pipeline, converged, chosen, table, extensions)
+    return SearchResult(pipeline, converged, chosen, table, extensions, len(np.unique(searched.units)))
 
 
 def feasible_grid(grid: Grid, n_rows: int) -> Grid:

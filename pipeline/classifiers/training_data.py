@@ -12,6 +12,9 @@ from pipeline.codes import reader
 from pipeline.codes.spec import Rows
 from pipeline.data.splits import Folds, make_folds
 
+READ_BYTES = 1 << 26
+"""Bytes of codes that are read at a time, of those on disk."""
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -48,7 +51,22 @@ class TrainingData:
         images, weights, auxiliary = (
             None if column is None else column[rows] for column in (self.images, self.weights, self.auxiliary)
         )
-        return TrainingData(self.X[:][rows], self.y[rows], self.units[rows], images, weights, auxiliary)
+        return TrainingData(take_rows(self.X, rows), self.y[rows], self.units[rows], images, weights, auxiliary)
+
+    def sample(self, images: int, least: int, seed: int) -> TrainingData:
+        """Return rows of about so many independent images, whole units, in memory; all rows if there are no more.
+
+        The classes have the same shares as in all rows, but each has at least `least` units, if it has so many.
+        """
+        units, firsts = np.unique(self.units, return_index=True)
+        if images >= len(units):
+            return self
+        labels = self.y[firsts] if self.y.ndim == 1 else np.zeros(len(units), np.int64)
+        rng, chosen = np.random.default_rng(seed), []
+        for label in np.unique(labels):
+            of_class = rng.permutation(units[labels == label])
+            chosen.append(of_class[: max(least, round(images / len(units) * len(of_class)))])
+        return self.subset(np.flatnonzero(np.isin(self.units, np.concatenate(chosen))))
 
     def folds(self, count: int, seed: int) -> Folds:
         """Return stratified folds that part no unit, and hold out no row of another dataset."""
@@ -81,6 +99,18 @@ class TrainingData:
         rows = np.sort(np.unique(images, return_index=True)[1])
         margins = scoring.margins_of(pipeline, self.X[:], len(rows))
         return pipeline.classes_[margins.argmax(1)], self.y[rows], self.units[rows]
+
+
+def take_rows(X: Rows, rows: np.ndarray) -> np.ndarray:
+    """Return some rows of codes, in memory; rows: (m,) int64, increasing where the codes are on disk."""
+    if isinstance(X, np.ndarray):
+        return X[rows]
+    taken, step = np.empty((len(rows), X.shape[1]), np.float32), max(1, READ_BYTES // (4 * X.shape[1]))
+    for start in range(0, X.shape[0], step):
+        first, last = np.searchsorted(rows, (start, start + step))
+        if first < last:
+            taken[first:last] = X[start : start + step][rows[first:last] - start]
+    return taken
 
 
 def _of_rows(of_images: np.ndarray, images: np.ndarray | None) -> np.ndarray:

@@ -67,6 +67,12 @@ class Classify(Address):
         "best", "Which setting is taken: the best, or the most regularised one within one standard error of it."
     )
     extend_grid: Integer = setting(2, "How often a grid may be extended where its best value lies at an edge.", ge=0)
+    search_images: Integer = setting(
+        0,
+        "Number of training images on which the setting is chosen, the same share of each class; the classifier then "
+        "learns from all. 0 takes all.",
+        ge=0,
+    )
     nested: bool = setting(False, "Also estimate the accuracy of the whole procedure by nested cross-validation.")
     calibrate: bool = setting(False, "Give an SVM probabilities, fitted on held-out folds.")
     memory: str = setting(

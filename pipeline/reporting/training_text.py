@@ -22,8 +22,7 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
     ]
     lines = [
         f"{path}: {', '.join(setting)}; cross-validated {facts['measure']} {chosen['accuracy']:.4f} "
-        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, "
-        + scoring.images_text(facts["n_units"], facts["n_train"])
+        f"± {chosen['standard_deviation']:.4f} over {len(chosen['folds'])} folds, " + _images_of_search(facts)
     ]
     if nested := facts.get("nested"):
         lines.append(
@@ -41,6 +40,14 @@ def summary(path: Path, trained: SearchResult, facts: ClassifierFacts, width: in
         are = "is constant: it carries" if constant == 1 else "are constant: they carry"
         lines.append(f"{constant} of {errors.counted(width, 'feature')} of the codes {are} no information")
     return "\n".join([*lines, *_convergence_warnings(trained), *_edge_warnings(trained)])
+
+
+def _images_of_search(facts: ClassifierFacts) -> str:
+    """Return how many images the setting was chosen on, and how many were learned from, if these are more."""
+    learned = scoring.images_text(facts["n_units"], facts["n_train"])
+    if "n_searched" not in facts:
+        return learned
+    return f"n = {facts['n_searched']:,}, from which the setting was chosen; learned from {learned}"
 
 
 def shift_summary(path: Path, facts: ShiftFacts, judge: Path) -> str:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from pipeline.analysis.grouping import Grouping
 from pipeline.analysis.training_images import read_units
-from pipeline.classifiers import catalogue, options, persistence, solvers
+from pipeline.classifiers import catalogue, options, persistence, search, solvers, training_data
 from pipeline.classifiers.solvers import design as design_module
+from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
 
 Run = Callable[..., Outcome]
@@ -112,6 +113,34 @@ def test_codes_beyond_the_memory_are_read_in_blocks_to_the_same_classifier(
         and facts["chosen"]["parameters"] == others["chosen"]["parameters"]
     )
     np.testing.assert_allclose(here[-1].coef_, there[-1].coef_, atol=0.01 * abs(here[-1].coef_).max())
+
+
+def test_the_setting_is_chosen_on_a_sample_and_all_images_are_learned(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choosing on a sample is choosing on those images alone; learning is learning from all."""
+    labels = np.r_[np.arange(900) % 2, np.full(12, 2)]
+    values = write_codes(CODES, labels, ["test"] * 100 + ["train"] * 812, ["ant", "bee", "fly"], width=32)
+    flags = ("--grid", "{l2: {C: [0.1, 10]}}", "--extend-grid", 0, "--search-images", 200)
+    monkeypatch.setattr(options, "MIN_MEMORY", 0)
+    monkeypatch.setattr(training_data, "READ_BYTES", 4 * 32 * 100)
+    tables = []
+    for more in ((), ("--memory", "40KB")):
+        outcome = run("classify", *flags, *more)
+        assert (
+            outcome.code == 0 and "n = 203, from which the setting was chosen; learned from 812 images" in outcome.out
+        )
+        facts = json.loads(MODEL.with_suffix(".json").read_text())
+        assert facts["n_train"] == 812 and persistence.validation_of(facts)["n"] == facts["n_searched"] == 203
+        tables.append([row["folds"] for row in facts["cv"]])
+    assert tables[0] == tables[1], "the codes on disk give the same sample"
+    learned = persistence.load(MODEL).pipeline
+    whole = search.refit(
+        TrainingData.of_independent(values[100:], labels[100:]), "svm", "l2", facts["chosen"]["parameters"]
+    )
+    np.testing.assert_allclose(learned[-1].coef_, whole[0][-1].coef_, atol=0.01 * abs(whole[0][-1].coef_).max())
+    mistake(run("classify", "--search-images", 20), "--search-images 20 leaves too few images", "50 or more")
+    mistake(run("classify", "--search-images", 100, "--nested"), "takes no --calibrate, no --nested")
 
 
 def test_a_row_that_is_damaged_is_found_on_disk_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
