@@ -248,6 +248,33 @@ class AdviceSummary(TypedDict):
     source_classes: list[ClassView]
 
 
+class WeighedClass(TypedDict):
+    """A class of a source dataset, its shares in the source and in the target, in [0, 1], and the weight, 0 or more."""
+
+    name: str
+    p_source: float
+    p_target: float
+    weight: float
+
+
+class WeighedSource(TypedDict):
+    """What `weigh` found for a dataset and backbone.
+
+    judge: what weighed, in words; n_images: number of images that it looked at; n_classes: of the source; effective: as
+    how many equally weighted classes they count; heaviest, lightest: some of them; figure: PNG in base64, or "".
+    """
+
+    dataset: str
+    backbone: str
+    judge: str
+    n_images: int
+    n_classes: int
+    effective: float
+    heaviest: list[WeighedClass]
+    lightest: list[WeighedClass]
+    figure: str
+
+
 class LabelScores(NamedTuple):
     """Scores of one label of multi-label images: average precision, precision, recall, and its number of images."""
 
@@ -291,6 +318,7 @@ class Summary(TypedDict):
     few_shot_charts: list[Chart]
     training_charts: list[Chart]
     advice: list[AdviceSummary]
+    source_weights: list[WeighedSource]
     images: list[ImageEntry]
     thumbnails: dict[int, str]
     budget: int

@@ -40,6 +40,7 @@ SECTIONS = (
     Section("outliers", "Outliers"),
     Section("bad_files", "Bad files"),
     Section("advice", "Advice"),
+    Section("source_weights", "Source classes"),
     Section("curves", "Curves"),
     Section("unlabelled", "Unlabelled"),
     Section("provenance", "Provenance"),
@@ -53,6 +54,7 @@ TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
     *("bad_files", "verdict", "next_step", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
     "unlabelled_gains",
+    "source_weights",
 )
 """Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""
 

@@ -49,6 +49,7 @@ from pipeline.reporting.study import describe_dataset, study_dataset
 from pipeline.reporting.thumbnails import Album
 from pipeline.reporting.unlabelled_gains import gains_of
 from pipeline.reporting.verdict import TestedImages, choose_first_step, compare_with_first, give_verdict
+from pipeline.reporting.weighed_classes import read_weighed
 
 PACKAGES = ("cnn-codes", "scikit-learn", "numpy", "scipy", "h5py", "pillow")
 """Packages whose versions the page tells."""
@@ -88,6 +89,7 @@ def summarise(
         "few_shot_charts": few_shot_charts(experiments),
         "training_charts": [chart for scores in experiments for chart in training_charts(folder, scores)],
         "advice": advice,
+        "source_weights": read_weighed(folder, datasets),
         "images": _image_entries(album, datasets, of_several_labels),
         "thumbnails": album.thumbnails(budget),
         "budget": budget,
