@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import errors, params
+from pipeline.analysis import source_weights
 from pipeline.analysis.gain import Gain
 from pipeline.analysis.grouping import CodesRows, Grouping, find_image_units
 from pipeline.analysis.layer_measures import CurvePoint, LayerMeasures, Method, trace_curve
@@ -171,6 +172,14 @@ def describe_predictions(
     return facts, commonest_source_classes(scores.values, scores.labels, scores.classes, head.names)
 
 
+def describe_source_weights(codes: SampleCodes, head: SourceHead | None) -> tuple[str, ...]:
+    """Return a sentence on the source classes that the dataset's images look most like; () where no head knows any."""
+    if head is None or not head.names:
+        return ()
+    shares = source_weights.mean_probabilities(codes.read(OF_SOURCE, head.node).values, temperature=1.0)
+    return (source_weights.describe(source_weights.SourceWeights(head.names, None, shares)),)
+
+
 def trace_curves(
     codes: SampleCodes,
     layers: Mapping[Kind, Sequence[str]],
@@ -277,6 +286,7 @@ def run(settings: Advise) -> None:
     facts, seen = describe_predictions(codes, DatasetFacts.of(units, training, distance), head)
     tried = try_finetuning(settings, sample, codes.read(kind, best.layer), units, best.setting)
     advice = recommend(measured, facts, models, method.large, tried)
+    advice = replace(advice, measures=(*advice.measures, *describe_source_weights(codes, head)))
     points = trace_curves(codes, kinds, measured, units, settings.curve, method) if settings.curve else []
     write_advice(out, measured, facts, advice, points, seen, tried)
     print(table_of_measures(measured, advice.layer))

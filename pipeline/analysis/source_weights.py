@@ -57,6 +57,15 @@ def mean_probabilities(scores: np.ndarray, temperature: float) -> np.ndarray:
     return mean
 
 
+def describe(weights: SourceWeights) -> str:
+    """Say in a sentence which classes weigh most, and as how many equally weighted ones all of them count."""
+    heaviest = ", ".join(f"{weights.classes[number]} {weights.p_target[number]:.2f}" for number in weights.heaviest(3))
+    return (
+        f"Of {errors.counted(len(weights.classes), 'class')} of the source, these images look most like {heaviest} "
+        f"(mean probabilities); weighted so (pipeline.weigh), all count as many as {weights.effective_classes:.1f} alike."
+    )
+
+
 def write(path: Path, weights: SourceWeights) -> None:
     """Write a line per class, the heaviest first."""
     counts = [""] * len(weights.classes) if weights.counts is None else weights.counts.tolist()

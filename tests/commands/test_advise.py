@@ -287,6 +287,7 @@ def test_it_tells_what_the_pretrained_network_sees_in_each_class(run: Run, proje
     views = advised()["source_classes"]
     assert [(view["label"], view["n"]) for view in views] == [("flower", 6), ("temple", 6)]
     assert all(0 < share <= 1 for view in views for _, share in view["seen"])
+    assert "Of 200 classes of the source, these images look most like" in advised()["advice"]["measures"][-1]
     with Path("reports/some/tinyvgg/advice/source_classes.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(row["class"], row["source_class"]) for row in rows] == [
