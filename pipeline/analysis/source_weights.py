@@ -62,7 +62,7 @@ def describe(weights: SourceWeights) -> str:
     heaviest = ", ".join(f"{weights.classes[number]} {weights.p_target[number]:.2f}" for number in weights.heaviest(3))
     return (
         f"Of {errors.counted(len(weights.classes), 'class')} of the source, these images look most like {heaviest} "
-        f"(mean probabilities); weighted so (pipeline.weigh), all count as many as {weights.effective_classes:.1f} alike."
+        f"(mean probabilities); weighted so (pipeline.weigh), they count as {weights.effective_classes:.1f} alike."
     )
 
 
