@@ -1,11 +1,11 @@
-"""Does it help to weigh source images by their likeness to the target? datl pretrains with equal draws and compares."""
+"""Does it help to weigh source images by their likeness to the target? See datl and l2tl."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from benchmarks import datl
+from benchmarks import datl, l2tl
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     command.add_argument("--side", type=int, default=32, help="side of the source images, in pixels (default: 32)")
     command.add_argument("--threads", type=int, default=1, help="threads that decode (default: 1)")
     command.set_defaults(run=datl.run)
+    l2tl.add_flags(commands.add_parser("l2tl", help=l2tl.__doc__, description=l2tl.__doc__))
     options = parser.parse_args()
     options.run(options)
 

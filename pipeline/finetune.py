@@ -82,6 +82,7 @@ def fine_tune(
 
 def say_learned(plan: JointPlan | None, learned: LearnedWeights | None, report: Path) -> None:
     """Print the weights of source classes that were learned, if they were, and write them to the report."""
+    source_learning.remove(report)
     if plan and learned:
         source_learning.write(report, plan.source, learned)
         print(finetuning_text.of_learned(plan.source, learned))

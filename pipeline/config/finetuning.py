@@ -55,7 +55,7 @@ class WithSource(Address):
         1.0, "Factor of the source's loss; where weights are learned it is learned too, up to this.", gt=0, group=SOURCE
     )
     source_pool: Integer = setting(
-        4, "Number of source images drawn for each one kept: those of the heaviest classes are.", ge=1, group=SOURCE
+        2, "Number of source images drawn for each one kept: those of the heaviest classes are.", ge=1, group=SOURCE
     )
     reward: Literal["loss-drop", "accuracy"] = setting(
         "loss-drop", "What learned weights are rewarded for after each step, on the reward images.", group=SOURCE

@@ -77,13 +77,14 @@ def training_charts(folder: Path, scores: Scores) -> list[Chart]:
 
 def _training_chart(name: str, epochs: Sequence[Mapping[str, str]], measure: str) -> Chart:
     lines = {
-        split: _epoch_points(epochs, f"{prefix}_{measure}")
+        split: epoch_points(epochs, f"{prefix}_{measure}")
         for split, prefix in (("training", "train"), ("validation", "val"))
     }
     return lay_out(lines, epoch_ticks(len(epochs) - 1), Titles(name, "epoch", measure))
 
 
-def _epoch_points(epochs: Sequence[Mapping[str, str]], column: str) -> list[Point]:
+def epoch_points(epochs: Sequence[Mapping[str, str]], column: str) -> list[Point]:
+    """Return a point for each row that has a value in a column; rows: as in a CSV file, with a column epoch."""
     values = [(int(row["epoch"]), float(row[column])) for row in epochs if row[column]]
     return [Point(epoch, value, value, value, f"epoch {epoch}: {value:.4f}", radius=2) for epoch, value in values]
 

@@ -12,34 +12,37 @@ from pipeline import files
 from pipeline.finetuning.source import Source
 from pipeline.finetuning.weighing import LearnedWeights
 from pipeline.reporting import figures
+from pipeline.reporting.source_charts import EPOCHS, FIGURE, NAMED, STEPS, WEIGHTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-WEIGHTS, STEPS, EPOCHS = "source_weights.csv", "source_steps.csv", "source_epochs.csv"
-
-NAMED = 5
-"""How many of the heaviest and of the lightest classes have a line and a name in the figure."""
 
 
 def write(folder: Path, source: Source, learned: LearnedWeights) -> None:
     """Write the expected weights at the end, in a file that --source-weights takes, those of each epoch, and the steps.
 
-    The figure source_weights.png draws them.
+    A figure draws them.
     """
     classes, weights = source.manifest.classes, learned.expected().weights
     rows = list(zip(classes, source.counts().tolist(), weights.tolist(), strict=True))
     order = np.argsort(-weights, kind="stable")
     files.write_csv(folder / WEIGHTS, ("class", "n", "weight"), [rows[number] for number in order])
     files.write_csv(folder / STEPS, ("epoch", "step", "alpha", "reward", "average_reward"), learned.steps)
-    files.write_csv(folder / EPOCHS, ("epoch", *classes), [(epoch, *row) for epoch, row in learned.weights.items()])
-    with figures.new_figure(folder / "source_weights.png", 8, 9) as figure:
+    by_epoch = ((epoch, *pair) for epoch, row in learned.weights.items() for pair in zip(classes, row, strict=True))
+    files.write_csv(folder / EPOCHS, ("epoch", "class", "weight"), by_epoch)
+    with figures.new_figure(folder / FIGURE, 8, 9) as figure:
         of_classes, of_alpha, of_reward = figure.subplots(3)
         _draw_classes(of_classes, classes, learned)
         steps = np.array(learned.steps).reshape(-1, 5)
         _draw_steps(of_alpha, steps[:, 2], _moving_average(steps[:, 2]), "alpha")
         _draw_steps(of_reward, steps[:, 3], steps[:, 4], f"reward ({learned.reward})")
         of_reward.set_xlabel("step")
+
+
+def remove(folder: Path) -> None:
+    """Delete what an earlier run wrote."""
+    for name in (WEIGHTS, STEPS, EPOCHS, FIGURE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _draw_classes(axes: Axes, classes: Sequence[str], learned: LearnedWeights) -> None:

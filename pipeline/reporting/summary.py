@@ -45,6 +45,7 @@ from pipeline.reporting.page_data import (
     Scores,
     Summary,
 )
+from pipeline.reporting.source_charts import source_charts
 from pipeline.reporting.study import describe_dataset, study_dataset
 from pipeline.reporting.thumbnails import Album
 from pipeline.reporting.unlabelled_gains import gains_of
@@ -87,7 +88,11 @@ def summarise(
         "multi_label": of_several_labels,
         "layer_charts": layer_charts(experiments),
         "few_shot_charts": few_shot_charts(experiments),
-        "training_charts": [chart for scores in experiments for chart in training_charts(folder, scores)],
+        "training_charts": [
+            chart
+            for scores in experiments
+            for chart in (*training_charts(folder, scores), *source_charts(folder, scores))
+        ],
         "advice": advice,
         "source_weights": read_weighed(folder, datasets),
         "images": _image_entries(album, datasets, of_several_labels),

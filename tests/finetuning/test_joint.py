@@ -33,6 +33,7 @@ from pipeline.finetuning.trainer import Trainer
 from pipeline.finetuning.weighing import Action, FixedWeights
 from pipeline.images.transforms import Framing
 from pipeline.networks.frozen import FrozenNetwork
+from pipeline.reporting.source_charts import source_charts
 
 Run = Callable[..., Outcome]
 FLAGS = ("--dataset", "target", "--layer", "pool1", "--pool", "avg", "--head", "random", "--precision", "fp32")
@@ -122,12 +123,21 @@ def test_learned_weights_are_written_said_and_taken_again(two: Run) -> None:
     learned = table("source_weights.csv")
     assert sorted(row["class"] for row in learned) == list("wxyz") and {row["n"] for row in learned} == {"6"}
     assert [(row["epoch"], row["step"]) for row in table("source_steps.csv")] == [*zip("1122", "1212", strict=True)]
-    assert [row["epoch"] for row in table("source_epochs.csv")] == ["0", "1", "2"]
-    assert float(table("source_epochs.csv")[0]["w"]) == pytest.approx(0.45)
+    by_epoch = table("source_epochs.csv")
+    assert [row["epoch"] for row in by_epoch if row["class"] == "w"] == ["0", "1", "2"] and len(by_epoch) == 12
+    assert [float(row["weight"]) for row in by_epoch[:4]] == pytest.approx([0.45] * 4)
+    scores = {"dataset": "target", "backbone": "tinyvgg", "layer": "pool1", "model": "finetuned"}
+    charts = source_charts(Path("reports"), scores)
+    assert [chart.titles.y.split()[0] for chart in charts] == ["weight", "alpha,", "reward,"]
+    assert {line.name for line in charts[0].lines} == set("wxyz") and {
+        len(line.points) for line in charts[0].lines
+    } == {3}
     assert (REPORT / "source_weights.png").stat().st_size > 10_000
-    outcome = two("finetune", *FLAGS, *QUICK, "--source", "source", "--source-weights", REPORT / "source_weights.csv")
+    (REPORT / "source_weights.csv").rename("learned.csv")
+    outcome = two("finetune", *FLAGS, *QUICK, "--source", "source", "--source-weights", "learned.csv")
     assert outcome.code == 0 and "24 training images (12 per epoch), 3 validation images" in outcome.out
     assert "given weights, alpha 1" in outcome.out
+    assert not source_charts(Path("reports"), scores), "nothing was learned in this run"
     facts = json.loads(Path("models/target/tinyvgg/pool1-finetuned.json").read_text())
     assert facts["joint"]["source"] == "source" and len(facts["joint"]["source_weights"]) == 4
 
