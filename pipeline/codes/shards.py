@@ -10,6 +10,7 @@ import hashlib
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 
 from pipeline import errors, files
 from pipeline.codes import stored
+from pipeline.codes.spec import CodesSpec
 
 FORMAT = "cnn-codes 5, shards"
 """The format of an index."""
@@ -75,6 +77,16 @@ def _spec_key(spec: str) -> str:
 def seal_of(file: h5py.File) -> int:
     """Return the checksum of an open shard's header and of the checksums of its rows, a uint32."""
     return zlib.crc32(file["checksums"][()].tobytes(), int(file.attrs["checksum"]))
+
+
+def is_whole(path: Path, spec: CodesSpec, count: int) -> bool:
+    """Return whether a file holds codes of that spec for `count` images, those included that could not be read."""
+    with suppress(OSError, KeyError), h5py.File(path) as file:
+        classes, bad = file["classes"][()].tolist(), file["bad"][()].tolist()
+        found = (file.attrs["format"], file.attrs["spec"], len(file["values"]) + len(bad))
+        header = stored.header_checksum(file.attrs["spec"], classes, bad)
+        return found == (stored.FORMAT, spec.to_json(), count) and file.attrs["checksum"] == header
+    return False
 
 
 def write_index(path: Path, names: Sequence[str]) -> None:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 
 from pipeline import errors, files
-from pipeline.codes import shards, stored
+from pipeline.codes import shards
 from pipeline.codes.spec import CodesSpec, join_specs
 from pipeline.codes.writer import cache_folder, cached_name
 from pipeline.data.manifest import Manifest
@@ -70,7 +69,7 @@ class Job:
     def _is_there(self, shard: Shard, layer: str) -> bool:
         file, kept = self.file(shard, layer), self.kept(shard, layer)
         for path, other in ((file, kept), (kept, file)):
-            if is_whole(path, self.specs[layer], len(shard.manifest.paths)):
+            if shards.is_whole(path, self.specs[layer], len(shard.manifest.paths)):
                 if not other.exists():
                     other.parent.mkdir(parents=True, exist_ok=True)
                     files.link_or_copy(path, other)
@@ -110,16 +109,6 @@ def has_earlier_shards(folder: Path, spec: CodesSpec) -> bool:
     """Return whether earlier runs wrote shards of a spec to a folder of codes."""
     kept = cache_folder(folder) / shards.folder_of(Path(f"{spec.layer}.h5"))
     return any(kept.glob(f"shard-*-{shards.any_key_of(spec.to_json())}.h5"))
-
-
-def is_whole(path: Path, spec: CodesSpec, count: int) -> bool:
-    """Return whether a file holds codes of that spec for `count` images, those included that could not be read."""
-    with suppress(OSError, KeyError), h5py.File(path) as file:
-        classes, bad = file["classes"][()].tolist(), file["bad"][()].tolist()
-        found = (file.attrs["format"], file.attrs["spec"], len(file["values"]) + len(bad))
-        header = stored.header_checksum(file.attrs["spec"], classes, bad)
-        return found == (stored.FORMAT, spec.to_json(), count) and file.attrs["checksum"] == header
-    return False
 
 
 class ShardWorker:
