@@ -10,13 +10,16 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("verify")
 
+import multiprocessing
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import errors
-from pipeline.codes import reader
+from pipeline.codes import reader, shards
 from pipeline.codes.belonging import differences
 from pipeline.codes.spec import extract_settings
 from pipeline.config import Verify
@@ -25,13 +28,33 @@ from pipeline.images import decoding, parallel
 from pipeline.paths import MANIFEST, Experiment
 from pipeline.progress import track
 
+LARGE = 1 << 30
+"""Bytes of codes from which on it pays to check shards in several processes."""
 
-def value_problems(path: Path) -> Iterator[str]:
-    """Yield a description of each row whose values are not finite; raise PipelineError if a checksum is wrong."""
+
+def value_problems(path: Path, processes: int) -> Iterator[str]:
+    """Yield a description of each row whose values are not finite; raise PipelineError if a checksum is wrong.
+
+    processes: how many check shards at a time, where the codes are in several files that are large.
+    """
+    reader.read_index(path, {})  # shards are there, and are those of the index
+    parts = shards.files_of(path)
+    if len(parts) == 1 or sum(part.stat().st_size for part in parts) < LARGE:
+        yield from chain.from_iterable(map(problems_of_file, parts))
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        checked = track(pool.map(problems_of_file, parts), "checking", len(parts), "shard")
+        yield from chain.from_iterable(checked)
+
+
+def problems_of_file(path: Path) -> list[str]:
+    """Return what `value_problems` yields, of one HDF5 file."""
     index = reader.read_index(path, {})
-    for rows, values in reader.blocks(path, np.arange(len(index.paths))):
-        for row in rows[~np.isfinite(values).all(1)]:
-            yield f"row {row} ({index.paths[row]!r}) has values that are not finite"
+    return [
+        f"row {row} ({index.paths[row]!r}) has values that are not finite"
+        for rows, values in reader.blocks(path, np.arange(len(index.paths)))
+        for row in rows[~np.isfinite(values).all(1)]
+    ]
 
 
 def image_problems(path: Path, root: Path, threads: int) -> Iterator[str]:
@@ -48,13 +71,14 @@ def image_problems(path: Path, root: Path, threads: int) -> Iterator[str]:
 def run(settings: Verify) -> None:
     """Verify what the settings name."""
     spec = reader.read_index(settings.file, {}).spec
-    problems = list(value_problems(settings.file))
+    threads = settings.threads or parallel.default_threads()
+    problems = list(value_problems(settings.file, threads))
     dataset = settings.dataset or settings.file.absolute().parents[1 + spec.backbone.count("/")].name
     folder = Experiment(dataset, spec.backbone).data
     compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:
         problems += differences(reader.read_index(settings.file, {}), read_manifest(folder))
-        problems += image_problems(settings.file, folder, settings.threads or parallel.default_threads())
+        problems += image_problems(settings.file, folder, threads)
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         values = {"dataset": dataset, **extract_settings(spec.to_dict()), "out": settings.file.parent}

@@ -136,6 +136,14 @@ def read_headers(path: Path, index: h5py.File) -> list[Header]:
     return headers
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files that hold the rows of a file of codes: itself, or the shards of an index."""
+    with h5py.File(path) as file:
+        if file.attrs.get("format") != FORMAT:
+            return [path]
+        return [folder_of(path) / header.name for header in read_headers(path, file)]
+
+
 def read_bad(path: Path) -> tuple[str, ...]:
     """Return the images of an index that were skipped, each with its reason."""
     with h5py.File(path) as index:

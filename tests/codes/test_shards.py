@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Listing, make_spec, put_codes
 
+from pipeline import verify
 from pipeline.codes import reader, shards, stored
 from pipeline.codes.spec import CodesSpec
 from pipeline.errors import PipelineError
@@ -123,3 +124,12 @@ def test_shards_of_other_specs_are_no_set(project: Path) -> None:
     with pytest.raises(PipelineError, match="has another spec or other classes"):
         write_shards(precision="bf16")
     assert isinstance(make_spec(), CodesSpec) and not INDEX.exists()
+
+
+def test_large_shards_are_checked_in_several_processes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shards()
+    monkeypatch.setattr(verify, "LARGE", 0)
+    assert list(verify.value_problems(INDEX, 2)) == []
+    change_a_number()
+    with pytest.raises(PipelineError, match=r"shard-00000-of-00004-ab.h5 is damaged: 1 of its rows"):
+        list(verify.value_problems(INDEX, 2))
