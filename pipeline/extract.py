@@ -10,14 +10,13 @@ from pipeline import command_line
 if __name__ == "__main__":  # help and mistakes do not wait for the imports below
     command_line.start("extract")
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from pipeline import errors, params
-from pipeline.codes.shards import folder_of
+from pipeline.codes import shards
 from pipeline.codes.writer import claim_folder, has_earlier_rows
 from pipeline.config import Extract
 from pipeline.data import digits
@@ -146,7 +145,7 @@ def extract_to(extraction: runner.Extraction, network: FrozenNetwork, folder: Pa
         else:
             runner.extract(extraction, network, folder)
             for layer in network.specs:
-                shutil.rmtree(folder_of(folder / f"{layer}.h5"), ignore_errors=True)
+                shards.remove(folder / f"{layer}.h5")
     for line in (*extraction.notes, *(f"Skipped {path!r}: {reason}" for path, reason in extraction.bad.items())):
         print(line)
     count = len(extraction.manifest.paths) - len(extraction.bad)

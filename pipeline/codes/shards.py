@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,14 +79,18 @@ def seal_of(file: h5py.File) -> int:
     return zlib.crc32(file["checksums"][()].tobytes(), int(file.attrs["checksum"]))
 
 
-def is_whole(path: Path, spec: CodesSpec, count: int) -> bool:
-    """Return whether a file holds codes of that spec for `count` images, those included that could not be read."""
-    with suppress(OSError, KeyError), h5py.File(path) as file:
-        classes, bad = file["classes"][()].tolist(), file["bad"][()].tolist()
-        found = (file.attrs["format"], file.attrs["spec"], len(file["values"]) + len(bad))
-        header = stored.header_checksum(file.attrs["spec"], classes, bad)
-        return found == (stored.FORMAT, spec.to_json(), count) and file.attrs["checksum"] == header
-    return False
+def read_digests(path: Path, spec: CodesSpec) -> dict[str, str] | None:
+    """Return {path: digest} of the images whose codes a shard holds; None where it is not whole.
+
+    A whole shard is complete, of that spec, and all its rows fit their checksums.
+    """
+    with suppress(OSError, KeyError, errors.PipelineError), h5py.File(path) as file:
+        if file.attrs["format"] == stored.FORMAT and stored.read_spec(file, path, {}) == spec:
+            for first, last in stored.block_bounds(file):
+                stored.read_rows(file, first, last)
+            columns = (stored.decode_texts(file[name][()]) for name in ("paths", "digests"))
+            return dict(zip(*columns, strict=True))
+    return None
 
 
 def write_index(path: Path, names: Sequence[str]) -> None:
@@ -144,10 +148,23 @@ def files_of(path: Path) -> list[Path]:
         return [folder_of(path) / header.name for header in read_headers(path, file)]
 
 
-def read_bad(path: Path) -> tuple[str, ...]:
-    """Return the images of an index that were skipped, each with its reason."""
-    with h5py.File(path) as index:
-        return stored.decode_texts(index["bad"][()])
+def read_bad(paths: Iterable[Path]) -> list[str]:
+    """Return the images of some shards that were skipped, each with its reason."""
+    bad: list[str] = []
+    for path in paths:
+        with h5py.File(path) as file:
+            bad += stored.decode_texts(file["bad"][()])
+    return bad
+
+
+def remove(path: Path, keep: Container[str] = ()) -> None:
+    """Remove the shards of the index at a path, but for those of some names; files of others stay."""
+    folder = folder_of(path)
+    for other in folder.glob("shard-*.h5"):
+        if other.name not in keep:
+            other.unlink()
+    with suppress(OSError):  # it is not empty, or not there
+        folder.rmdir()
 
 
 AGAIN = "Extract again, as before: whole shards are kept."

@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
@@ -35,7 +36,8 @@ class LocalWorkers:
             process = SPAWN.Process(
                 target=serve, args=(theirs, ShardWorker(self.job, self.devices[worker])), daemon=True
             )
-            process.start()
+            with interrupts_blocked():
+                process.start()
             theirs.close()  # so that ours ends with the process
             self.processes[worker] = process, ours
         self.busy.add(worker)
@@ -71,6 +73,20 @@ class LocalWorkers:
             connection.close()
 
 
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Let processes that start here never see Ctrl-C, not even while they import: the one that starts them ends them.
+
+    This one sees it afterwards.
+    """
+    resource_tracker.ensure_running()  # which unblocks all signals where it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def how_ended(code: int | None) -> str:
     """Return the exit code of a process as text."""
     if code is None or code >= 0:
@@ -80,7 +96,6 @@ def how_ended(code: int | None) -> str:
 
 def serve(connection: Connection, worker: ShardWorker) -> None:
     """Compute the shards that come, in a process that ends with the one that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started it ends it
     threading.Thread(target=end_with_parent, daemon=True).start()
     memory.keep_freed()
     with suppress(EOFError):

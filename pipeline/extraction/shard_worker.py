@@ -22,6 +22,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.extraction import runner
 from pipeline.extraction.engine import Engine
 from pipeline.extraction.scheduler import Death, Mistake
+from pipeline.images.decoding import BadImage, read_digest
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
 
 
@@ -69,7 +70,7 @@ class Job:
     def _is_there(self, shard: Shard, layer: str) -> bool:
         file, kept = self.file(shard, layer), self.kept(shard, layer)
         for path, other in ((file, kept), (kept, file)):
-            if shards.is_whole(path, self.specs[layer], len(shard.manifest.paths)):
+            if is_complete(shards.read_digests(path, self.specs[layer]), shard.manifest):
                 if not other.exists():
                     other.parent.mkdir(parents=True, exist_ok=True)
                     files.link_or_copy(path, other)
@@ -90,6 +91,27 @@ class Extracted:
     """What came of a shard: how many images went through the network."""
 
     forwarded: int
+
+
+def is_complete(digests: Mapping[str, str] | None, manifest: Manifest) -> bool:
+    """Return whether there is the code of each image as it was prepared, but for those whose files are damaged or gone.
+
+    digests: {path: digest} of the images whose codes there are, None where there is no whole file.
+    """
+    if digests is None:
+        return False
+    rows = zip(manifest.paths, manifest.digests, strict=True)
+    other = [row for row, (path, digest) in enumerate(rows) if digests.get(path) != digest]
+    return not any(
+        manifest.paths[row] in digests or is_as_prepared(manifest.file(row), manifest.digests[row]) for row in other
+    )
+
+
+def is_as_prepared(file: Path, digest: str) -> bool:
+    """Return whether an image's file can be read, and has the digest with which it was prepared."""
+    with suppress(BadImage):
+        return read_digest(file) == digest
+    return False
 
 
 def cut(manifest: Manifest, count: int) -> list[Shard]:
@@ -166,7 +188,8 @@ class ShardWorker:
         """Give an attempt what there is of earlier ones: files of other rows, and half-written ones of dead workers."""
         cache.mkdir(parents=True, exist_ok=True)
         for layer, spec in self.job.specs.items():
-            for earlier in self.job.earlier(shard, layer)[:1]:
+            kept = self.job.kept(shard, layer)
+            for earlier in [*([kept] if kept.exists() else []), *self.job.earlier(shard, layer)][:1]:
                 files.link_or_copy(earlier, cache / cached_name(spec))
             dead = cache_folder(self.job.folder) / shards.ATTEMPTS
             for number, partial in enumerate(dead.glob(f"{shard.number:05}-*/.cache/codes/{layer}.h5-*.partial")):

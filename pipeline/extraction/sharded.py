@@ -64,11 +64,11 @@ def extract(extraction: runner.Extraction, network: FrozenNetwork, folder: Path,
     extraction.forwarded += tally.forwarded
     if tally.set_aside:
         raise set_aside(tally, len(parts))
-    for layer in job.specs:
-        index(folder / f"{layer}.h5", [job.file(shard, layer) for shard in parts])
-    entries = shards.read_bad(folder / f"{next(iter(job.specs))}.h5")
-    extraction.bad |= reasons_of(entries, set(extraction.manifest.paths))
+    files = {layer: [job.file(shard, layer) for shard in parts] for layer in job.specs}
+    extraction.bad |= reasons_of(shards.read_bad(next(iter(files.values()))), set(extraction.manifest.paths))
     extraction.validate_bad()
+    for layer, paths in files.items():
+        index(folder / f"{layer}.h5", [path.name for path in paths])
     shutil.rmtree(cache_folder(folder) / shards.ATTEMPTS, ignore_errors=True)
 
 
@@ -79,13 +79,10 @@ def reasons_of(entries: Sequence[str], paths: Container[str]) -> dict[str, str]:
     return {path: reason for path, reason in cuts if path in paths}
 
 
-def index(path: Path, parts: Sequence[Path]) -> None:
+def index(path: Path, names: Sequence[str]) -> None:
     """Write the index of shards, and remove the shards beside them that it does not name."""
-    names = [part.name for part in parts]
     shards.write_index(path, names)
-    for other in shards.folder_of(path).iterdir():
-        if other.name not in names:
-            other.unlink()
+    shards.remove(path, keep=names)
 
 
 def local_count(network: FrozenNetwork, sharding: Sharding) -> int:
