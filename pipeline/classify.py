@@ -46,7 +46,7 @@ from pipeline.data import class_maps
 from pipeline.data.image_weights import read_weights
 from pipeline.data.manifest import read_depths, read_manifest
 from pipeline.data.splits import no_unlabelled_images, validate_folds, validate_trainable
-from pipeline.paths import Experiment
+from pipeline.paths import Experiment, resolve_task
 from pipeline.reporting import curves, training_text
 
 
@@ -75,7 +75,7 @@ def run(settings: Classify) -> None:
         validate_folds(data.folds(plan.folds, plan.seed), data.y, codes.classes)
         memory = half if options.in_blocks(codes) else None
         if settings.source and settings.adapt:
-            source = training_images.read_source(replace(address, dataset=settings.source), address, file, codes)
+            source = training_images.read_source(source_of(settings, address), address, file, codes)
             trained, facts = train_with_source(data, source, settings.source, plan, settings)
         else:
             trained, facts = train_classifier(data, plan, settings.calibrate, settings.nested, memory)
@@ -182,9 +182,17 @@ def correct_for_shares(settings: Classify, address: Experiment, file: Path, path
     """Correct the source's classifier for the shares of classes among the dataset's images; say what these are."""
     if not settings.source:
         raise errors.PipelineError(f"--adapt {settings.adapt} corrects a classifier of another dataset: name --source.")
-    source = replace(address, dataset=settings.source)
+    source = source_of(settings, address)
     shift = class_shares.correct_classifier(source, address, file, path, str(settings.adapt))
     return training_text.shift_summary(path, shift, source.classifier)
+
+
+def source_of(settings: Classify, address: Experiment) -> Experiment:
+    """Return the same experiment with the source dataset; refuse the dataset itself, by whatever name."""
+    source = replace(address, dataset=resolve_task(settings.source))
+    if source.codes.resolve() == address.codes.resolve():
+        raise errors.PipelineError(f"--source {settings.source} is the dataset itself. Name another one.", "source")
+    return source
 
 
 def learn_further(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import importlib.util
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -59,6 +60,16 @@ class PipelineError(Exception):
     def __str__(self) -> str:
         """Return the message, and in a line of their own the commands that fix it."""
         return f"{self.message} Run:\n  {' && '.join(map(str, self.fix))}" if self.fix else self.message
+
+
+@contextmanager
+def fixes_for(dataset: str) -> Iterator[None]:
+    """Let fixes be of another dataset than the one that the user's command names with --dataset."""
+    try:
+        yield
+    except PipelineError as error:
+        fixes = [Fix(fix.command, {"dataset": dataset, **fix.settings}) for fix in error.fix]
+        raise PipelineError(error.message, error.setting, fixes, error.exit_code) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -32,7 +32,8 @@ def correct_classifier(source: Experiment, target: Experiment, file: Path, path:
     The shares are estimated on the target's training images and those without a label; no label of the target is
     looked at, and no test image. file: the target's codes; method: a name of `label_shift.METHODS`.
     """
-    saved, facts = persistence.load(source.classifier), persistence.read_metadata(source.classifier).facts
+    with errors.fixes_for(source.name):
+        saved, facts = persistence.load(source.classifier), persistence.read_metadata(source.classifier).facts
     validate_plain(source.classifier, facts)
     validate_dataset(file, target.data)
     new, n_images, classes = read_new(file, saved, target.name)
@@ -102,8 +103,9 @@ def held_out_margins(
 
     The folds are those by which the classifier was chosen; labels are places in its `classes_`.
     """
-    validate_dataset(source.codes, source.data)
-    codes = reader.read_layers(source.codes, saved.spec.to_dict(), "train")
+    with errors.fixes_for(source.name):
+        validate_dataset(source.codes, source.data)
+        codes = reader.read_layers(source.codes, saved.spec.to_dict(), "train")
     if training_digest(codes) != facts["dataset_digest"]:
         raise errors.PipelineError(
             f"{source.classifier} was trained on other images than {source.name} has now. Train it again.",

@@ -114,8 +114,9 @@ def read_source(source: Experiment, target: Experiment, file: Path, codes: reade
     file, codes: of the target's images, of the same network and layer. Images of classes that the target lacks are left
     out, and so are copies of the target's images of any split. Raises PipelineError if the source lacks a class.
     """
-    validate_dataset(source.codes, source.data)
-    found = reader.read_layers(source.codes, codes.spec.to_dict(), "train")
+    with errors.fixes_for(source.name):
+        validate_dataset(source.codes, source.data)
+        found = reader.read_layers(source.codes, codes.spec.to_dict(), "train")
     if found.labels.ndim == 2 or codes.labels.ndim == 2:
         raise errors.PipelineError("--source is for one label per image, in both datasets. Leave it out.")
     trained = [codes.classes[number] for number in np.unique(codes.labels)]
@@ -134,6 +135,11 @@ def read_source(source: Experiment, target: Experiment, file: Path, codes: reade
         if rows.any():
             logger.info("%s of the source left out: %s.", errors.counted(rows.sum(), "image"), why)
     kept = found.take(np.flatnonzero(~others & ~copies))
+    if len(kept.labels) < 2:
+        raise errors.PipelineError(
+            f"Of the source {source.name}, {errors.counted(len(kept.labels), 'training image')} of other bytes than "
+            f"{target.name}'s are left to learn from. Take another dataset."
+        )
     labelled = reader.Codes(
         kept.values, numbers[kept.labels], kept.paths, kept.splits, kept.digests, codes.classes, kept.spec
     )

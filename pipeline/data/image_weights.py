@@ -11,9 +11,12 @@ from pipeline import errors
 from pipeline.data.manifest import Manifest
 from pipeline.paths import MANIFEST
 
+MOST = 1e6
+"""The largest weight; its inverse is the smallest but 0. Solvers take weights in float32, and sum them."""
+
 
 def read_weights(manifest: Manifest, column: str, paths: Sequence[str]) -> np.ndarray:
-    """Return the weight of each of some images, (n,) float64 of 0 or more, by a metadata column of their manifest.
+    """Return the weight of each of some images, (n,) float64, by a metadata column of their manifest.
 
     Raises PipelineError for a column that does not exist, for what is no such number, and where all are 0.
     """
@@ -36,9 +39,10 @@ def _parse(cell: str, where: str) -> float:
         weight = float(cell)
     except ValueError:
         weight = math.nan
-    if not 0 <= weight < math.inf:
+    if weight and not 1 / MOST <= weight <= MOST:
         what = repr(cell) if cell else "an empty cell"
         raise errors.PipelineError(
-            f"{where}: {what} is no weight. Write a number of 0 or more, and prepare the dataset again."
+            f"{where}: {what} is no weight. Write 0, or a number from {1 / MOST:f} to {MOST:,.0f}, and prepare the "
+            "dataset again."
         )
     return weight

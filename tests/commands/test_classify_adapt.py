@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def test_weights_of_a_column_count_and_those_of_test_images_do_not(run: Run) -> 
     ("cell", "what"),
     [
         ("-1", "0.png: '-1' is no weight"),
+        ("1e308", "'1e308' is no weight. Write 0, or a number from 0.000001 to 1,000,000"),
+        ("1e-300", "is no weight"),
         ("", "an empty cell is no weight"),
         ("much", "'much' is no weight"),
         ("nan", "'nan' is no weight"),
@@ -133,6 +136,10 @@ def test_where_a_source_cannot_help(run: Run) -> None:
     mistake(run("classify", "--source", "source", "--adapt", "easyadapt", "--model", "knn"), "linear models, not knn")
     mistake(run("classify", "--source", "source", "--adapt", "density-ratio", "--model", "knn"), "knows no weights")
     mistake(run("classify", "--source", "none", "--adapt", "easyadapt"), "features/none")
+    for method in ("density-ratio", "em"):
+        mistake(run("classify", *GRID, "--folds", 3, "--source", "digits", "--adapt", method), "is the dataset itself")
+    shutil.copytree(CODES.parent, "features/copies/tinyvgg")
+    mistake(run(*flags[:-1], "copies", "--adapt", "density-ratio"), "0 training images of other bytes")
     values, labels = draw(300, (1 / 3, 1 / 3, 1 / 3), 2)
     put(SOURCE, np.roll(values, 4, 1) + 9 * np.eye(8)[7], labels, ["train"] * 300, 1000)
     mistake(run(*flags, "--adapt", "density-ratio"), "nothing in common")
@@ -177,7 +184,7 @@ def test_where_shares_cannot_be_told(run: Run) -> None:
     put_source(300, (0.5, 0.5, 0.0))
     assert run("classify", "--dataset", "source", *GRID).code == 0
     mistake(run("classify", "--source", "source", "--adapt", "em"), "does not know the class 'fly'")
-    mistake(run("classify", "--source", "none", "--adapt", "em"), "no classifier at models/none")
+    mistake(run("classify", "--source", "none", "--adapt", "em"), "no classifier at models/none", "--dataset none")
     put_source(300)
     assert run("classify", "--dataset", "source", *GRID).code == 0
     assert run("classify", "--source", "source", "--adapt", "em").code == 0
