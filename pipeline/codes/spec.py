@@ -106,7 +106,7 @@ def extract_settings(expected: Mapping[str, Any]) -> dict[str, object]:
 
     expected: as `CodesSpec.to_dict` gives it, or some of its fields.
     """
-    settings = {name: expected[name] for name in ("backbone", "layer", "weights", "relu") if name in expected}
+    settings = {name: expected[name] for name in ("backbone", "layer", "weights", "relu", "dtype") if name in expected}
     pools = {pool for pool in expected.get("pool", "").split(LAYER_SEPARATOR) if pool not in ("", "none")}
     if len(pools) == 1:
         settings["pool"] = pools.pop()
