@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, write_photos
+from warm_python import warm_python
 
 from pipeline import command_line
 from pipeline.config import COMMANDS, extra_of
@@ -87,8 +89,11 @@ def change(folder: Path, **sections: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project as git has it or would have it, on few images, with smaller grids, in a repository of its own."""
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The project as git has it or would have it, on few images, with smaller grids, in a repository of its own.
+
+    The `python` of its stages is one that need not import torch each time.
+    """
     folder = tmp_path_factory.mktemp("clone")
     source = write_photos(tmp_path_factory.mktemp("source") / "photos", {"red": 20, "green": 20, "blue": 20})
     listed = subprocess.run(
@@ -121,7 +126,13 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call(folder, "git", "config", "user.name", "Test")
     call(folder, "git", "add", "-A")
     call(folder, "git", "commit", "-qm", "clone")
-    return folder
+    stages = ["prepare", "extract", "advise", "classify", "evaluate", "select", "report"]
+    with (
+        warm_python(folder, tmp_path_factory.mktemp("warm"), stages) as programs,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setitem(ENVIRONMENT, "PATH", f"{programs}{os.pathsep}{ENVIRONMENT['PATH']}")
+        yield folder
 
 
 def test_dvc_runs_what_changed_and_nothing_else(clone: Path) -> None:
