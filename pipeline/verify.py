@@ -81,7 +81,8 @@ def run(settings: Verify) -> None:
         problems += image_problems(settings.file, folder, threads)
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        values = {"dataset": dataset, **extract_settings(spec.to_dict()), "out": settings.file.parent}
+        again = {**extract_settings(spec.to_dict()), **shards.as_settings(settings.file)}
+        values = {"dataset": dataset, **again, "out": settings.file.parent}
         fix = [errors.Fix("extract", values)]
         raise errors.PipelineError(f"{settings.file}: {problems[0]}{rest}. Extract again.", fix=fix)
     images_too = f"and fit the images in {folder}" if compared else "(no prepared dataset to compare them with)"

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from threadpoolctl import threadpool_limits
@@ -66,19 +66,21 @@ class Adapted:
     finish: Callable[[Pipeline], Pipeline]
 
 
-def density_ratio(source: np.ndarray, target: np.ndarray) -> Weighing:
+def density_ratio(source: np.ndarray, target: np.ndarray, images: np.ndarray | None = None) -> Weighing:
     """Weigh source codes (n, d) by p_target / p_source, as a logistic regression estimates it; target: (m, d).
 
-    Labels play no part. "Improving predictive inference under covariate shift" (Shimodaira, 2000); "Covariate shift
+    images: (n + m,) int64, the image of each row, where images have several views, which stay in one fold. Labels play
+    no part. "Improving predictive inference under covariate shift" (Shimodaira, 2000); "Covariate shift
     adaptation by importance weighted cross validation" (Sugiyama et al., 2007).
     """
     rows = Normalizer().transform(np.concatenate([source, target]))
     of_target = np.arange(len(rows)) >= len(source)
-    folds = StratifiedKFold(min(FOLDS, len(source), len(target)), shuffle=True, random_state=0)
+    folds_of = StratifiedKFold if images is None else StratifiedGroupKFold
+    folds = folds_of(min(FOLDS, len(source), len(target)), shuffle=True, random_state=0)
     with threadpool_limits(1):  # for the same sums, and so the same weights, on any machine
         vectors = PCA(min(WIDTH, *rows.shape), random_state=0).fit_transform(rows)
         judge = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-        scores = cross_val_predict(judge, vectors, of_target, cv=folds, method="decision_function")
+        scores = cross_val_predict(judge, vectors, of_target, groups=images, cv=folds, method="decision_function")
     weights = np.exp(POWER * (scores[~of_target] - scores[~of_target].max()))
     weights = np.minimum(weights / weights.mean(), CLIP)
     return Weighing(weights / weights.mean(), float(roc_auc_score(of_target, scores)))
@@ -86,7 +88,10 @@ def density_ratio(source: np.ndarray, target: np.ndarray) -> Weighing:
 
 def weigh_source(target: TrainingData, source: TrainingData) -> Adapted:
     """Return both domains' rows, the source's weighted by their density ratio."""
-    weighing = density_ratio(source.X[:], target.X[:])
+    images = None
+    if source.images is not None and target.images is not None:
+        images = np.concatenate([source.images, target.images + source.images.max() + 1])
+    weighing = density_ratio(source.X[:], target.X[:], images)
     if weighing.separation >= APART:
         raise errors.PipelineError(
             f"The source's codes and the target's have nothing in common (AUC {weighing.separation:.4f}), so no "

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.codes.reader import Codes, CodesIndex, layer_files, read_index
+from pipeline.codes.shards import as_settings
 from pipeline.codes.spec import Rows, extract_settings
 from pipeline.data.manifest import Manifest, dataset_digest, names_of_label, read_manifest
 from pipeline.errors import Fix, PipelineError, first_names
@@ -33,7 +34,9 @@ def validate_dataset(path: Path, data: Path) -> None:
             raise PipelineError(
                 f"{file} does not belong to the dataset in {data} as it is now: {difference}. Extract again (images "
                 "that are the same cost no forward pass).",
-                fix=[Fix("extract", {**extract_settings(index.spec.to_dict()), "out": file.parent})],
+                fix=[
+                    Fix("extract", {**extract_settings(index.spec.to_dict()), **as_settings(file), "out": file.parent})
+                ],
             )
 
 

@@ -148,6 +148,12 @@ def files_of(path: Path) -> list[Path]:
         return [folder_of(path) / header.name for header in read_headers(path, file)]
 
 
+def as_settings(path: Path) -> dict[str, object]:
+    """Return the setting of `extract` that cuts codes as the file at a path is cut; {} for one file."""
+    part = next(iter(files_of(path)))
+    return {} if part == path else {"shards": int(part.name.split("-")[3])}
+
+
 def read_bad(paths: Iterable[Path]) -> list[str]:
     """Return the images of some shards that were skipped, each with its reason."""
     bad: list[str] = []

@@ -110,6 +110,7 @@ def test_what_did_not_change_is_kept(run: Run, prepared: Path, here: None, monke
     (prepared / "red" / "00.png").rename(prepared / "green" / "renamed.png")
     (prepared / "red" / "05.png").write_bytes(b"")
     run("prepare", "--dataset", prepared, "--seed", 0)
+    mistake(run("classify", "--dataset", "photos"), "Extract again", "--shards 7")
     assert again() in (2, 3), "all have other labels now, two are new, and one may be in another shard: by its path"
     assert reader.read_index(FC7, {}).classes == ("blue", "green", "red", "violet")
     assert len(list(SHARDS.iterdir())) == len(list(KEPT.iterdir())) == 7

@@ -82,9 +82,9 @@ def test_efficientnet_lite0_gives_the_codes_of_timms_own_forward_pass_on_photos(
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [case[:2] for case in CASES], ids=[case[0] for case in CASES])
 def test_codes_do_not_depend_on_the_batch_size(name: str, layers: tuple[str, ...]) -> None:
-    x = noise_images(20)
+    x = noise_images(8)
     whole = frozen(name, *layers).codes(x)
-    for size, count in ((1, 3), (7, 14)):
+    for size, count in ((1, 2), (3, 6)):
         parts = [frozen(name, *layers).codes(x[start : start + size]) for start in range(0, count, size)]
         for layer in layers:
             assert_close(np.concatenate([part[layer] for part in parts]), whole[layer][:count])
@@ -240,7 +240,7 @@ def test_swins_maps_are_pooled_as_by_its_own_head() -> None:
 )
 def test_class_token_and_mean_are_those_of_the_last_norm(name: str, layer: str, n_prefix: int) -> None:
     model, transform = backbones.load(backbones.get(name), "random")
-    x = noise_images(2, size=transform.crop)
+    x = noise_images(1, size=transform.crop)
     codes = {pool: FrozenNetwork(name, [layer], "random", pool).codes(x)[layer] for pool in ("cls", "mean", "cls+mean")}
     tokens: list[torch.Tensor] = []
     model.get_submodule(layer).register_forward_hook(lambda module, inputs, output: tokens.append(output))
