@@ -207,8 +207,9 @@ def measure_kills(images: int, workers_killed: int, drivers_killed: int) -> Figu
         if process.poll() is not None:
             break
         victim = todo.pop()
-        workers = children(process)
-        os.kill(int(rng.choice(workers)) if victim == "worker" and workers else process.pid, signal.SIGKILL)
+        while not (workers := children(process)) and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(int(rng.choice(workers)) if victim == "worker" else process.pid, signal.SIGKILL)
         killed[victim] += 1
         dead_workers += 1 if victim == "worker" else len(workers)
         if victim == "driver":
