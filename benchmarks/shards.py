@@ -39,16 +39,16 @@ WIDTH = 8
 class Simulated:
     """Workers of a simulated time; play: returns the seconds that a task takes this time, and how it ends."""
 
-    def __init__(self, count: int, play: Callable[[int], tuple[float, int | Death]]) -> None:
+    def __init__(self, count: int, play: Callable[[int], tuple[float, object]]) -> None:
         self.count, self.play, self.time = count, play, 0.0
-        self.running: dict[int, tuple[float, int | Death]] = {}
+        self.running: dict[int, tuple[float, object]] = {}
 
     def start(self, worker: int, task: int, /) -> None:
         """Begin a task."""
         seconds, outcome = self.play(task)
         self.running[worker] = self.time + seconds, outcome
 
-    def wait(self, seconds: float | None, /) -> list[tuple[int, int | Death]]:
+    def wait(self, seconds: float | None, /) -> list[tuple[int, object]]:
         """Let the time pass until a task ends."""
         worker = min(self.running, key=lambda number: self.running[number][0])
         end, outcome = self.running[worker]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,14 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError:  # EPERM or ENOTSUP on FAT and some network drives, EMLINK beyond the limit
         with replacing(target) as partial:
             shutil.copyfile(source, partial)
+
+
+def number_of(cell: str) -> float:
+    """Return the number that a cell of a CSV file holds, NaN where it holds none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
 
 
 def sha256_of(path: Path) -> str:

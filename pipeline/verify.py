@@ -37,7 +37,6 @@ def value_problems(path: Path, processes: int) -> Iterator[str]:
 
     processes: how many check shards at a time, where the codes are in several files that are large.
     """
-    reader.read_index(path, {})  # shards are there, and are those of the index
     parts = shards.files_of(path)
     if len(parts) == 1 or sum(part.stat().st_size for part in parts) < LARGE:
         yield from chain.from_iterable(map(problems_of_file, parts))
@@ -57,9 +56,8 @@ def problems_of_file(path: Path) -> list[str]:
     ]
 
 
-def image_problems(path: Path, root: Path, threads: int) -> Iterator[str]:
+def image_problems(index: reader.CodesIndex, root: Path, threads: int) -> Iterator[str]:
     """Yield a description of each row whose image file, below `root`, is not the one that was extracted."""
-    index = reader.read_index(path, {})
     files = (root / name for name in index.paths)
     digests = parallel.ordered_map(decoding.read_digest, files, threads, ahead=16 * threads)
     bar = track(digests, "verifying", len(index.paths))
@@ -70,15 +68,15 @@ def image_problems(path: Path, root: Path, threads: int) -> Iterator[str]:
 
 def run(settings: Verify) -> None:
     """Verify what the settings name."""
-    spec = reader.read_index(settings.file, {}).spec
-    threads = settings.threads or parallel.default_threads()
+    index = reader.read_index(settings.file, {})
+    spec, threads = index.spec, settings.threads or parallel.default_threads()
     problems = list(value_problems(settings.file, threads))
     dataset = settings.dataset or settings.file.absolute().parents[1 + spec.backbone.count("/")].name
     folder = Experiment(dataset, spec.backbone).data
     compared = settings.dataset or (folder / MANIFEST).exists()
     if compared:
-        problems += differences(reader.read_index(settings.file, {}), read_manifest(folder))
-        problems += image_problems(settings.file, folder, threads)
+        problems += differences(index, read_manifest(folder))
+        problems += image_problems(index, folder, threads)
     if problems:
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         again = {**extract_settings(spec.to_dict()), **shards.as_settings(settings.file)}

@@ -85,8 +85,7 @@ def by_classifier(
 
 def draw(path: Path, weights: SourceWeights) -> None:
     """Draw the weights of the heaviest and of the lightest classes."""
-    order = weights.heaviest(len(weights.classes))
-    shown = order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
+    shown = source_weights.extremes(weights.heaviest(len(weights.classes)), SHOWN)
     names = [weights.classes[number] for number in shown]
     with figures.new_figure(path, 7, 1 + 0.25 * len(shown)) as figure:
         axes = figure.subplots()

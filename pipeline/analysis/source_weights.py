@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from scipy.special import softmax
 
 from pipeline import errors, files
+
+Item = TypeVar("Item")
 
 HEADER = ("class", "n", "p_source", "p_target", "weight")
 
@@ -49,6 +52,11 @@ class SourceWeights:
         """Return the indices of the classes with the highest weights, ties by their order."""
         order: list[int] = np.argsort(-self.values, kind="stable")[:count].tolist()
         return order
+
+
+def extremes(ordered: Sequence[Item], count: int) -> list[Item]:
+    """Return the first `count` and the last `count` of what is ordered by weight; all, where they would overlap."""
+    return list(ordered) if len(ordered) <= 2 * count else [*ordered[:count], *ordered[-count:]]
 
 
 def mean_probabilities(scores: np.ndarray, temperature: float) -> np.ndarray:
@@ -106,10 +114,7 @@ def read_for(path: Path, classes: Sequence[str]) -> np.ndarray:
 
 
 def _parse_weight(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = files.number_of(text)
     if not 0 <= value < math.inf:
         raise errors.PipelineError(f"{where}: {text!r} is no weight. Write a number of 0 or more.")
     return value

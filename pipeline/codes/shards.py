@@ -33,8 +33,8 @@ OPEN_FILES = 64
 ATTEMPTS = "attempts"
 """The folder in the cache where workers write shards, each in a folder of its own."""
 
-TEXTS = ("paths", "splits", "digests")
-"""Columns of bytes, whose length may differ from shard to shard."""
+AGAIN = "Extract again, as before: whole shards are kept."
+"""How what is wrong with a shard is put right."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def write_index(path: Path, names: Sequence[str]) -> None:
         for column in ("name", "rows", "seal"):
             file[column] = np.array([getattr(header, column) for header in headers], "S" if column == "name" else "i8")
         checksum = stored.header_checksum(common["spec"], classes, bad)
-        file.attrs.update({**common, "checksum": checksum, "shards": _checksum(headers), "format": FORMAT})
+        file.attrs.update(
+            {"spec": common["spec"], "checksum": checksum, "shards": _checksum(headers), "format": FORMAT}
+        )
 
 
 def _checksum(headers: Sequence[Header]) -> int:
@@ -171,9 +173,6 @@ def remove(path: Path, keep: Container[str] = ()) -> None:
             other.unlink()
     with suppress(OSError):  # it is not empty, or not there
         folder.rmdir()
-
-
-AGAIN = "Extract again, as before: whole shards are kept."
 
 
 class ShardedCodes:
@@ -259,7 +258,7 @@ class JoinedColumn:
     def __getitem__(self, part: slice | tuple[()], /) -> np.ndarray:
         first, last, _ = (part if isinstance(part, slice) else slice(None)).indices(len(self))
         pieces = ((self.shards.shard(number)[self.name], rows) for number, rows in self.shards.pieces(first, last))
-        if self.name in TEXTS:
+        if self.name in stored.TEXTS:  # bytes, whose length may differ from shard to shard
             return np.concatenate([self._of_one, *(column[rows] for column, rows in pieces)])
         values = np.empty((max(last - first, 0), *self.shape[1:]), self.dtype)
         start = 0

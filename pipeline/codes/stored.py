@@ -19,6 +19,9 @@ FORMAT = "cnn-codes 5"
 BLOCK_BYTES = 1 << 23
 """Bytes of codes that are read at a time where a whole file may not fit into memory."""
 
+TEXTS = ("paths", "splits", "digests")
+"""The columns of text."""
+
 
 class StoredCodes(Protocol):
     """An open file of codes: an HDF5 file, or several that are shown as one."""

@@ -15,10 +15,10 @@ import numpy as np
 from pipeline import errors, files
 from pipeline.codes.reader import Codes, CodesStream
 from pipeline.codes.spec import CodesSpec
+from pipeline.codes.stored import TEXTS
 
 FORMAT = "cnn-codes-zarr 1"
 SUFFIX = ".zarr"
-TEXTS = ("paths", "splits", "digests")
 ARRAYS = ("values", "labels", *TEXTS)
 
 

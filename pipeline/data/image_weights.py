@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline import errors
+from pipeline import errors, files
 from pipeline.data.manifest import Manifest
 from pipeline.paths import MANIFEST
 
@@ -35,10 +34,7 @@ def read_weights(manifest: Manifest, column: str, paths: Sequence[str]) -> np.nd
 
 
 def _parse(cell: str, where: str) -> float:
-    try:
-        weight = float(cell)
-    except ValueError:
-        weight = math.nan
+    weight = files.number_of(cell)
     if weight and not 1 / MOST <= weight <= MOST:
         what = repr(cell) if cell else "an empty cell"
         raise errors.PipelineError(

@@ -60,7 +60,7 @@ class Job:
         return sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def _name(self, shard: Shard, layer: str) -> str:
-        key = shards.key_of(self.specs[layer].to_json(), shard.manifest.digest)
+        key = shards.key_of(self.specs[layer].to_json(), shard.digest)
         return shards.shard_name(shard.number, self.n_shards, key)
 
     def is_done(self, shard: Shard) -> bool:
@@ -84,6 +84,11 @@ class Shard:
 
     number: int
     manifest: Manifest
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of its images, labels and splits, which each of its files is named by."""
+        return self.manifest.digest
 
 
 @dataclass(frozen=True)

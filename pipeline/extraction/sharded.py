@@ -147,6 +147,6 @@ def set_aside(tally: Tally, count: int) -> errors.PipelineError:
     return errors.PipelineError(
         f"{len(tally.set_aside)} of {errors.counted(count, 'shard')} killed every worker that tried them; the first is "
         f"shard {shard.number} ({errors.counted(len(paths), 'image')}, the first is {paths[0]!r}), by {death.reason}. "
-        "All others are done: mend or remove the images, and run again.",
+        "All others are done: fix or remove the images, and run again.",
         exit_code=3,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pipeline import files
+from pipeline.analysis.source_weights import extremes
 from pipeline.reporting.charts import Chart, Titles, lay_out
 from pipeline.reporting.experiment_charts import epoch_points, epoch_ticks
 from pipeline.reporting.experiments import address_of, report_folder
@@ -32,8 +33,7 @@ def source_charts(folder: Path, scores: Scores) -> list[Chart]:
 
 def _weights_chart(name: str, at_end: Sequence[Mapping[str, str]], by_epoch: Sequence[Mapping[str, str]]) -> Chart:
     """Return the expected weights of the heaviest and the lightest classes; at_end: the heaviest first."""
-    classes = [row["class"] for row in at_end]
-    shown = classes if len(classes) <= 2 * NAMED else classes[:NAMED] + classes[-NAMED:]
+    shown = extremes([row["class"] for row in at_end], NAMED)
     rows = {label: [row for row in by_epoch if row["class"] == label] for label in shown}
     lines = {label: epoch_points(rows_of_class, "weight") for label, rows_of_class in rows.items()}
     ticks = epoch_ticks(max(int(row["epoch"]) for row in by_epoch))

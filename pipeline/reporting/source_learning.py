@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import files
+from pipeline.analysis.source_weights import extremes
 from pipeline.finetuning.source import Source
 from pipeline.finetuning.weighing import LearnedWeights
 from pipeline.reporting import figures
@@ -47,8 +48,7 @@ def remove(folder: Path) -> None:
 
 def _draw_classes(axes: Axes, classes: Sequence[str], learned: LearnedWeights) -> None:
     """Draw the expected weight of the heaviest and lightest classes against epochs."""
-    order = np.argsort(-learned.expected().weights, kind="stable")
-    shown = order if len(order) <= 2 * NAMED else np.r_[order[:NAMED], order[-NAMED:]]
+    shown = extremes(np.argsort(-learned.expected().weights, kind="stable").tolist(), NAMED)
     epochs, weights = list(learned.weights), np.array(list(learned.weights.values()))
     for place, number in enumerate(shown):
         style = "-" if place < len(shown) / 2 else "--"

@@ -18,6 +18,7 @@ import pytest
 from conftest import ROOT, Outcome, write_photos
 from helpers import FC7, count_forwards, mistake
 
+from benchmarks.shards import COUNTING, children
 from pipeline.codes import reader
 from pipeline.extraction import local_workers, sharded
 from pipeline.extraction.scheduler import Death, Mistake
@@ -179,36 +180,12 @@ def test_a_shard_that_kills_its_workers_is_set_aside(run: Run, prepared: Path, m
     assert_same_codes()
 
 
-SCRIPT = """
-import os, sys
-from pipeline.command_line import run_command
-from pipeline.extraction.engine import Engine
-
-launch, log = Engine.launch, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-def counted(self, images):
-    os.write(log, bytes([len(images)]))
-    return launch(self, images)
-
-Engine.launch = counted
-if __name__ == "__main__":
-    sys.exit(run_command("extract", sys.argv[1:]))
-"""
-"""Extracts and counts forward passes, in the workers too: those that are spawned run all but the last lines."""
-
-
 def start(*flags: object) -> subprocess.Popen[str]:
     """Start to extract in processes of their own."""
-    Path("script.py").write_text(SCRIPT)
+    Path("script.py").write_text(COUNTING)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "script.py", *map(str, (*FLAGS, *flags))]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def children(process: subprocess.Popen[str]) -> list[int]:
-    """Return the workers of a driver: those of its children that have the script in memory."""
-    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def wait_for_forwards(process: subprocess.Popen[str], count: int) -> None:

@@ -8,36 +8,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from benchmarks.shards import Simulated
 from pipeline.errors import PipelineError
 from pipeline.extraction.scheduler import Death, Mistake, Schedule
 
 
-class Simulated:
-    """Workers of a simulated time; play: returns the seconds that a task takes this time, and how it ends."""
+class Watched(Simulated):
+    """Workers of a simulated time that count how often each task is given."""
 
     def __init__(self, count: int, play: Callable[[int], tuple[float, object]]) -> None:
-        self.count, self.play, self.time = count, play, 0.0
+        super().__init__(count, play)
         self.given: Counter[int] = Counter()
-        self.running: dict[int, tuple[float, object]] = {}
 
     def start(self, worker: int, task: int, /) -> None:
         assert worker not in self.running, "a worker has one task at a time"
         self.given[task] += 1
-        seconds, outcome = self.play(task)
-        self.running[worker] = self.time + seconds, outcome
-
-    def wait(self, seconds: float | None, /) -> list[tuple[int, object]]:
-        worker = min(self.running, key=lambda number: self.running[number][0])
-        end, outcome = self.running[worker]
-        if seconds is not None and end > self.time + seconds:
-            self.time += seconds
-            return []
-        self.time = end
-        del self.running[worker]
-        return [(worker, outcome)]
-
-    def now(self) -> float:
-        return self.time
+        super().start(worker, task)
 
 
 def test_each_task_ends_once_and_what_always_kills_is_set_aside() -> None:
@@ -47,7 +33,7 @@ def test_each_task_ends_once_and_what_always_kills_is_set_aside() -> None:
         dies = task == 7 or rng.random() < 0.1
         return rng.uniform(1, 2), Death(f"signal of {task}") if dies else task * 10
 
-    workers = Simulated(4, play)
+    workers = Watched(4, play)
     outcomes = list(Schedule(range(50), workers).outcomes())
     assert sorted(task for task, _ in outcomes) == list(range(50))
     assert [(task, outcome) for task, outcome in outcomes if isinstance(outcome, Death)] == [(7, Death("signal of 7"))]
@@ -57,7 +43,7 @@ def test_each_task_ends_once_and_what_always_kills_is_set_aside() -> None:
 
 def test_a_straggler_is_helped_and_counts_once() -> None:
     seconds = {3: iter([1000.0, 1.0])}
-    workers = Simulated(2, lambda task: (next(seconds[task]) if task in seconds else 1.0, "done"))
+    workers = Watched(2, lambda task: (next(seconds[task]) if task in seconds else 1.0, "done"))
     outcomes = list(Schedule(range(10), workers).outcomes())
     assert len(outcomes) == 10 and workers.given == {task: 1 + (task == 3) for task in range(10)}
     assert workers.time < 30
@@ -65,8 +51,8 @@ def test_a_straggler_is_helped_and_counts_once() -> None:
 
 def test_a_mistake_ends_the_run_and_so_do_workers_that_always_die() -> None:
     with pytest.raises(PipelineError, match="The disk is full"):
-        list(Schedule(range(5), Simulated(2, lambda task: (1, Mistake("The disk is full.")))).outcomes())
-    workers = Simulated(2, lambda task: (1, Death("signal SIGILL")))
+        list(Schedule(range(5), Watched(2, lambda task: (1, Mistake("The disk is full.")))).outcomes())
+    workers = Watched(2, lambda task: (1, Death("signal SIGILL")))
     with pytest.raises(PipelineError, match="die before any shard is done, the last of them by signal SIGILL"):
         list(Schedule(range(1000), workers).outcomes())
     assert workers.given.total() < 20
