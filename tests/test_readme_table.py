@@ -42,6 +42,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_sources(write_photos(Path("photos"), {"ants": PER_CLASS, "bees": PER_CLASS, "unlabelled": 6}))
         for command in ("prepare", "extract --layer fc7 logits", "classify --model svm"):
             assert command_line.run_command(*words_of(f"{command} --dataset photos")) == 0
+        write_photos(Path("drawings"), {"ants": 8, "bees": 8}, seed=1)  # a source with the classes of the photos
+        for command in ("prepare", "extract --layer fc7"):
+            assert command_line.run_command(*words_of(f"{command} --dataset drawings")) == 0
     yield folder
 
 
