@@ -115,16 +115,16 @@ def run(settings: Weigh) -> None:
         source = digits.open_prepared(of_source.data, **params.split_settings())
         require_single_label(source)
         weights = by_classifier(of_source.classifier, source, address.codes, target, settings.temperature)
-        judge = f"the classifier {of_source.classifier}"
+        judge, source_name = f"the classifier {of_source.classifier}", of_source.name
     else:
         device = choose_device(settings.device)
         weights = by_own_head(settings.backbone, settings.weights, target, settings.temperature, device)
-        judge = f"the head of {settings.backbone} ({settings.weights} weights)"
+        judge, source_name = f"the head of {settings.backbone} ({settings.weights} weights)", ""
     out = settings.out or address.reports / "source_weights"
     source_weights.write(out / "weights.csv", weights)
     draw(out / "weights.png", weights)
     n_images = len(target.paths)
-    facts = {"judge": judge, "temperature": settings.temperature, "n_images": n_images}
+    facts = {"judge": judge, "source": source_name, "temperature": settings.temperature, "n_images": n_images}
     files.write_json(out / "weights.json", facts | {"effective_classes": weights.effective_classes})
     print(table(weights))
     print(

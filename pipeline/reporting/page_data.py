@@ -171,20 +171,49 @@ class Comparison(TypedDict):
     differs: bool | None
 
 
-class UnlabelledGain(TypedDict):
-    """What images without a label brought to a classifier on held-out training images.
+class MeasuredGain(TypedDict):
+    """What further images brought to a classifier on held-out training images.
 
-    labels: the labelled images that it learned from, in words; together, alone: accuracy with the others and without
-    them; difference: between the two, with its paired 95% interval low…high.
+    together, alone: accuracy with the further images and without them; difference: between the two, with its paired 95%
+    interval low…high.
     """
 
-    method: str
-    labels: str
     together: float
     alone: float
     difference: float
     low: float
     high: float
+
+
+class UnlabelledGain(MeasuredGain):
+    """What images without a label brought; labels: the labelled images that were learned from, in words."""
+
+    method: str
+    labels: str
+
+
+class ClassShare(TypedDict):
+    """A class and its share in [0, 1] among a source's training images, and among a dataset's images as estimated."""
+
+    name: str
+    before: float
+    now: float
+
+
+class AdaptedClassifier(TypedDict):
+    """How another dataset, the source, was used for a classifier.
+
+    images: number of images of the source that were learned from, or of the dataset's own that told the shares;
+    effective: as how many equally weighted images the source's count, None where all count once; gain: what the
+    source's images brought, None where only the shares of its classes were corrected; shares: then these.
+    """
+
+    source: str
+    method: str
+    images: int
+    effective: float | None
+    gain: MeasuredGain | None
+    shares: list[ClassShare]
 
 
 class ExperimentDetails(Scores):
@@ -193,7 +222,8 @@ class ExperimentDetails(Scores):
     note: what could not be read, and why; network: the
     settings of `extract` that give its codes, {} if they cannot be read; per_class: the scores of each class; lists:
     {name: images worth a look}; mistakes_on_map: {image number: predicted class}; facts: names and values of the
-    classifier's metadata; unlabelled_gains: what `classify --unlabelled` measured.
+    classifier's metadata; unlabelled_gains: what `classify --unlabelled` measured; adapted: what
+    `classify --adapt` did.
     """
 
     name: str
@@ -209,6 +239,7 @@ class ExperimentDetails(Scores):
     path_chart: Chart | None
     facts: list[tuple[str, str]]
     unlabelled_gains: list[UnlabelledGain]
+    adapted: AdaptedClassifier | None
 
 
 class IntervalBar(NamedTuple):
@@ -249,12 +280,16 @@ class AdviceSummary(TypedDict):
 
 
 class WeighedClass(TypedDict):
-    """A class of a source dataset, its shares in the source and in the target, in [0, 1], and the weight, 0 or more."""
+    """A class of a source dataset, its shares in the source and in the target, in [0, 1], and the weight, 0 or more.
+
+    examples: some of its training images as JPEG files in base64, where the source is a dataset that is at hand.
+    """
 
     name: str
     p_source: float
     p_target: float
     weight: float
+    examples: list[str]
 
 
 class WeighedSource(TypedDict):

@@ -30,6 +30,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("verdict", "In short"),
     Section("experiments", "Experiments"),
+    Section("adapted", "Other datasets"),
     Section("mistakes", "Mistakes"),
     Section("multi_label", "Several labels"),
     Section("map", "Map"),
@@ -54,6 +55,7 @@ TEMPLATE_ONLY = (
     *("layer_charts", "few_shot_charts", "training_charts", "advice", "parameters", "versions", "budget"),
     *("bad_files", "verdict", "next_step", "calibration", "reliability_chart", "path_chart", "facts", "bar", "network"),
     "unlabelled_gains",
+    "adapted",
     "source_weights",
 )
 """Keys of the summary, of its datasets and of its experiments that the templates alone read, not the script."""

@@ -17,6 +17,7 @@ from pipeline.codes.reader import CodesIndex
 from pipeline.codes.spec import extract_settings
 from pipeline.paths import Experiment
 from pipeline.reporting import image_lists, prediction_lists
+from pipeline.reporting.adapted import adaptation_of
 from pipeline.reporting.advice import read_advice
 from pipeline.reporting.experiment_charts import (
     few_shot_charts,
@@ -94,7 +95,7 @@ def summarise(
             for chart in (*training_charts(folder, scores), *source_charts(folder, scores))
         ],
         "advice": advice,
-        "source_weights": read_weighed(folder, datasets),
+        "source_weights": read_weighed(folder, datasets, budget),
         "images": _image_entries(album, datasets, of_several_labels),
         "thumbnails": album.thumbnails(budget),
         "budget": budget,
@@ -162,6 +163,7 @@ def _summarise_experiment(experiment: ExperimentResult, album: Album, code_map: 
         "path_chart": path_chart(facts.get("cv", []), facts.get("measure", "accuracy")),
         "facts": metadata_texts(metadata) if metadata else [],
         "unlabelled_gains": gains_of(experiment.address, facts),
+        "adapted": adaptation_of(facts),
     }
 
 

@@ -10,7 +10,7 @@ from pipeline.analysis.gain import Gain
 from pipeline.classifiers.persistence import ClassifierFacts
 from pipeline.paths import Experiment
 from pipeline.reporting.curves import few_shot_path
-from pipeline.reporting.page_data import UnlabelledGain
+from pipeline.reporting.page_data import MeasuredGain, UnlabelledGain
 
 
 def gains_of(address: Experiment, facts: ClassifierFacts) -> list[UnlabelledGain]:
@@ -22,17 +22,19 @@ def _cross_validated(facts: ClassifierFacts) -> list[UnlabelledGain]:
     if "unlabelled" not in facts:
         return []
     gain = Gain.of_dict(facts["unlabelled"]["gain"])
-    return [
-        {
-            "method": facts["unlabelled"]["method"],
-            "labels": f"all {gain.n_images:,}, cross-validated",
-            "together": gain.after,
-            "alone": gain.before,
-            "difference": gain.difference,
-            "low": gain.low,
-            "high": gain.high,
-        }
-    ]
+    labels = f"all {gain.n_images:,}, cross-validated"
+    return [{"method": facts["unlabelled"]["method"], "labels": labels, **measured(gain)}]
+
+
+def measured(gain: Gain) -> MeasuredGain:
+    """Return the figures of a gain over the labelled images alone."""
+    return {
+        "together": gain.after,
+        "alone": gain.before,
+        "difference": gain.difference,
+        "low": gain.low,
+        "high": gain.high,
+    }
 
 
 def _few_shot(path: Path) -> list[UnlabelledGain]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import Listing, Outcome, put_codes
-from helpers import CODES, MODEL, mistake
+from helpers import CODES, MODEL, PAGE, mistake
 
 from pipeline import files
+from pipeline.analysis.gain import Gain
 from pipeline.classifiers import persistence
+from pipeline.reporting.rendering import points
 
 Run = Callable[..., Outcome]
 
@@ -112,6 +116,25 @@ def test_a_source_is_learned_from_and_never_held_out(run: Run, method: str, mode
     assert (facts["adapted"]["effective"] is None) == (method == "easyadapt")
     assert saved.pipeline[-1].coef_.shape == (3, 8)
     assert run("evaluate", *address).code == 0
+
+
+def test_the_page_shows_what_a_source_brought_or_corrected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "NAMES", ("<b>ant", "bee", "fly"))
+    put_target(60)
+    put_source()
+    source, corrected = ("--source", "source", "--adapt"), ("--model", "softmax")
+    assert run("classify", "--dataset", "source", *corrected, *GRID).code == 0
+    assert run("classify", *GRID, "--folds", 3, *source, "density-ratio").code == 0
+    assert run("classify", *corrected, *source, "em").code == 0
+    assert run("evaluate").code == run("evaluate", *corrected).code == run("report").code == 0
+    adapted = json.loads(MODEL.with_suffix(".json").read_text())["adapted"]
+    gain, html = Gain.of_dict(adapted["gain"]), PAGE.read_text()
+    cells = ("<bdi>source</bdi>", "density-ratio", "300", f"{adapted['effective']:,.1f}", f"{100 * gain.after:.1f}%")
+    assert re.search(".*".join(map(re.escape, cells)), html), cells
+    assert f"{points(gain.low)} to {points(gain.high)})" in html
+    shares = json.loads(MODEL.with_name("fc7-softmax.json").read_text())["label_shift"]["shares"]["<b>ant"]
+    assert "<b>ant" not in html and "by em; their labels were not looked at" in html
+    assert re.search(rf"&lt;b&gt;ant</bdi></th>.*{shares[0]:.4f}</td>.*{shares[1]:.4f}</td>", html), shares
 
 
 def test_copies_and_other_classes_stay_out_of_the_source(run: Run) -> None:
