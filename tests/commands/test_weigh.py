@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest import Outcome
+from conftest import ROOT, Outcome, write_photos
 from helpers import mistake
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline import files
+from pipeline import files, yaml_text
 
 Run = Callable[..., Outcome]
 
@@ -64,3 +66,24 @@ def test_the_networks_own_head_weighs_its_classes(run: Run, photos: Path) -> Non
     rows = files.read_csv(Path("reports/photos/tinyvgg/source_weights/weights.csv"))
     assert len(rows) == 200 and rows[0]["n"] == "" and abs(sum(float(row["p_target"]) for row in rows) - 1) < 1e-6
     mistake(run("weigh", "--dataset", "photos", "--backbone", "alexnet", "--weights", "random"), "predicts no classes")
+
+
+def test_the_stages_of_the_documentation_run_one_after_the_other(run: Run) -> None:
+    """Each stage finds what it depends on, and leaves what it promises; DVC itself runs in the pipeline's own tests."""
+    page = (ROOT / "docs" / "which-source.md").read_text(encoding="utf-8")
+    (fragment,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    stages = yaml_text.load(fragment.replace("${draws}", "16"))["stages"]
+    write_photos(Path("photos"), {"ants": 10, "bees": 10})
+    write_photos(Path("source"), {"bee": 8, "ladybug": 8}, seed=1)
+    for name in ("photos", "source"):
+        assert run("prepare", "--dataset", name).code == 0
+    for stage in stages.values():
+        assert all(Path(path).exists() for path in stage["deps"]) and not any(
+            Path(path).exists() for path in stage["outs"]
+        )
+        command, *arguments = shlex.split(stage["cmd"].removeprefix("python -m pipeline."))
+        assert set(re.findall(r"\S+/\S+", stage["cmd"])) <= {*stage["deps"], f"{stage['deps'][-1]}/weights.csv"}
+        outcome = run(command, *arguments)
+        assert outcome.code == 0 and all(Path(path).exists() for path in stage["outs"]), outcome
+    facts = json.loads(Path("models/photos/tinyvgg/fc7-svm.json").read_text())
+    assert facts["spec"]["weights"].endswith("source/tinyvgg/fc7-finetuned.safetensors"), facts["spec"]
