@@ -2,8 +2,9 @@
 
 The source is Tiny-ImageNet. The targets are a folder of photos, and images of five of the source's classes that
 pretraining does not see; source images that may be the same photographs as a target's are removed first. The arms
-draw classes alike (uniform), by P_t / P_s (weighted), and by the same weights in reverse order, so that the class that
-is least like the target gets the greatest (inverse); one network stays as random as it began (untrained).
+draw classes alike (uniform), by P_t / P_s (weighted), by the same weights in reverse order, so that the class that is
+least like the target gets the greatest (inverse), and alike from classes that a person picks (picked); one network
+stays as random as it began (untrained).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -45,7 +46,24 @@ CHANGES = {"augment": "gentle", "small_epochs": 1, "batch_size": 64, "lr_head": 
 SAME = 0.9
 """Correlation of 16×16 pixels from which on two images may be the same photograph."""
 
-UNTRAINED, UNIFORM, WEIGHTED, INVERSE = ARMS = ("untrained", "uniform", "weighted", "inverse")
+ARTHROPODS = (
+    *(
+        "bee",
+        "black widow",
+        "centipede",
+        "cockroach",
+        "dragonfly",
+        "fly",
+        "grasshopper",
+        "ladybug",
+        "mantis",
+        "monarch",
+    ),
+    *("scorpion", "sulphur butterfly", "tarantula", "walking stick"),
+)
+"""What a person may pick for ants and bees among the classes of the source; it has no ant."""
+
+UNTRAINED, UNIFORM, WEIGHTED, INVERSE, PICKED = ARMS = ("untrained", "uniform", "weighted", "inverse", "picked")
 
 
 def call(command: str, **flags: object) -> None:
@@ -61,8 +79,7 @@ def unpack(archive: Path) -> None:
 
     The five classes are drawn by a seed; their first images go to the target's training and test split.
     """
-    names = class_names()
-    chosen = set(np.random.default_rng(0).choice(sorted(names), N_CLASSES, replace=False).tolist())
+    names, chosen = class_names(), five_classes()
     with tarfile.open(archive) as tar:
         tar.extractall("unpacked", filter="data")
     for folder in sorted(Path("unpacked").iterdir()):
@@ -79,6 +96,11 @@ def class_names() -> dict[str, str]:
     """Return {WordNet id: name} of tinyvgg's classes."""
     with tinyvgg.CLASSES.open(encoding="utf-8", newline="") as file:
         return {row["wnid"]: row["name"] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def five_classes() -> set[str]:
+    """Return the WordNet ids of the second target's classes."""
+    return set(np.random.default_rng(0).choice(sorted(class_names()), N_CLASSES, replace=False).tolist())
 
 
 def prepare(target: Path) -> str:
@@ -108,8 +130,11 @@ def thumbnail(path: Path) -> np.ndarray:
     return centred / max(float(np.linalg.norm(centred)), 1e-6)
 
 
-def write_weights(target: str) -> SourceWeights:
-    """Write the weights of each arm for a target to weights/TARGET-ARM.csv, by tinyvgg's own head."""
+def write_weights(target: str, picked: Collection[str]) -> SourceWeights:
+    """Write the weights of each arm for a target to weights/TARGET-ARM.csv, by tinyvgg's own head.
+
+    picked: the names of the classes of the arm that is picked by hand.
+    """
     call("weigh", dataset=target, backbone="tinyvgg")
     found = files.read_csv(Path("reports", target, "tinyvgg", "source_weights", "weights.csv"))
     shares = {row["class"]: float(row["p_target"]) for row in found}
@@ -119,7 +144,8 @@ def write_weights(target: str) -> SourceWeights:
     order, reversed_values = np.argsort(weights.values, kind="stable"), np.empty(len(counts))
     reversed_values[order] = weights.values[order[::-1]]
     alike = np.ones(len(counts))
-    arms = {UNTRAINED: alike, UNIFORM: alike, WEIGHTED: weights.values, INVERSE: reversed_values}
+    by_hand = np.isin(source.classes, [*picked]).astype(float)
+    arms = {UNTRAINED: alike, UNIFORM: alike, WEIGHTED: weights.values, INVERSE: reversed_values, PICKED: by_hand}
     for arm, values in arms.items():
         files.write_csv(arm_path(target, arm), ("class", "weight"), zip(source.classes, values, strict=True))
     return weights
@@ -172,7 +198,7 @@ def runs(targets: Sequence[str], options: argparse.Namespace) -> Iterator[tuple[
     for seed in range(options.seeds):
         for target in targets:
             for arm in ARMS:
-                weights = arm_path(target if arm in (WEIGHTED, INVERSE) else targets[0], arm)
+                weights = arm_path(targets[0] if arm in (UNTRAINED, UNIFORM) else target, arm)
                 accuracy = score(target, pretrain(weights, seed, options))
                 print(f"{target:<12} {arm:<9} seed {seed}: {accuracy:.4f}", flush=True)
                 yield target, arm, seed, accuracy
@@ -204,8 +230,9 @@ def run(options: argparse.Namespace) -> None:
         if not Path("source").exists():
             unpack(archive)
         targets = [prepare(target), "five"]
-        for name in targets:
-            weights = write_weights(name)
+        names = class_names()
+        for name, picked in zip(targets, (options.picked, [names[number] for number in five_classes()]), strict=True):
+            weights = write_weights(name, picked)
             heaviest = ", ".join(weights.classes[number] for number in weights.heaviest(N_CLASSES))
             print(f"{name}: {weights.effective_classes:.1f} effective classes; the heaviest are {heaviest}", flush=True)
         found: dict[str, dict[str, list[float]]] = {name: {arm: [] for arm in ARMS} for name in targets}

@@ -15,6 +15,9 @@ def main() -> None:
     command = commands.add_parser("datl", help=datl.__doc__, description=datl.__doc__)
     command.add_argument("archive", type=Path, help="tar file of Tiny-ImageNet, one folder per class")
     command.add_argument("target", type=Path, help="folder of the first target, such as photos of ants and bees")
+    command.add_argument(
+        "--picked", nargs="+", default=datl.ARTHROPODS, help="source classes picked by hand (default: the arthropods)"
+    )
     command.add_argument("--work", type=Path, help="folder for all files (default: a temporary one)")
     command.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on (default: 5)")
     command.add_argument("--draws", type=int, default=12_800, help="source images per pretraining (default: 12800)")
