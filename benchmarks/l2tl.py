@@ -1,7 +1,7 @@
 """L2TL on digits: do learned weights tell matching source classes from noise, and does the target gain by them?
 
-The source has ten classes of digits and ten of noise: digits whose pixels are permuted, with labels by chance. The
-target has few digits of other writers, thickened, rotated and inverted. All are made from scikit-learn's digits.
+The source has ten classes of digits written large, and ten of noise: digits that look as the target's do, with labels
+by chance. The target has few digits of other writers, with thicker strokes. All are made from scikit-learn's digits.
 """
 
 from __future__ import annotations
@@ -45,20 +45,16 @@ N_MATCHING, N_NOISE = 10, 10
 
 
 class SmallNetwork(nn.Module):
-    """Two 3×3 convolutions and a hidden layer, for images of 16×16 pixels."""
+    """A hidden layer of 32 units, for images of 16×16 pixels: small, so that what is useless takes its room."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.features = nn.Sequential(
-            *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        )
-        self.hidden = nn.Sequential(nn.Linear(32 * (SIDE // 4) ** 2, 64), nn.ReLU())
-        self.head = nn.Linear(64, num_classes)
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 32), nn.ReLU())
+        self.head = nn.Linear(32, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return (n, num_classes) scores of (n, 3, 16, 16) normalised images."""
-        scores: torch.Tensor = self.head(self.hidden(torch.flatten(self.features(images), 1)))
+        scores: torch.Tensor = self.head(self.hidden(images))
         return scores
 
 
@@ -66,7 +62,7 @@ TRANSFORM = Transform(SIDE, SIDE, "bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.
 SMALL = backbones.Backbone(
     "small",
     SmallNetwork,
-    layer_names.name_fixed_layers({"pool1": "features.2", "pool2": "features.5", "hidden": "hidden.1"}),
+    layer_names.name_fixed_layers({"hidden": "hidden.2"}),
     PackagedWeights("small", lambda: Path(), "", TRANSFORM, lambda: (), 0.0),
 )
 
@@ -75,23 +71,28 @@ class Arm(NamedTuple):
     """How the source is used.
 
     uses: whether it is used; matching_alone: whether classes of noise have the weight 0; reward: by which weights are
-    learned, "" where they are fixed.
+    learned, "" where they are fixed; learned_before: whether these are the ones that such a run has learned.
     """
 
     uses: bool = True
     matching_alone: bool = False
     reward: str = ""
+    learned_before: str = ""
 
 
 ALONE, UNIFORM, MATCHING, LOSS_DROP, ACCURACY = ("target alone", "uniform", "matching alone", "loss-drop", "accuracy")
+GRADIENT, LEARNED_BEFORE = ("gradient", "learned before")
 ARMS = {
     ALONE: Arm(uses=False),
     UNIFORM: Arm(),
     MATCHING: Arm(matching_alone=True),
+    GRADIENT: Arm(reward="gradient"),
+    LEARNED_BEFORE: Arm(learned_before=GRADIENT),
     LOSS_DROP: Arm(reward="loss-drop"),
     ACCURACY: Arm(reward="accuracy"),
 }
-"""All but the learned ones train on the reward images too; "matching alone" knows what the learned ones are to find."""
+"""All but the learned ones train on the reward images too. "matching alone" knows what the learned ones are to find;
+"learned before" trains with the weights that "gradient" found."""
 
 RECIPE = {
     "schedule": "constant",
@@ -115,11 +116,9 @@ class Data(NamedTuple):
 
 
 def other_look(grey: np.ndarray) -> np.ndarray:
-    """Return an image (8, 8) in [0, 1] thickened, rotated by 25 degrees and inverted, (16, 16)."""
-    large = ndimage.zoom(grey, 2, order=1, grid_mode=True, mode="nearest")
-    thick = ndimage.grey_dilation(large, (2, 2))
-    turned = ndimage.rotate(thick, 25, reshape=False, order=1)
-    return 1 - np.clip(turned, 0, 1)
+    """Return an image (8, 8) in [0, 1] with thicker strokes, (16, 16)."""
+    thick: np.ndarray = ndimage.grey_dilation(large(grey), (2, 2))
+    return thick
 
 
 def large(grey: np.ndarray) -> np.ndarray:
@@ -144,11 +143,9 @@ def make_data(folder: Path, seed: int, per_class: int) -> Data:
     digits, rng = load_digits(), np.random.default_rng(seed)
     order, greys = rng.permutation(len(digits.target)), digits.images / 16
     half = len(order) // 2
-    permutation = rng.permutation(64)
     images = [(large(greys[row]), f"digit{digits.target[row]}", "train") for row in order[:half]]
     for row in order[:half]:
-        noise = greys[row].reshape(-1)[permutation].reshape(8, 8)
-        images.append((large(noise), f"noise{rng.integers(N_NOISE)}", "train"))
+        images.append((other_look(greys[row]), f"noise{rng.integers(N_NOISE)}", "train"))
     target, seen = [], np.zeros(10, int)
     for row in order[half:]:
         label = digits.target[row]
@@ -160,15 +157,19 @@ def make_data(folder: Path, seed: int, per_class: int) -> Data:
 
 
 class Result(NamedTuple):
-    """What an arm reached: accuracy on the test images, and the AUC of its weights, matching against noise."""
+    """What an arm reached: accuracy on the test images, and of learned weights the AUC, matching against noise.
+
+    weights: the expected ones at the end, (k,) of the source classes; alpha: likewise.
+    """
 
     accuracy: float
     auc: float | None
     alpha: float | None
+    weights: np.ndarray | None
 
 
-def plan_of(arm: Arm, data: Data, seed: int, options: argparse.Namespace) -> Plan:
-    """Return how an arm trains the small network from scratch."""
+def plan_of(arm: Arm, data: Data, seed: int, given: np.ndarray | None, options: argparse.Namespace) -> Plan:
+    """Return how an arm trains the small network from scratch; given: weights of source classes, if they are given."""
     settings = {name: getattr(options, name) for name in ("optimiser", "epochs", "lr_head", "lr_backbone")}
     recipe = recipes.choose("modern", RECIPE | settings)
     split = initialization.split_train_val(data.target, 0, seed)
@@ -177,17 +178,21 @@ def plan_of(arm: Arm, data: Data, seed: int, options: argparse.Namespace) -> Pla
     network = FrozenNetwork(SMALL.name, ["hidden"], f"random:{seed}", "auto")
     start = initialization.from_random_head(network, len(data.target.classes), recipe.dropout, seed)
     sampling = Sampling(draws=options.draws, again=True)
-    joint_plan = plan_of_source(arm, data, split, options) if arm.uses else None
+    joint_plan = plan_of_source(arm, data, split, given, options) if arm.uses else None
     return Plan(start, split, "modern", recipe, "all", seed, sampling, joint_plan)
 
 
-def plan_of_source(arm: Arm, data: Data, split: TrainValSplit, options: argparse.Namespace) -> JointPlan:
+def plan_of_source(
+    arm: Arm, data: Data, split: TrainValSplit, given: np.ndarray | None, options: argparse.Namespace
+) -> JointPlan:
     """Return how an arm uses the source."""
     images = source.of_dataset(data.source, data.target, split.train)
     if arm.reward:
-        learned = LearnedSettings(arm.reward, options.bins, options.policy_rate, options.policy_entropy)
+        rate = options.gradient_rate if arm.reward == GRADIENT else options.policy_rate
+        learned = LearnedSettings(arm.reward, options.bins, rate, options.policy_entropy)
         return JointPlan(images, learned, options.alpha, options.pool)
-    weights = is_matching(data) if arm.matching_alone else np.ones(N_MATCHING + N_NOISE)
+    alike = np.ones(N_MATCHING + N_NOISE)
+    weights = given if given is not None else is_matching(data) if arm.matching_alone else alike
     return JointPlan(images, weights.astype(float), options.alpha, options.pool)
 
 
@@ -196,9 +201,9 @@ def is_matching(data: Data) -> np.ndarray:
     return np.array([name.startswith("digit") for name in data.source.classes])
 
 
-def train(arm: Arm, data: Data, seed: int, options: argparse.Namespace) -> Result:
+def train(arm: Arm, data: Data, seed: int, given: np.ndarray | None, options: argparse.Namespace) -> Result:
     """Train an arm, keep the weights of the best epoch, and score them on the target's test images."""
-    plan, runtime = plan_of(arm, data, seed, options), RuntimeConfig()
+    plan, runtime = plan_of(arm, data, seed, given, options), RuntimeConfig()
     network = TunableNetwork(plan.start.spec, plan.start.head, plan.unfreeze)
     auxiliary = joint.of_plan(plan, network, runtime)
     trainer = Trainer(network, plan.recipe, plan.data, seed, runtime, None, plan.sampling, auxiliary)
@@ -209,8 +214,11 @@ def train(arm: Arm, data: Data, seed: int, options: argparse.Namespace) -> Resul
     correct = evaluation.evaluate(network, loader, data.test, runtime.processes)[1]
     learned = joint.learned_by(auxiliary)
     expected = learned.expected() if learned else None
-    auc = float(roc_auc_score(is_matching(data), expected.weights)) if expected else None
-    return Result(correct.double().mean().item(), auc, float(expected.alpha) if expected else None)
+    accuracy = correct.double().mean().item()
+    if not expected:
+        return Result(accuracy, None, None, None)
+    auc = float(roc_auc_score(is_matching(data), expected.weights))
+    return Result(accuracy, auc, float(expected.alpha), expected.weights)
 
 
 def summarise(results: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, object]]:
@@ -218,10 +226,13 @@ def summarise(results: Mapping[str, Sequence[Result]]) -> dict[str, dict[str, ob
     summary: dict[str, dict[str, object]] = {}
     accuracies = {name: np.array([result.accuracy for result in runs]) for name, runs in results.items()}
     for name, runs in results.items():
+        if not runs:
+            continue
         ours = accuracies[name]
         summary[name] = {"accuracy": ours.mean(), "standard_deviation": ours.std(ddof=1)}
         if name not in (ALONE, UNIFORM):
-            summary[name] |= {f"minus {other}": paired(ours, accuracies[other]) for other in (UNIFORM, ALONE)}
+            beside = [other for other in (UNIFORM, ALONE) if results[other]]
+            summary[name] |= {f"minus {other}": paired(ours, accuracies[other]) for other in beside}
         if ARMS[name].reward:
             aucs = np.array([run.auc for run in runs])
             alpha = np.mean([run.alpha for run in runs])
@@ -236,17 +247,20 @@ def paired(ours: np.ndarray, others: np.ndarray) -> dict[str, float]:
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags of the benchmark."""
-    command.add_argument("--seeds", type=int, default=10, help="number of seeds, from 0 on (default: 10)")
-    command.add_argument("--per-class", type=int, default=8, help="target images per class, without val (default: 8)")
-    command.add_argument("--epochs", type=int, default=30, help="epochs (default: 30)")
+    command.add_argument("--seeds", type=int, default=10, help="number of seeds (default: 10)")
+    command.add_argument("--first-seed", type=int, default=0, help="the first seed (default: 0)")
+    command.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS], help="which arms (default: all)")
+    command.add_argument("--per-class", type=int, default=6, help="target images per class, without val (default: 6)")
+    command.add_argument("--epochs", type=int, default=50, help="epochs (default: 50)")
     command.add_argument("--draws", type=int, default=320, help="target images per epoch (default: 320)")
     command.add_argument("--optimiser", default="sgd", help="optimiser (default: sgd)")
     command.add_argument("--lr-head", type=float, default=0.03, help="rate of both heads (default: 0.03)")
-    command.add_argument("--lr-backbone", type=float, default=0.03, help="rate of the trunk (default: 0.03)")
-    command.add_argument("--alpha", type=float, default=1.0, help="factor of the source's loss (default: 1)")
+    command.add_argument("--lr-backbone", type=float, default=0.01, help="rate of the trunk (default: 0.01)")
+    command.add_argument("--alpha", type=float, default=4.0, help="factor of the source's loss (default: 4)")
     command.add_argument("--pool", type=int, default=2, help="source images drawn per image kept (default: 2)")
     command.add_argument("--bins", type=int, default=10, help="values of a weight (default: 10)")
     command.add_argument("--reward-share", type=float, default=0.3, help="share of reward images (default: 0.3)")
+    command.add_argument("--gradient-rate", type=float, default=0.02, help="rate with gradient (default: 0.02)")
     command.add_argument("--policy-rate", type=float, default=0.1, help="rate of the weights (default: 0.1)")
     command.add_argument("--policy-entropy", type=float, default=0.01, help="entropy bonus (default: 0.01)")
     command.set_defaults(run=run)
@@ -257,12 +271,13 @@ def run(options: argparse.Namespace) -> None:
     backbones.registry()[SMALL.name] = SMALL
     begun = time.monotonic()
     results: dict[str, list[Result]] = {name: [] for name in ARMS}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             data = make_data(Path(folder), seed, options.per_class)
-            for name, arm in ARMS.items():
-                result = train(arm, data, seed, options)
+            for name in options.arms:
+                before = results[ARMS[name].learned_before][-1].weights if ARMS[name].learned_before else None
+                result = train(ARMS[name], data, seed, before, options)
                 results[name].append(result)
-                print(f"seed {seed}, {name}: {result._asdict()}", flush=True)
+                print(f"seed {seed}, {name}: {result._replace(weights=None)}", flush=True)
     seconds = round(time.monotonic() - begun)
     print(json.dumps(summarise(results) | {"seconds": seconds}, default=float))

@@ -57,8 +57,10 @@ class WithSource(Address):
     source_pool: Integer = setting(
         2, "Number of source images drawn for each one kept: those of the heaviest classes are.", ge=1, group=SOURCE
     )
-    reward: Literal["loss-drop", "accuracy"] = setting(
-        "loss-drop", "What learned weights are rewarded for after each step, on the reward images.", group=SOURCE
+    reward: Literal["loss-drop", "accuracy", "gradient"] = setting(
+        "loss-drop",
+        "What learned weights are rewarded for, on the reward images: what a step did, or with gradients that agree.",
+        group=SOURCE,
     )
     reward_share: float = setting(
         0.2, "Share of the target's training images that are the reward images.", ge=0, lt=1, group=SOURCE

@@ -11,36 +11,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.finetuning import evaluation
+from pipeline.finetuning.agreement import GradientAgreement
 from pipeline.finetuning.auxiliary import Auxiliary, Place, Term
 from pipeline.finetuning.batches import BatchLoader
 from pipeline.finetuning.head import Head
 from pipeline.finetuning.initialization import TrainValSplit
-from pipeline.finetuning.model import SOURCE_HEAD, ParameterGroup, TunableNetwork, groups_of_head
-from pipeline.finetuning.plan import LearnedSettings, Plan
+from pipeline.finetuning.model import SOURCE_HEAD, ParameterGroup, SourceNetwork, TunableNetwork, groups_of_head
+from pipeline.finetuning.plan import JointPlan, LearnedSettings, Plan
 from pipeline.finetuning.recipes import Recipe
 from pipeline.finetuning.reinforce import Policy
 from pipeline.finetuning.runtime import RuntimeConfig
 from pipeline.finetuning.source import Chosen, Source
-from pipeline.finetuning.weighing import Action, FixedWeights, LearnedWeights, Measured, Weighing
+from pipeline.finetuning.weighing import (
+    GRADIENT,
+    Action,
+    AgreedWeights,
+    FixedWeights,
+    LearnedWeights,
+    Measured,
+    Weighing,
+)
 
 RANDOM_STREAM = 0x50
 """Keeps the random numbers of the source apart from those of the target."""
-
-
-class SourceNetwork(nn.Module):
-    """The trunk of the target's network under the head of the source."""
-
-    def __init__(self, trunk: TunableNetwork, head: Head) -> None:
-        super().__init__()
-        self.trunk, self.head = trunk, head
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return (n, k) logits of (n, 3, side, side) uint8 images."""
-        logits: torch.Tensor = self.head(self.trunk.codes(images))
-        return logits
 
 
 class JointSource(Auxiliary):
@@ -54,18 +49,16 @@ class JointSource(Auxiliary):
         self,
         source: Source,
         weighing: Weighing,
-        network: TunableNetwork,
+        joined: SourceNetwork,
         recipe: Recipe,
         seed: int,
         pool: int,
         runtime: RuntimeConfig,
     ) -> None:
         self.source, self.weighing, self.recipe, self.seed, self.pool = source, weighing, recipe, seed, pool
-        width, k = network.head.linear.in_features, len(source.manifest.classes)
-        self.head = Head.random(width, k, recipe.dropout, seed).to(runtime.device).train()
-        joined = SourceNetwork(network, self.head)
+        self.head, k = joined.head, len(source.manifest.classes)
         self.forward = torch.compile(joined) if runtime.compile else joined
-        self.runtime, self.loader = runtime, loader_of(source, network, runtime)
+        self.runtime, self.loader = runtime, loader_of(source, joined.trunk, runtime)
         self.chosen = Chosen(np.empty(0, np.int64), np.empty(0), np.zeros(k, bool))
 
     def parameter_groups(self, recipe: Recipe) -> list[ParameterGroup]:
@@ -85,6 +78,7 @@ class JointSource(Auxiliary):
         images, labels = next(
             self.loader.training([batch], self.recipe, place.side, (self.seed, place.epoch, place.step))
         )
+        self.weighing.observe(images, labels)
         factors = torch.from_numpy(action.alpha * weights).float().to(images.device)
         return [Term(self.forward, images, labels, factors, keep)]
 
@@ -128,15 +122,25 @@ def of_plan(plan: Plan, network: TunableNetwork, runtime: RuntimeConfig) -> Auxi
     joint = plan.joint
     if joint is None:
         return Auxiliary()
-    weighing: Weighing
-    if isinstance(joint.weights, LearnedSettings):
-        how, n_actions = joint.weights, len(joint.source.manifest.classes) + 1
-        policy = Policy(n_actions, how.bins, how.rate, how.entropy)
-        measure = reward_meter(network, plan.data, plan.recipe.batch_norm, runtime)
-        weighing = LearnedWeights(policy, joint.alpha, how.reward, measure)
-    else:
-        weighing = FixedWeights(Action(joint.weights, joint.alpha))
-    return JointSource(joint.source, weighing, network, plan.recipe, plan.seed, joint.pool, runtime)
+    width, k = network.head.linear.in_features, len(joint.source.manifest.classes)
+    head = Head.random(width, k, plan.recipe.dropout, plan.seed).to(runtime.device).train()
+    joined = SourceNetwork(network, head)
+    weighing = weighing_of(joint, plan, joined, runtime)
+    return JointSource(joint.source, weighing, joined, plan.recipe, plan.seed, joint.pool, runtime)
+
+
+def weighing_of(joint: JointPlan, plan: Plan, joined: SourceNetwork, runtime: RuntimeConfig) -> Weighing:
+    """Return what decides how a source counts; joined: the trunk under the source's head."""
+    how, k = joint.weights, len(joint.source.manifest.classes)
+    if not isinstance(how, LearnedSettings):
+        return FixedWeights(Action(how, joint.alpha))
+    policy, network, batch_norm = Policy(k + 1, how.bins, how.rate, how.entropy), joined.trunk, plan.recipe.batch_norm
+    if how.reward != GRADIENT:
+        return LearnedWeights(policy, joint.alpha, how.reward, reward_meter(network, plan.data, batch_norm, runtime))
+    loader = BatchLoader(plan.data.manifest, network.transform, runtime.device, runtime.threads)
+    reward, processes = plan.data.reward, runtime.processes
+    agreement = GradientAgreement(network, joined, loader, reward, k, batch_norm, processes)
+    return AgreedWeights(policy, joint.alpha, agreement)
 
 
 def learned_by(auxiliary: Auxiliary) -> LearnedWeights | None:

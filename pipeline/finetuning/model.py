@@ -159,6 +159,19 @@ class TunableNetwork(nn.Module):
         return self.loaded_state | {name: value for name, value in state.items() if name in self.loaded_state}
 
 
+class SourceNetwork(nn.Module):
+    """The trunk of the target's network under the head of the source."""
+
+    def __init__(self, trunk: TunableNetwork, head: Head) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return (n, k) logits of (n, 3, side, side) uint8 images."""
+        logits: torch.Tensor = self.head(self.trunk.codes(images))
+        return logits
+
+
 TUNED_ON = "Fine-tuning uses the transform of the weights, one view, and the output of the ReLU"
 """What fine-tuning knows no other way of."""
 

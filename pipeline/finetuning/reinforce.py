@@ -65,6 +65,23 @@ class Policy:
         (-gain).backward()
         self.optimiser.step()
 
+    def follow(self, credits: np.ndarray) -> None:
+        """Take a step of Adam towards the values of actions whose effects are known, and add up.
+
+        credits: (n_actions,), the change of the reward by each unit of an action, 0 where nothing is known. The
+        expected reward is then linear in the expected actions, so that its gradient needs no draws. Only the
+        proportions of the credits count: they are divided by the root of their mean square.
+        """
+        scale = float(np.sqrt(np.mean(credits**2)))
+        if not scale:
+            return
+        shares, values = self.logits.softmax(1), torch.from_numpy(self.values)
+        entropy = Categorical(logits=self.logits).entropy().mean()
+        gain = torch.from_numpy(credits / scale) @ (shares @ values) + self.entropy * entropy
+        self.optimiser.zero_grad()
+        (-gain).backward()
+        self.optimiser.step()
+
     def _advantage(self, reward: float) -> float:
         """Return how much better than usual a reward is, in standard deviations, and update what is usual."""
         distance = reward - self.baseline if self.rewards else 0.0

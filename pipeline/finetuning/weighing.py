@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 
 from pipeline.finetuning.auxiliary import Place
 from pipeline.finetuning.reinforce import Policy
@@ -17,6 +18,14 @@ REWARDS: dict[str, Callable[[Measured, Measured], float]] = {
     "accuracy": lambda before, after: after.accuracy,
 }
 """The reward of a step, from what was measured on the reward images before and after it; accuracy is the paper's."""
+
+
+GRADIENT = "gradient"
+"""The reward that is measured class by class before a step: how the gradients of the source images agree with that of
+the reward images on the layers that both share (after Ren et al., "Learning to Reweight Examples", ICML 2018)."""
+
+Agreement = Callable[[torch.Tensor, torch.Tensor], tuple[np.ndarray, np.ndarray]]
+"""Maps images (n, 3, side, side) and labels (n,) to the agreement (k,) and the share (k,) of each class."""
 
 
 class Measured(NamedTuple):
@@ -39,6 +48,9 @@ class Weighing(Protocol):
     def act(self, place: Place, rng: np.random.Generator) -> Action:
         """Decide for a step."""
 
+    def observe(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Look at the source images that a step is about to see, as they stand in this process."""
+
     def learn(self, place: Place, chosen: Chosen) -> None:
         """Learn from what the step did; chosen: the source images that it saw."""
 
@@ -58,6 +70,9 @@ class FixedWeights:
     def act(self, place: Place, rng: np.random.Generator) -> Action:
         """Decide for a step."""
         return self.action
+
+    def observe(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Look at nothing."""
 
     def learn(self, place: Place, chosen: Chosen) -> None:
         """Learn nothing."""
@@ -102,6 +117,9 @@ class LearnedWeights:
         values = self.policy.values[self.bins]
         return Action(values[:-1], values[-1] * self.max_alpha)
 
+    def observe(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Look at nothing: the reward tells what the images did."""
+
     def learn(self, place: Place, chosen: Chosen) -> None:
         """Let the policy learn from the reward of the step; while only heads are trained, the source changes none."""
         if self.before is None:
@@ -110,6 +128,10 @@ class LearnedWeights:
         reward, self.before = REWARDS[self.reward](self.before, after), after
         alpha = self.bins[-1] > 0
         self.policy.learn(self.bins, reward, np.r_[chosen.drawn & alpha, len(chosen.rows) > 0])
+        self.note(place, reward)
+
+    def note(self, place: Place, reward: float) -> None:
+        """Note what a step was rewarded with, and the weights since."""
         taken = float(self.policy.values[self.bins[-1]]) * self.max_alpha
         self.steps.append((place.epoch, place.step + 1, taken, reward, self.policy.baseline))
         self.weights[place.epoch] = self.expected().weights.tolist()
@@ -124,3 +146,29 @@ class LearnedWeights:
         self.policy.restore(state["policy"])
         self.before = None if state["before"] is None else Measured(*state["before"])
         self.steps, self.weights = state["steps"], state["weights"]
+
+
+class AgreedWeights(LearnedWeights):
+    """Weights that a policy draws for each step, judged class by class before it: do gradients agree?
+
+    agreement: maps source images and labels to the mean agreement (k,) of each class, 0 of those without an image, and
+    the share (k,) of the images that each class has; policy, max_alpha: as `LearnedWeights` takes them.
+    """
+
+    def __init__(self, policy: Policy, max_alpha: float, agreement: Agreement) -> None:
+        super().__init__(policy, max_alpha, GRADIENT, lambda: Measured(0.0, 0.0))
+        self.agreement = agreement
+        self.credits = np.zeros(len(policy.logits))
+
+    def observe(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Measure how the gradients of the source images agree with that of the reward images."""
+        of_classes, shares = self.agreement(images, labels)
+        weights = self.policy.values[self.bins[:-1]]
+        self.credits = np.r_[of_classes, (of_classes * weights * shares).sum()]
+
+    def learn(self, place: Place, chosen: Chosen) -> None:
+        """Let the policy learn from the agreement; while only heads are trained, the source changes nothing."""
+        if self.before is None or not len(chosen.rows) or not self.bins[-1]:
+            return
+        self.policy.follow(self.credits)
+        self.note(place, float(self.credits[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import os
@@ -23,9 +24,11 @@ from pipeline.data import digits
 from pipeline.data.folders import list_folder
 from pipeline.data.manifest import ListedImage, Manifest, read_manifest, write_manifest
 from pipeline.finetuning import initialization, recipes
+from pipeline.finetuning.agreement import GradientAgreement
 from pipeline.finetuning.auxiliary import Place
+from pipeline.finetuning.head import Head
 from pipeline.finetuning.joint import JointSource
-from pipeline.finetuning.model import TunableNetwork
+from pipeline.finetuning.model import SourceNetwork, TunableNetwork
 from pipeline.finetuning.recipes import Phase
 from pipeline.finetuning.runtime import RuntimeConfig
 from pipeline.finetuning.source import of_dataset
@@ -58,7 +61,8 @@ def joint_trainer(folder: Path, weights: np.ndarray, alpha: float) -> Trainer:
     start = initialization.from_random_head(FrozenNetwork("tinyvgg", ["pool1"], "default", "avg", framing), 3, 0.0, 0)
     network, runtime = TunableNetwork(start.spec, start.head, "all"), RuntimeConfig()
     source = of_dataset(manifest, data.manifest, data.train)
-    joint = JointSource(source, FixedWeights(Action(weights, alpha)), network, recipe, 0, 2, runtime)
+    joined = SourceNetwork(network, Head.random(network.head.linear.in_features, 4, 0.0, 0))
+    joint = JointSource(source, FixedWeights(Action(weights, alpha)), joined, recipe, 0, 2, runtime)
     return Trainer(network, recipe, data, 0, runtime, auxiliary=joint)
 
 
@@ -98,6 +102,30 @@ def test_a_source_that_counts_nothing_changes_no_bit(tmp_path: Path, weights: np
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+def test_the_agreement_of_a_class_is_the_inner_product_of_gradients(tmp_path: Path) -> None:
+    trainer = joint_trainer(tmp_path, np.ones(4), 1.0)
+    joint, network, rows = trainer.auxiliary, trainer.network, trainer.data.val
+    assert isinstance(joint, JointSource)
+    network.train_backbone(True)
+    network.set_mode(True, "frozen")
+    joined, state = SourceNetwork(network, joint.head), copy.deepcopy(network.mutable_state())
+    reward, (images, labels) = (
+        next(loader.validation(some, 16)) for loader, some in ((trainer.loader, rows), (joint.loader, np.arange(10)))
+    )
+    measure = GradientAgreement(network, joined, trainer.loader, rows, 4, "frozen", trainer.runtime.processes)
+    agreement, shares = measure(images, labels)
+    assert shares.tolist() == [0.5, 0.5, 0, 0] and agreement[2:].tolist() == [0, 0]
+    assert all(torch.equal(value, state[name]) for name, value in network.mutable_state().items())
+    trunk = list(network.trainable().values())
+    of_reward = torch.autograd.grad(cross_entropy(network(reward[0]), reward[1]), trunk)
+    length = torch.stack([value.square().sum() for value in of_reward]).sum().sqrt()
+    for number in (0, 1):
+        own = labels == number
+        of_class = torch.autograd.grad(cross_entropy(joined(images[own]), labels[own]), trunk)
+        exact = sum((ours * others).sum() for ours, others in zip(of_class, of_reward, strict=True)) / length
+        assert agreement[number] == pytest.approx(float(exact), rel=0.1, abs=1e-3)
+
+
 # The command
 
 
@@ -134,6 +162,8 @@ def test_learned_weights_are_written_said_and_taken_again(two: Run) -> None:
     } == {3}
     assert (REPORT / "source_weights.png").stat().st_size > 10_000
     (REPORT / "source_weights.csv").rename("learned.csv")
+    assert two("finetune", *FLAGS, *QUICK, *LEARNED, "--reward", "gradient").code == 0
+    assert len({row["weight"] for row in table("source_weights.csv")}) == 4 == len(table("source_steps.csv"))
     outcome = two("finetune", *FLAGS, *QUICK, "--source", "source", "--source-weights", "learned.csv")
     assert outcome.code == 0 and "24 training images (12 per epoch), 3 validation images" in outcome.out
     assert "given weights, alpha 1" in outcome.out

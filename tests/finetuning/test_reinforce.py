@@ -96,3 +96,14 @@ def test_a_restored_policy_goes_on_bit_for_bit() -> None:
         for _ in range(5):
             policy.learn(policy.sample(rng), rng.normal(), ALL)
     assert torch.equal(whole.logits, resumed.logits)
+
+
+def test_known_effects_are_followed_without_draws_and_in_any_unit() -> None:
+    policies = [Policy(3, 4, 0.1, 0.0) for _ in range(2)]
+    for policy, unit in zip(policies, (1.0, 1e-6), strict=True):
+        for _ in range(20):
+            policy.follow(unit * np.array([2.0, -1.0, 0.0]))
+        policy.follow(np.zeros(3))
+    means = policies[0].means()
+    assert means[0] > 0.6 > 0.375 == pytest.approx(means[2]) and means[1] < 0.15
+    np.testing.assert_allclose(policies[1].means(), means, rtol=1e-6)
