@@ -32,6 +32,7 @@ from pipeline.extraction.engine import Engine, synchronize, time_forward
 from pipeline.images import decoding, parallel, transforms
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, choose_device
+from pipeline.texts import Texts
 
 SIDE = 2048
 """Size of the square matrices whose product gives the peak rate of arithmetic."""
@@ -56,8 +57,9 @@ def copy_photos(folder: Path, count: int, into: Path) -> Manifest:
     names = [f"{number:06}.jpg" for number in range(count)]
     for number, (name, path) in enumerate(zip(names, find_photos(folder, count), strict=True)):
         (into / name).write_bytes(path.read_bytes() + number.to_bytes(4, "little"))
-    digests = tuple(decoding.read_digest(into / name) for name in names)
-    return Manifest(into, tuple(names), np.zeros(count, np.int64), ("train",) * count, ("all",), digests)
+    digests = Texts.of(str(decoding.read_digest(into / name)) for name in names)
+    splits = Texts.of(["train"] * count)
+    return Manifest(into, Texts.of(names), np.zeros(count, np.int64), splits, ("all",), digests)
 
 
 def gemm(device: torch.device, kind: torch.dtype) -> float:

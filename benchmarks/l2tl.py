@@ -153,7 +153,7 @@ def make_data(folder: Path, seed: int, per_class: int) -> Data:
         seen[label] += 1
         target.append((other_look(greys[row]), str(label), split))
     manifest = write(folder / "target", target)
-    return Data(write(folder / "source", images), manifest, np.flatnonzero(np.array(manifest.splits) == "test"))
+    return Data(write(folder / "source", images), manifest, np.flatnonzero(manifest.splits.isin(["test"])))
 
 
 class Result(NamedTuple):

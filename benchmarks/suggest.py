@@ -24,7 +24,7 @@ class Pool:
 
     def __init__(self, path: Path) -> None:
         self.train, self.test = read_codes(path, "train"), read_codes(path, "test")
-        rows = np.flatnonzero(np.array(reader.read_index(path, {}).splits) == "train")
+        rows = np.flatnonzero(reader.read_index(path, {}).splits.isin(["train"]))
         self.vectors = neighbors.reduce(path, rows)
 
     def fit(self, known: np.ndarray) -> Pipeline:

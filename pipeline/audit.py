@@ -86,7 +86,7 @@ def find_duplicates(index: reader.CodesIndex) -> Iterator[Finding]:
 
 def find_outliers(index: reader.CodesIndex) -> Iterator[Finding]:
     """Yield the images that are farthest from all training images, the farthest first."""
-    train = np.flatnonzero(np.array(index.splits) == "train")
+    train = np.flatnonzero(index.splits.isin(["train"]))
     rows, _ = neighbors.find_outliers(index.path, np.arange(len(index.paths)), train, MOST_OUTLIERS)
     distances, nearest = neighbors.nearest(index.path, rows, train, 1)
     for place in np.argsort(-distances[:, 0], kind="stable"):
@@ -114,11 +114,11 @@ def run(settings: Audit) -> None:
     path = settings.out or address.reports / f"{settings.layer}-audit.csv"
     corrections.validate_overwritable(path)
     codes = reader.read(address.codes, {"backbone": settings.backbone, "layer": settings.layer}, "train")
-    validate_dataset(address.codes, address.data)
+    index = validate_dataset(address.codes, address.data)
     if codes.labels.ndim == 2:
         raise errors.PipelineError("The images have several labels each, and `audit` judges one label per image.")
     grouping = Grouping(settings.group_by, settings.near_distance)
-    train = CodesRows.of_splits(address.codes, "train")
+    train = CodesRows.of_splits(address.codes, "train", index=index)
     units = find_image_units(train, address.data, grouping)
     validate_trainable(codes.labels, codes.classes, settings.folds, units)
     plan = SearchPlan("softmax", GRID, settings.folds, settings.seed)

@@ -40,7 +40,7 @@ from pipeline.classifiers.search import SearchPlan, SearchResult
 from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
-from pipeline.codes.belonging import training_digest, validate_dataset
+from pipeline.codes.belonging import training_digest
 from pipeline.config import Classify
 from pipeline.data import class_maps
 from pipeline.data.image_weights import read_weights
@@ -60,7 +60,6 @@ def run(settings: Classify) -> None:
     plan = plan_of(settings)
     half = options.parse_bytes(settings.memory) // 2 if settings.memory else None
     with reader.open_codes(file, expected_spec(settings), "train", half) as codes:
-        validate_dataset(file, address.data)
         plan = validate_options(settings, plan, codes)
         grouping = Grouping(settings.group_by, settings.near_distance)
         units, unlabelled = training_images.read_units(file, address.data, grouping, settings.unlabelled)

@@ -157,11 +157,11 @@ def training_note(facts: persistence.ClassifierFacts, dataset: str) -> str:
     )
 
 
-def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: str, codes: Path) -> None:
+def validate_training(path: Path, facts: persistence.ClassifierFacts, dataset: str, index: reader.CodesIndex) -> None:
     """Refuse a classifier that was trained on other images or labels of the same dataset than the codes have now."""
     if facts.get("dataset") != dataset or "dataset_digest" not in facts:
         return
-    if facts["dataset_digest"] != training_digest(reader.read_index(reader.layer_files(codes)[0], {})):
+    if facts["dataset_digest"] != training_digest(index):
         raise errors.PipelineError(
             f"{path} was trained on other training images or labels than {dataset} has now. Train it again.",
             fix=[errors.Fix("finetune" if is_fine_tuned(facts) else "classify", {"out": path})],
@@ -209,12 +209,12 @@ def run(settings: Evaluate) -> None:
     path, file = settings.classifier or address.classifier, settings.codes or address.codes
     classifier = persistence.load(path)
     test = reader.read_layers(file, classifier.spec.to_dict(), "test")
-    validate_dataset(file, address.data)
+    index = validate_dataset(file, address.data)
     facts = persistence.read_metadata(path).facts
-    validate_training(path, facts, address.name, file)
+    validate_training(path, facts, address.name, index)
     validate_test_images(classifier, test)
     grouping = grouping_of(facts, address.data, settings.near_distance)
-    images = CodesRows.of_splits(file, "test")
+    images = CodesRows.of_splits(file, "test", index=index)
     units = find_image_units(images, address.data, grouping)
     related = find_related(images, address.data, grouping, search=not is_fine_tuned(facts))
     scores, margins = evaluate(classifier, test, units, related)

@@ -46,6 +46,7 @@ from pipeline.networks import weights
 from pipeline.networks.frozen import FrozenNetwork, choose_device
 from pipeline.paths import FINETUNED, Experiment, prepared_folder, resolve_task
 from pipeline.reporting import finetuning_text, source_learning
+from pipeline.texts import Texts
 
 
 def fine_tune(
@@ -162,7 +163,7 @@ def add_near_duplicates(manifest: Manifest, codes: Path, settings: Finetune) -> 
     validate_dataset(codes, manifest.root)
     images = CodesRows.of_splits(codes, "train", "val")
     names = dict(zip(images.paths, name_near_duplicates(images, settings.near_distance), strict=True))
-    groups = tuple(names.get(path, path) for path in manifest.paths)
+    groups = Texts.of(names.get(path, path) for path in manifest.paths)
     return replace(manifest, metadata={**manifest.metadata, NEAR_DUPLICATES: groups})
 
 

@@ -105,7 +105,7 @@ def run(settings: Similar) -> None:
     address = Experiment(settings.dataset, settings.backbone, settings.layer)
     file = settings.codes or address.codes
     index = reader.read_index(file, {} if settings.codes else {"backbone": settings.backbone, "layer": settings.layer})
-    validate_dataset(file, address.data)
+    validate_dataset(file, address.data, index)
     spec = index.spec.with_white(settings.range)
     network = rebuild_network(spec, settings.weights).to(choose_device(settings.device))
     known = read_depths(address.data) if settings.range is None else None

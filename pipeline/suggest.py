@@ -64,17 +64,17 @@ def least_certain(index: reader.CodesIndex, classifier: persistence.SavedClassif
 
 def typical(index: reader.CodesIndex, count: int) -> list[Suggestion]:
     """Return images without a label that are typical of those that are unlike the labelled training images."""
-    rng, rows = np.random.default_rng(0), np.flatnonzero(np.isin(index.splits, ("train", UNLABELLED)))
+    rng, rows = np.random.default_rng(0), np.flatnonzero(index.splits.isin(("train", UNLABELLED)))
     if len(rows) > MOST_COMPARED:
         rows = np.sort(rng.choice(rows, MOST_COMPARED, replace=False))
-    labelled = np.array([index.splits[row] != UNLABELLED for row in rows])
+    labelled = ~index.splits.take(rows).isin([UNLABELLED])
     places = suggestion.typical_images(neighbors.reduce(index.path, rows), labelled, min(count, int((~labelled).sum())))
     return [Suggestion(index.paths[rows[place]]) for place in places]
 
 
 def unlabelled_rows(index: reader.CodesIndex) -> np.ndarray:
     """Return the rows (n,) int64 of the images without a label; refuse codes that have none."""
-    rows = np.flatnonzero(np.array(index.splits) == UNLABELLED)
+    rows = np.flatnonzero(index.splits.isin([UNLABELLED]))
     if not len(rows):
         raise no_unlabelled_images()
     return rows
@@ -94,7 +94,7 @@ def run(settings: Suggest) -> None:
     path = settings.out or address.reports / f"{settings.layer}-suggestions.csv"
     corrections.validate_overwritable(path)
     index = reader.read_index(address.codes, {"backbone": settings.backbone, "layer": settings.layer})
-    validate_dataset(address.codes, address.data)
+    validate_dataset(address.codes, address.data, index)
     available = len(unlabelled_rows(index))
     if settings.by == "coverage":
         suggestions = typical(index, settings.count)

@@ -40,9 +40,8 @@ def first_of_each(manifest: Manifest) -> np.ndarray:
 
     In a dataset without labels, all images are for that. Raises PipelineError if there are none.
     """
-    splits = np.array(manifest.splits)
-    rows = np.flatnonzero(splits == "train")
-    rows = rows if len(rows) else np.flatnonzero(splits == UNLABELLED)
+    rows = np.flatnonzero(manifest.splits.isin(["train"]))
+    rows = rows if len(rows) else np.flatnonzero(manifest.splits.isin([UNLABELLED]))
     if not len(rows):
         raise errors.PipelineError(f"{manifest.root} has no training images. Prepare a dataset that has some.")
     firsts: np.ndarray = rows[np.unique(units_of(manifest.take(rows), ""), return_index=True)[1]]
@@ -71,12 +70,11 @@ def by_classifier(
         )
     validate_dataset(codes, target.root)
     stored = reader.read_layers(codes, saved.spec.to_dict())
-    kept = set(target.paths)
-    rows = np.array([number for number, path in enumerate(stored.paths) if path in kept])
+    rows = np.flatnonzero(target.paths.rows_of(stored.paths) >= 0)
     probabilities = persistence.probabilities(saved, stored.values[rows])
     if probabilities is None:
         raise errors.PipelineError(f"{classifier} gives no probabilities. Take --model softmax.")
-    training = np.array(source.splits) == "train"
+    training = source.splits.isin(["train"])
     counts = np.bincount(source.labels[training], minlength=len(source.classes))
     with np.errstate(divide="ignore"):
         scores = np.log(probabilities)

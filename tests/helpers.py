@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ from sklearn.datasets import load_digits
 
 from pipeline import files
 from pipeline.classifiers import persistence, scoring
+from pipeline.data.manifest import Manifest
+from pipeline.texts import Texts
 
 if TYPE_CHECKING:
     import torch
@@ -213,3 +215,18 @@ def frozen(name: str, *layers: str) -> FrozenNetwork:
     from pipeline.networks.frozen import FrozenNetwork
 
     return FrozenNetwork(name, layers, "random", "avg")
+
+
+def make_manifest(
+    folder: str,
+    paths: Iterable[str],
+    labels: np.ndarray,
+    splits: Iterable[str],
+    classes: tuple[str, ...],
+    digests: Iterable[str],
+    **metadata: Iterable[str],
+) -> Manifest:
+    """Return a dataset whose images need not exist; each keyword is a column of its metadata."""
+    paths, splits, digests = map(Texts.of, (paths, splits, digests))
+    columns = {name: Texts.of(values) for name, values in metadata.items()}
+    return Manifest(Path(folder), paths, labels, splits, classes, digests, columns)

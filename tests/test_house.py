@@ -24,7 +24,7 @@ LAYERS = (
     ("params",),
     ("config", "paths"),
     ("files", "progress", "yaml_text"),
-    ("errors",),
+    ("errors", "texts"),
     ("addresses",),
 )
 """The rooms, from the one that may import all others down to the one that may import none."""

@@ -51,12 +51,12 @@ class SplitSearch:
 def search_across_splits(index: CodesIndex) -> SplitSearch:
     """Find test images that are nearly training or validation images, and validation images nearly training images."""
     copies = {row for group in same_bytes(index, index.splits) for row in group}
-    splits = np.array(index.splits)
-    limit = near_duplicates.distance_limit(index.path, np.flatnonzero(splits == "train"), NEAR_DISTANCE)
+    limit = near_duplicates.distance_limit(index.path, np.flatnonzero(index.splits.isin(["train"])), NEAR_DISTANCE)
     searches, total = [], 0
     for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
-        rows = np.array([row for row in np.flatnonzero(splits == split) if row not in copies], dtype=np.int64)
-        others = np.flatnonzero(np.isin(splits, other_splits))
+        rows = np.flatnonzero(index.splits.isin([split]))
+        rows = np.array([row for row in rows if row not in copies], dtype=np.int64)
+        others = np.flatnonzero(index.splits.isin(other_splits))
         if len(rows) and len(others):
             total += len(rows)
             searches.append(near_duplicates.find_near_duplicates(index.path, rows, others, limit))

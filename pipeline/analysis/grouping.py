@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.data.manifest import PIXELS, Manifest, read_manifest
 from pipeline.data.splits import find_units
 from pipeline.errors import counted
 from pipeline.paths import MANIFEST
+from pipeline.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -52,24 +54,24 @@ class CodesRows:
     rows: np.ndarray
 
     @classmethod
-    def of_splits(cls, path: Path, *splits: str) -> CodesRows:
-        """Return the rows of these splits."""
-        index = reader.read_index(reader.layer_files(path)[0], {})
-        return cls(path, index, np.flatnonzero(np.isin(index.splits, splits)))
+    def of_splits(cls, path: Path, *splits: str, index: reader.CodesIndex | None = None) -> CodesRows:
+        """Return the rows of these splits; index: what the file says of all its rows, if it has been read."""
+        index = index or reader.read_index(reader.layer_files(path)[0], {})
+        return cls(path, index, np.flatnonzero(index.splits.isin(splits)))
 
     def of_other_splits(self, *splits: str) -> CodesRows:
         """Return the rows of other splits of the same file, which is not read again."""
-        return replace(self, rows=np.flatnonzero(np.isin(self.index.splits, splits)))
+        return replace(self, rows=np.flatnonzero(self.index.splits.isin(splits)))
 
-    @property
-    def paths(self) -> list[str]:
+    @cached_property
+    def paths(self) -> Texts:
         """The paths of the images."""
-        return [self.index.paths[row] for row in self.rows]
+        return self.index.paths.take(self.rows)
 
-    @property
-    def digests(self) -> list[str]:
+    @cached_property
+    def digests(self) -> Texts:
         """The digests of the images."""
-        return [self.index.digests[row] for row in self.rows]
+        return self.index.digests.take(self.rows)
 
     def near_limit(self, share: float) -> float:
         """Return the distance up to which images are near-duplicates, whatever rows these are."""
@@ -93,21 +95,21 @@ def read_known(data: Path, grouping: Grouping) -> Manifest | None:
     return read_manifest(data) if grouping.has_column or (data / MANIFEST).exists() else None
 
 
-def find_contents(images: CodesRows, manifest: Manifest | None) -> Sequence[str]:
+def find_contents(images: CodesRows, manifest: Manifest | None) -> Texts:
     """Return what tells each image from those that are no copies of it: see `ListedImage.content`."""
     if manifest is None or PIXELS not in manifest.metadata:
         return images.digests
     return manifest.groups_of(PIXELS, images.paths)
 
 
-def name_near_duplicates(images: CodesRows, share: float) -> list[str]:
+def name_near_duplicates(images: CodesRows, share: float) -> Texts:
     """Return the group of near-duplicates of each image, named by the path of its first image; log what was found."""
     limit = images.near_limit(share)
     groups = near_duplicates.group_near_duplicates(images.path, images.rows, limit)
-    kind = f"{' and '.join(sorted({images.index.splits[row] for row in images.rows}))} images"
+    kind = f"{' and '.join(sorted(images.index.splits.take(images.rows).distinct()))} images"
     how_near = f"codes at most {limit:.4g} apart, {share:g} of the median distance"
     logger.info(describe(groups, images.paths, kind, how_near))
-    return [images.paths[place] for place in groups.tolist()]
+    return images.paths.take(groups)
 
 
 def describe(groups: np.ndarray, paths: Sequence[str], kind: str, how_near: str) -> str:
@@ -172,10 +174,10 @@ def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: boo
     data: the prepared dataset's folder.
     """
     train, manifest = test.of_other_splits("train"), read_known(data, grouping)
-    copies = _occur(find_contents(test, manifest), find_contents(train, manifest))
+    copies = occur(find_contents(test, manifest), find_contents(train, manifest))
     grouped = np.zeros(len(test.rows), bool)
     if manifest and grouping.has_column:
-        grouped = _occur(*(manifest.groups_of(grouping.by, images.paths) for images in (test, train)))
+        grouped = occur(*(manifest.groups_of(grouping.by, images.paths) for images in (test, train)))
     near, unknown, limit = np.zeros(len(test.rows), bool), np.zeros(len(test.rows), bool), 0.0
     if search and len(train.rows):
         limit = test.near_limit(grouping.near_distance)
@@ -185,6 +187,6 @@ def find_related(test: CodesRows, data: Path, grouping: Grouping, *, search: boo
     return Related(copies, near, grouped, unknown, limit)
 
 
-def _occur(values: Sequence[Hashable], others: Sequence[Hashable]) -> np.ndarray:
-    known = set(others)
-    return np.array([value in known for value in values], bool)
+def occur(values: Texts, others: Texts) -> np.ndarray:
+    """Return which of some values, (n,) bool, are among the others."""
+    return others.rows_of(values) >= 0

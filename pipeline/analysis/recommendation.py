@@ -51,8 +51,8 @@ class TrainingImages:
 
 def count_training_images(manifest: Manifest) -> TrainingImages:
     """Return how many training images a single-label dataset has, of which some may be measured on."""
-    rows = np.flatnonzero(np.array(manifest.splits) == "train")
-    contents = [manifest.contents[row] for row in rows]
+    rows = np.flatnonzero(manifest.splits.isin(["train"]))
+    contents = manifest.contents.take(rows)
     pairs = np.unique(np.stack([manifest.labels[rows], find_units(contents)], 1), axis=0)
     sizes = np.unique(pairs[:, 0], return_counts=True)[1]
     return TrainingImages(len(rows), len(sizes), int(sizes.min(initial=len(rows))))

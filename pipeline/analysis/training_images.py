@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import errors
-from pipeline.analysis.grouping import CodesRows, Grouping, find_contents, find_image_units, read_known
+from pipeline.analysis.grouping import CodesRows, Grouping, find_contents, find_image_units, occur, read_known
 from pipeline.classifiers import options
 from pipeline.classifiers.semi_supervised import Unlabelled
 from pipeline.classifiers.training_data import TrainingData
@@ -18,6 +18,7 @@ from pipeline.codes.belonging import validate_dataset
 from pipeline.codes.spec import Rows
 from pipeline.data.manifest import PARTS, UNLABELLED
 from pipeline.paths import Experiment
+from pipeline.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -92,20 +93,23 @@ def count_constant_features(X: Rows) -> int:
 def read_units(file: Path, data: Path, grouping: Grouping, method: str | None) -> tuple[np.ndarray, Unlabelled | None]:
     """Return the unit (n,) int64 of each training image, and the images without a label if a method is named.
 
+    Codes that do not belong to the prepared dataset are refused.
+
     Those that are copies of test or val images, or of their groups, are left out, since their scores would be too high.
     """
-    images = CodesRows.of_splits(file, *(PARTS if method else ("train",)))
+    index = validate_dataset(file, data)
+    images = CodesRows.of_splits(file, *(PARTS if method else ("train",)), index=index)
     units = find_image_units(images, data, grouping)
     if method is None:
         return units, None
-    splits = np.array(images.index.splits)[images.rows]
-    offered = TrainingData.of_codes(reader.read_layers(file, {}, UNLABELLED), units[splits == UNLABELLED])
+    splits = images.index.splits.take(images.rows)
+    offered = TrainingData.of_codes(reader.read_layers(file, {}, UNLABELLED), units[splits.isin([UNLABELLED])])
     unlabelled = Unlabelled(method, offered)
-    kept = unlabelled.without(units[np.isin(splits, ("test", "val"))])
+    kept = unlabelled.without(units[splits.isin(("test", "val"))])
     if left_out := unlabelled.n_images - kept.n_images:
         images_text = errors.counted(left_out, "image")
         logger.info("%s without a label left out: copies of test or val images, or of their groups.", images_text)
-    return units[splits == "train"], kept
+    return units[splits.isin(["train"])], kept
 
 
 def read_source(source: Experiment, target: Experiment, file: Path, codes: reader.Codes) -> LabelledImages:
@@ -127,9 +131,9 @@ def read_source(source: Experiment, target: Experiment, file: Path, codes: reade
             "Take a source with all its classes."
         )
     numbers = np.array([trained_number(codes, name) for name in found.classes])
-    own = {*contents_of(CodesRows.of_splits(file, *PARTS), target.data)}
+    own = contents_of(CodesRows.of_splits(file, *PARTS), target.data)
     contents = contents_of(CodesRows.of_splits(source.codes, "train"), source.data)
-    copies = np.array([content in own for content in contents], bool)
+    copies = occur(contents, own)
     others = numbers[found.labels] < 0
     for rows, why in ((others, "of other classes"), (copies & ~others, "that the target has as well")):
         if rows.any():
@@ -152,6 +156,6 @@ def trained_number(codes: reader.Codes, name: str) -> int:
     return number if number in codes.labels else -1
 
 
-def contents_of(images: CodesRows, data: Path) -> list[str]:
+def contents_of(images: CodesRows, data: Path) -> Texts:
     """Return what tells each image from those that are no copies of it."""
-    return list(find_contents(images, read_known(data, Grouping())))
+    return find_contents(images, read_known(data, Grouping()))

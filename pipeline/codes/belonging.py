@@ -18,18 +18,21 @@ from pipeline.paths import MANIFEST, read_tasks
 logger = logging.getLogger(__name__)
 
 
-def validate_dataset(path: Path, data: Path) -> None:
+def validate_dataset(path: Path, data: Path, known: CodesIndex | None = None) -> CodesIndex:
     """Refuse codes whose images, labels, splits or digests are not those of the prepared dataset as it is now.
 
     path: a file of codes, or fc6+fc7.h5 for those of several layers; data: the folder with the manifest. Where nothing
-    is prepared there, that is logged, and nothing is compared.
+    is prepared there, that is logged, and nothing is compared. known: the index of the first file, which is returned,
+    if it has been read.
     """
+    first, *others = layer_files(path)
+    known = known or read_index(first, {})
     if not (data / MANIFEST).exists():
         logger.info("There is no prepared dataset at %s: the codes are not compared with it.", data)
-        return
+        return known
     manifest = read_manifest(data)
-    for file in layer_files(path):
-        index = read_index(file, {})
+    for file in (first, *others):
+        index = known if file == first else read_index(file, {})
         if difference := next(differences(index, manifest), ""):
             raise PipelineError(
                 f"{file} does not belong to the dataset in {data} as it is now: {difference}. Extract again (images "
@@ -38,6 +41,7 @@ def validate_dataset(path: Path, data: Path) -> None:
                     Fix("extract", {**extract_settings(index.spec.to_dict()), **as_settings(file), "out": file.parent})
                 ],
             )
+    return known
 
 
 def validate_classes(path: Path, classes: tuple[str, ...], data: Path) -> None:
@@ -66,13 +70,13 @@ def differences(index: CodesIndex, manifest: Manifest) -> Iterator[str]:
         index.classes == manifest.classes and np.array_equal(index.labels, manifest.labels)
     ):
         return
-    rows = {path: row for row, path in enumerate(manifest.paths)}
-    for number, path in enumerate(index.paths):
-        if path not in rows:
+    rows = manifest.paths.rows_of(index.paths)
+    for number, (path, row) in enumerate(zip(index.paths, rows, strict=True)):
+        if row < 0:
             yield f"{path!r} is not in the dataset"
-        elif difference := _row_difference(index, number, manifest, rows[path]):
+        elif difference := _row_difference(index, number, manifest, row):
             yield f"{path!r} {difference}"
-    missing = rows.keys() - set(index.paths)
+    missing = set(manifest.paths.take(np.flatnonzero(index.paths.rows_of(manifest.paths) < 0)))
     skipped = {path for path in missing if any(entry.startswith(f"{path}: ") for entry in index.bad)}
     yield from (f"{path!r} has no code" for path in sorted(missing - skipped))
 
@@ -92,6 +96,6 @@ def _row_difference(index: CodesIndex, number: int, manifest: Manifest, row: int
 
 def training_digest(rows: Codes[Rows] | CodesIndex | Manifest) -> str:
     """Return the digest of a dataset's training images, their labels and classes: what a classifier is trained on."""
-    train = np.flatnonzero(np.array(rows.splits) == "train")
-    paths, digests = ([column[row] for row in train] for column in (rows.paths, rows.digests))
-    return dataset_digest(paths, rows.labels[train], ["train"] * len(train), rows.classes, digests)
+    train = np.flatnonzero(rows.splits.isin(["train"]))
+    paths, splits, digests = (column.take(train) for column in (rows.paths, rows.splits, rows.digests))
+    return dataset_digest(paths, rows.labels[train], splits, rows.classes, digests)

@@ -24,4 +24,4 @@ def read_codes(path: str | os.PathLike[str], split: str | None = None) -> Codes[
     if path.suffix != zarr_store.SUFFIX:
         return read_layers(path, {}, split)
     codes = zarr_store.read_zarr(path)
-    return codes if split is None else codes.take(np.flatnonzero(np.array(codes.splits) == split))
+    return codes if split is None else codes.take(np.flatnonzero(codes.splits.isin([split])))

@@ -21,6 +21,7 @@ from pipeline.codes.spec import JOINED_FIELDS, CodesSpec, Rows, extract_settings
 from pipeline.codes.stored import RowMetadata, StoredCodes
 from pipeline.data.manifest import names_of_label
 from pipeline.paths import LAYER_SEPARATOR
+from pipeline.texts import Texts
 
 Values = TypeVar("Values", bound=Rows, covariant=True)
 GivenValues = TypeVar("GivenValues", bound=Rows)
@@ -38,9 +39,9 @@ class Codes(Generic[Values]):
 
     values: Values
     labels: np.ndarray
-    paths: tuple[str, ...]
-    splits: tuple[str, ...]
-    digests: tuple[str, ...]
+    paths: Texts
+    splits: Texts
+    digests: Texts
     classes: tuple[str, ...]
     spec: CodesSpec
 
@@ -50,9 +51,7 @@ class Codes(Generic[Values]):
 
     def take(self, rows: np.ndarray) -> Codes[np.ndarray]:
         """Return the codes of some rows, (m,) int64, in memory."""
-        paths, splits, digests = (
-            tuple(column[row] for row in rows) for column in (self.paths, self.splits, self.digests)
-        )
+        paths, splits, digests = (column.take(rows) for column in (self.paths, self.splits, self.digests))
         return Codes(self.values[:][rows], self.labels[rows], paths, splits, digests, self.classes, self.spec)
 
     def to_pandas(self) -> pandas.DataFrame:
@@ -60,7 +59,7 @@ class Codes(Generic[Values]):
         errors.require_packages("For a table", ["pandas"], "pandas")
         import pandas
 
-        table = pandas.DataFrame(self.values[:], index=pandas.Index(self.paths, name="path"))
+        table = pandas.DataFrame(self.values[:], index=pandas.Index(list(self.paths), name="path"))
         table.insert(0, "label", self.label_names())
         table.insert(1, "split", list(self.splits))
         return table
@@ -97,9 +96,9 @@ class CodesIndex:
 
     path: Path
     labels: np.ndarray
-    paths: tuple[str, ...]
-    splits: tuple[str, ...]
-    digests: tuple[str, ...]
+    paths: Texts
+    splits: Texts
+    digests: Texts
     classes: tuple[str, ...]
     spec: CodesSpec
     width: int
@@ -175,12 +174,13 @@ def open_codes(
         spec, classes = stored.read_spec(file, path, expected), stored.decode_texts(file["classes"][()])
         rows = _rows_of_split(file, split)
         fits = memory is None or np.dtype(np.float32).itemsize * len(rows) * file["values"].shape[1] <= memory
-        metadata = None if fits else stored.RowMetadata.read(file, 0, len(file["values"])).take(rows)
-    if metadata is None:
+        labels, texts = file["labels"][()][rows], () if fits else tuple(stored.read_texts(file, rows))
+    if fits:
         yield read(path, expected, split)
         return
     with open_unguarded(path) as file:
-        yield codes_of_rows(StoredRows(file, rows), metadata, classes, spec)
+        paths, splits, digests = texts
+        yield Codes(StoredRows(file, rows), labels, paths, splits, digests, classes, spec)
 
 
 @contextmanager
@@ -199,9 +199,7 @@ def codes_of_rows(
     values: GivenValues, metadata: RowMetadata, classes: tuple[str, ...], spec: CodesSpec
 ) -> Codes[GivenValues]:
     """Return the codes of some rows as their metadata says."""
-    paths, splits, digests = (
-        stored.decode_texts(column) for column in (metadata.paths, metadata.splits, metadata.digests)
-    )
+    paths, splits, digests = map(Texts.of_column, (metadata.paths, metadata.splits, metadata.digests))
     return Codes(values, metadata.labels, paths, splits, digests, classes, spec)
 
 
@@ -263,10 +261,9 @@ def read_index(path: Path, expected: Mapping[str, object]) -> CodesIndex:
     """Read all but the values; expected, and what is raised, as for `read`."""
     with open_file(path, expected) as file:
         spec = stored.read_spec(file, path, expected)
-        paths, splits, digests, classes, bad = (
-            stored.decode_texts(file[name][()]) for name in ("paths", "splits", "digests", "classes", "bad")
-        )
-        width = file["values"].shape[1]
+        n, width = file["values"].shape
+        paths, splits, digests = stored.read_texts(file, np.arange(n))
+        classes, bad = (stored.decode_texts(file[name][()]) for name in ("classes", "bad"))
         return CodesIndex(path, file["labels"][()], paths, splits, digests, classes, spec, width, bad)
 
 

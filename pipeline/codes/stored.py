@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import errors
 from pipeline.codes.spec import CodesSpec, extract_settings, validate_spec
+from pipeline.texts import BLOCK, Texts
 
 FORMAT = "cnn-codes 5"
 
@@ -98,6 +99,17 @@ def read_rows(file: StoredCodes, first: int, last: int) -> tuple[np.ndarray, Row
             fix=extraction(Path(file.filename), json.loads(file.attrs["spec"])),
         )
     return values.astype(np.float32, copy=False), metadata
+
+
+def read_texts(file: StoredCodes, rows: np.ndarray) -> Iterator[Texts]:
+    """Yield the columns of text of some rows in the order of `TEXTS`; rows: (m,) increasing int64 row numbers."""
+    parts: dict[str, list[Texts]] = {name: [] for name in TEXTS}
+    for start in range(0, len(file["values"]), BLOCK):
+        first, last = np.searchsorted(rows, (start, start + BLOCK))
+        chosen = rows[first:last] - start
+        for name in TEXTS:
+            parts[name].append(Texts.of_column(file[name][start : start + BLOCK][chosen]))
+    yield from (Texts.joined(parts.pop(name)) for name in TEXTS)
 
 
 def row_checksums(values: np.ndarray, metadata: RowMetadata) -> np.ndarray:

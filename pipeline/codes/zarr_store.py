@@ -16,6 +16,7 @@ from pipeline import errors, files
 from pipeline.codes.reader import Codes, CodesStream
 from pipeline.codes.spec import CodesSpec
 from pipeline.codes.stored import TEXTS
+from pipeline.texts import Texts
 
 FORMAT = "cnn-codes-zarr 1"
 SUFFIX = ".zarr"
@@ -95,13 +96,13 @@ def read_zarr(path: Path) -> Codes[np.ndarray]:
         spec = CodesSpec.from_dict(json.loads(json.dumps(group.attrs["spec"])))
         classes = tuple(map(str, group.attrs["classes"]))  # type: ignore[arg-type]
         values, labels, *texts = (_read_array(group, name) for name in ARRAYS)
+        paths, splits, digests = (Texts.of(map(str, column)) for column in texts)
         if len({len(column) for column in (values, labels, *texts)}) > 1:
             raise ValueError("its arrays have different numbers of rows")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise errors.PipelineError(
             f"{path} is damaged, or no Zarr group of codes ({errors.first_line(error)}). Export it again."
         ) from error
-    paths, splits, digests = (tuple(map(str, column)) for column in texts)
     return Codes(values, labels, paths, splits, digests, classes, spec)
 
 

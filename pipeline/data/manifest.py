@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
+from pipeline.data.columns import read_csv
 from pipeline.data.origin import prepare_again
 from pipeline.errors import Fix, PipelineError, beside, unknown
 from pipeline.images import depth
 from pipeline.paths import MANIFEST, ORIGIN
+from pipeline.texts import BLOCK, Texts
 
 RESERVED_COLUMNS = ("path", "label", "labels", "split", "digest")
 """The columns of a manifest that the program reads; all others are metadata and are kept as they are."""
@@ -34,7 +36,11 @@ NO_LABEL = -1
 """The number of the class of an image without a label."""
 
 
-@dataclass(frozen=True)
+NO_METADATA: Mapping[str, str] = {}
+"""What images without other columns share."""
+
+
+@dataclass(frozen=True, slots=True)
 class ListedImage:
     """One image file, as its source lists it.
 
@@ -47,7 +53,7 @@ class ListedImage:
     label: str
     split: str | None = None
     multi_label: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA, hash=False)
     digest: str = ""
 
     @property
@@ -72,12 +78,12 @@ class Manifest:
     """
 
     root: Path
-    paths: tuple[str, ...]
+    paths: Texts
     labels: np.ndarray
-    splits: tuple[str, ...]
+    splits: Texts
     classes: tuple[str, ...]
-    digests: tuple[str, ...]
-    metadata: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    digests: Texts
+    metadata: Mapping[str, Texts] = field(default_factory=dict)
     max_value: float = depth.WHITE
 
     @property
@@ -86,7 +92,7 @@ class Manifest:
         return dataset_digest(self.paths, self.labels, self.splits, self.classes, self.digests)
 
     @property
-    def contents(self) -> tuple[str, ...]:
+    def contents(self) -> Texts:
         """The n `ListedImage.content` of the images: copies have the same one."""
         return self.metadata.get(PIXELS, self.digests)
 
@@ -103,10 +109,10 @@ class Manifest:
         return replace(
             self,
             labels=self.labels[rows],
-            metadata={name: _pick(values, rows) for name, values in self.metadata.items()},
-            paths=_pick(self.paths, rows),
-            splits=_pick(self.splits, rows),
-            digests=_pick(self.digests, rows),
+            metadata={name: values.take(rows) for name, values in self.metadata.items()},
+            paths=self.paths.take(rows),
+            splits=self.splits.take(rows),
+            digests=self.digests.take(rows),
         )
 
     def listed(self, rows: np.ndarray) -> list[ListedImage]:
@@ -121,42 +127,54 @@ class Manifest:
             for row in rows.tolist()
         ]
 
-    def groups_of(self, column: str, paths: Sequence[str]) -> list[str]:
+    def groups_of(self, column: str, paths: Texts) -> Texts:
         """Return the value of each of some images in a metadata column; refuse as `groups` does."""
-        groups = dict(zip(self.paths, self.groups(column), strict=True))
-        if missing := [path for path in paths if path not in groups]:
+        return self.groups(column).take(self.rows_of(paths))
+
+    def rows_of(self, paths: Texts) -> np.ndarray:
+        """Return the row (m,) int64 of each of some images; refuse one that is not listed."""
+        rows = self.paths.rows_of(paths)
+        for unknown_row in np.flatnonzero(rows < 0)[:1]:
             raise PipelineError(
-                f"{self.root / MANIFEST} does not list {missing[0]}, whose code is here. Extract again.",
+                f"{self.root / MANIFEST} does not list {paths[unknown_row]}, whose code is here. Extract again.",
                 fix=[Fix("extract")],
             )
-        return [groups[path] for path in paths]
+        return rows
 
-    def groups(self, column: str) -> tuple[str, ...]:
+    def groups(self, column: str) -> Texts:
         """Return the n values of a metadata column to group by; refuse a column that is missing or has gaps.
 
         Images without a label may have no value: they are in no training and no score.
         """
         if column not in self.metadata:
             raise unknown("column", column, self.metadata, where=f"--group-by in {self.root / MANIFEST}")
-        for path, split, value in zip(self.paths, self.splits, self.metadata[column], strict=True):
-            if not value and split != UNLABELLED:
-                raise PipelineError(
-                    f"{self.root / MANIFEST} has no value in the column {column!r} for {path}. Fill it in, and prepare "
-                    "the dataset again."
-                )
-        return self.metadata[column]
-
-
-def _pick(values: Sequence[str], rows: np.ndarray) -> tuple[str, ...]:
-    return tuple(values[row] for row in rows)
+        values = self.metadata[column]
+        for row in np.flatnonzero(values.isin([""]) & ~self.splits.isin([UNLABELLED]))[:1]:
+            raise PipelineError(
+                f"{self.root / MANIFEST} has no value in the column {column!r} for {self.paths[row]}. Fill it in, and "
+                "prepare the dataset again."
+            )
+        return values
 
 
 def dataset_digest(
     paths: Sequence[str], labels: np.ndarray, splits: Sequence[str], classes: Sequence[str], digests: Sequence[str]
 ) -> str:
-    """Return the SHA-256, in hex, of the rows of a dataset; the arguments are as in `Manifest`, or as in `Codes`."""
-    content = [list(paths), labels.tolist(), list(splits), list(classes), list(digests)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    """Return the SHA-256, in hex, of the rows of a dataset; the arguments are as in `Manifest`, or as in `Codes`.
+
+    It is that of the JSON of all columns, which is never in memory as a whole.
+    """
+    columns: tuple[Sequence[str] | np.ndarray, ...] = (paths, labels, splits, classes, digests)
+    sha256 = hashlib.sha256()
+    for number, column in enumerate(columns):
+        sha256.update(b", [" if number else b"[[")
+        for start in range(0, len(column), BLOCK):
+            part = column[start : start + BLOCK]
+            text = json.dumps(part.tolist() if isinstance(part, np.ndarray) else list(part))
+            sha256.update(f"{', ' if start else ''}{text[1:-1]}".encode())
+        sha256.update(b"]")
+    sha256.update(b"]")
+    return sha256.hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -166,21 +184,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise PipelineError(
             f"There is no prepared dataset at {folder}.{beside(folder)} Prepare the images first.", fix=[Fix("prepare")]
         )
-    rows = files.read_csv(path)
-    _validate_rows(rows, path)
-    multi_label = bool(rows) and "labels" in rows[0]
-    column = "labels" if multi_label else "label"
-    names = [_classes_in(row[column], row["split"], multi_label) for row in rows]
-    classes = tuple(sorted({name for labels in names for name in labels}))
+    found = read_csv(path)
+    column = "labels" if "labels" in found else "label"
+    _validate_columns(found, column, path)
+    labels, classes = _number_labels(found[column], found["split"].isin([UNLABELLED]), column == "labels")
+    metadata = {name: values for name, values in found.items() if name not in RESERVED_COLUMNS}
     return Manifest(
-        folder,
-        tuple(row["path"] for row in rows),
-        _label_numbers(names, classes, multi_label),
-        tuple(row["split"] for row in rows),
-        classes,
-        tuple(row["digest"] for row in rows),
-        {name: tuple(row[name] for row in rows) for name in (rows[0] if rows else ()) if name not in RESERVED_COLUMNS},
-        read_max_value(folder),
+        folder, found["path"], labels, found["split"], classes, found["digest"], metadata, read_max_value(folder)
     )
 
 
@@ -209,17 +219,19 @@ def _read_origin(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _validate_rows(rows: Sequence[Mapping[str, str]], path: Path) -> None:
-    """Refuse a manifest that an older version wrote, or that was changed by hand into something unreadable."""
+def _validate_columns(found: Mapping[str, Texts], column: str, path: Path) -> None:
+    """Refuse a manifest that an older version wrote, or that was changed by hand into something unreadable.
+
+    column: the name of that with the labels.
+    """
     fix = prepare_again(path.parent)
-    columns = set(rows[0] if rows else ())
-    for name in ("path", "split", "digest", "labels" if "labels" in columns else "label"):
-        if name not in columns:
+    for name in ("path", "split", "digest", column):
+        if name not in found:
             raise PipelineError(f"{path} has no images, or no column {name!r}. Prepare the dataset again.", fix=fix)
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or row["split"] not in PARTS or not (row["path"] and row["digest"]):
-            what = "a value is missing or not understood"
-            raise PipelineError(f"{path}, row {number}: {what}. Prepare the dataset again.", fix=fix)
+    wrong = ~found["split"].isin(PARTS) | found["path"].isin([""]) | found["digest"].isin([""])
+    for row in np.flatnonzero(wrong)[:1]:
+        what = "a value is missing or not understood"
+        raise PipelineError(f"{path}, row {row + 2}: {what}. Prepare the dataset again.", fix=fix)
 
 
 def require_single_label(manifest: Manifest) -> None:
@@ -249,15 +261,22 @@ def _classes_in(cell: str, split: str | None, multi_label: bool) -> list[str]:
     return parse_labels(cell) if multi_label else [cell]
 
 
-def _label_numbers(names: Sequence[Sequence[str]], classes: Sequence[str], multi_label: bool) -> np.ndarray:
-    """Return labels as in `Manifest`; names: the class names of each image."""
+def _number_labels(cells: Texts, unlabelled: np.ndarray, multi_label: bool) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels and classes as in `Manifest`; cells: n labels; unlabelled: (n,) bool, rows without one."""
+    numbers = cells.numbers()
+    _, first = np.unique(numbers, return_index=True)
+    names = {number: _classes_in(cells[first[number]], None, multi_label) for number in set(numbers[~unlabelled])}
+    classes = tuple(sorted({name for present in names.values() for name in present}))
     index = {name: number for number, name in enumerate(classes)}
-    if not multi_label:
-        return np.array([index[present[0]] if present else NO_LABEL for present in names], dtype=np.int64)
-    labels = np.zeros((len(names), len(classes)), np.uint8)
-    for row, present in enumerate(names):
-        labels[row, [index[name] for name in present]] = 1
-    return labels
+    of_cells = np.zeros((len(first), len(classes)), np.uint8) if multi_label else np.zeros(len(first), np.int64)
+    for number, present in names.items():
+        if multi_label:
+            of_cells[number, [index[name] for name in present]] = 1
+        else:
+            of_cells[number] = index[present[0]]
+    labels = of_cells[numbers]
+    labels[unlabelled] = 0 if multi_label else NO_LABEL
+    return labels, classes
 
 
 def write_manifest(folder: Path, images: Sequence[ListedImage], root: Path | None = None) -> None:

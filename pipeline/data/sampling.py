@@ -19,7 +19,7 @@ def choose_images(manifest: Manifest, most: int, seed: int, column: str = "", le
     PipelineError if the dataset has no training images.
     """
     rng = np.random.default_rng(seed)
-    training = np.flatnonzero(np.array(manifest.splits) == "train")
+    training = np.flatnonzero(manifest.splits.isin(["train"]))
     share = min(1.0, most / max(len(training), 1))
     chosen: list[int] = []
     units = units_of(manifest, column)
@@ -38,7 +38,7 @@ def units_of(manifest: Manifest, column: str) -> np.ndarray:
 
 def training_images(manifest: Manifest, folds: int, column: str, drop_small: bool) -> Manifest:
     """Return the training images, without classes that have fewer units than folds if these are to be dropped."""
-    training = manifest.take(np.flatnonzero(np.array(manifest.splits) == "train"))
+    training = manifest.take(np.flatnonzero(manifest.splits.isin(["train"])))
     if not drop_small:
         return training
     units, kept = units_of(training, column), np.ones(len(training.labels), bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.errors import Fix, PipelineError, counted
+from pipeline.texts import Texts, number_of
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """For each fold the int64 numbers of the rows to fit, and of the rows held out."""
@@ -30,19 +31,13 @@ def find_units(digests: Sequence[Hashable], *groups: Sequence[Hashable]) -> np.n
     digests: n digests of the images' files, or of their contents; groups: for each grouping n values, such as those of
     a metadata column.
     """
-    units, n = _number(digests), len(digests)
+    units, n = number_of(digests), len(digests)
     for values in groups:
         # The nodes of the graph are the units, from 0, and the groups, from n; each row is a link between two of them.
-        graph = coo_array((np.ones(n), (units, n + _number(values))), shape=(2 * n, 2 * n))
+        graph = coo_array((np.ones(n), (units, n + number_of(values))), shape=(2 * n, 2 * n))
         _, components = connected_components(graph, directed=False)
-        units = _number(components[units].tolist())
+        units = number_of(components[units].tolist())
     return units
-
-
-def _number(values: Iterable[Hashable]) -> np.ndarray:
-    """Return the number (n,) int64 of each value, in the order in which the values first occur."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 def resolve_splits(images: Sequence[ListedImage]) -> list[ListedImage]:
@@ -81,22 +76,30 @@ def assign_splits(
 
 def _units_by_content(images: Sequence[ListedImage], group_by: str) -> np.ndarray:
     """Return the units (n,) int64, numbered by content, so that draws do not depend on the order of the images."""
-    order = np.argsort([image.content for image in images], kind="stable")
+    order = np.argsort(
+        np.array([image.content.encode("utf-8", "surrogateescape") for image in images], "S"), kind="stable"
+    )
     ordered = [images[place] for place in order]
     groups = [[image.metadata[group_by] for image in ordered]] if group_by else []
     units = np.empty(len(images), np.int64)
-    units[order] = find_units([image.content for image in ordered], *groups)
+    units[order] = find_units(Texts.of(image.content for image in ordered), *groups)
     return units
 
 
 def find_leaks(images: Sequence[ListedImage]) -> list[ListedImage]:
     """Return the labelled images whose content occurs in several splits, copies next to each other."""
     labelled = [image for image in images if image.split != UNLABELLED]
-    splits: dict[str, set[str | None]] = {}
-    for image in labelled:
-        splits.setdefault(image.content, set()).add(image.split)
-    leaks = [image for image in labelled if len(splits[image.content]) > 1]
+    several = several_values(Texts.of(image.content for image in labelled), [image.split for image in labelled])
+    leaks = [labelled[place] for place in np.flatnonzero(several)]
     return sorted(leaks, key=lambda image: (image.content, image.split or "", image.label, str(image.path)))
+
+
+def several_values(contents: Texts, values: Sequence[Hashable]) -> np.ndarray:
+    """Return which rows, (n,) bool, have a content that occurs with several values; values: n of them."""
+    numbers = contents.numbers()
+    pairs = np.unique(np.stack([numbers, number_of(values)]), axis=1)
+    several: np.ndarray = np.bincount(pairs[0], minlength=len(numbers))[numbers] > 1
+    return several
 
 
 def make_folds(y: np.ndarray, folds: int, seed: int, groups: np.ndarray | None = None) -> Folds:

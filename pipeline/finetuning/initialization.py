@@ -21,6 +21,7 @@ from pipeline.finetuning.head import Head
 from pipeline.finetuning.model import TUNED_ON, usual_spec
 from pipeline.networks import backbones
 from pipeline.networks.frozen import FrozenNetwork, rebuild_network
+from pipeline.texts import Texts
 
 
 def no_rows() -> np.ndarray:
@@ -75,8 +76,7 @@ def split_train_val(manifest: Manifest, share: float, seed: int, group_by: str =
     Copies stay on the same side, and so do images with the same value in the metadata column
     `group_by`.
     """
-    splits = np.array(manifest.splits)
-    train, val = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "val")
+    train, val = (np.flatnonzero(manifest.splits.isin([split])) for split in ("train", "val"))
     held_out = not len(val)
     if group_by:
         _validate_groups(manifest, group_by, train, val)
@@ -166,17 +166,15 @@ def from_classifier(path: Path, codes_path: Path, data: TrainValSplit, dropout: 
     head = Head.from_classifier(classifier, dropout)
     if data.held_out or len(data.reward):
         validate_dataset(codes_path, data.manifest.root)
-        kept = {data.manifest.paths[row] for row in data.train}
+        kept = data.manifest.paths.take(data.train)
         head = Head.from_classifier(retrain_on(classifier, codes_path, kept), dropout)
     return InitialState(classifier.spec, head, origin)
 
 
-def retrain_on(
-    classifier: persistence.SavedClassifier, codes_path: Path, kept: set[str]
-) -> persistence.SavedClassifier:
+def retrain_on(classifier: persistence.SavedClassifier, codes_path: Path, kept: Texts) -> persistence.SavedClassifier:
     """Return a classifier with the same setting, trained on the codes of the training images in `kept` only."""
     training = reader.read(codes_path, classifier.spec.to_dict(), "train")
-    rows = np.array([path in kept for path in training.paths])
+    rows = kept.rows_of(training.paths) >= 0
     return replace(classifier, pipeline=clone(classifier.pipeline).fit(training.values[rows], training.labels[rows]))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline import errors
 from pipeline.data.manifest import Manifest
+from pipeline.texts import Texts
 
 
 class Chosen(NamedTuple):
@@ -66,11 +67,10 @@ def of_dataset(manifest: Manifest, target: Manifest, trained: np.ndarray) -> Sou
         raise errors.PipelineError(
             f"The images of --source {manifest.root} have several labels each. Take one of them."
         )
-    rows = np.flatnonzero(np.array(manifest.splits) == "train")
+    rows = np.flatnonzero(manifest.splits.isin(["train"]))
     others = np.delete(np.arange(len(target.paths)), trained)
-    judged = {digests[row] for row in others for digests in (target.digests, target.contents)}
-    digests = zip(manifest.digests, manifest.contents, strict=True)
-    copies = np.array([not judged.isdisjoint(pair) for pair in digests], dtype=bool)
+    judged = Texts.joined([target.digests.take(others), target.contents.take(others)])
+    copies = (judged.rows_of(manifest.digests) >= 0) | (judged.rows_of(manifest.contents) >= 0)
     kept = rows[~copies[rows]]
     if len(np.unique(manifest.labels[kept])) < 2:
         raise errors.PipelineError(

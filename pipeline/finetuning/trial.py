@@ -20,6 +20,7 @@ from pipeline.finetuning.initialization import TrainValSplit, split_train_val
 from pipeline.finetuning.model import TunableNetwork
 from pipeline.finetuning.runtime import RuntimeConfig
 from pipeline.finetuning.trainer import LossDiverged, Trainer
+from pipeline.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -132,14 +133,12 @@ def part_images(sample: Manifest, codes: Codes[np.ndarray], units: np.ndarray, s
 
     units: (n,) int64 of the images, as `find_units` numbers them. Classes without an image are left out.
     """
-    places = {path: row for row, path in enumerate(sample.paths)}
-    rows = np.array([places[path] for path in codes.paths])
     present, labels = np.unique(codes.labels, return_inverse=True)
     manifest = replace(
-        sample.take(rows),
+        sample.take(sample.rows_of(codes.paths)),
         labels=labels.astype(np.int64),
         classes=tuple(sample.classes[number] for number in present),
-        metadata={UNIT: tuple(map(str, units))},
+        metadata={UNIT: Texts.of(map(str, units))},
     )
     return split_train_val(manifest, HELD_OUT, seed, UNIT)
 

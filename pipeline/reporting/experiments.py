@@ -134,8 +134,7 @@ def read_unscored(name: str, path: Path) -> reader.CodesIndex:
     PipelineError is raised if they are not those of the images that the dataset has now, or if these have several
     labels each: of such images only scores are shown.
     """
-    index = reader.read_index(path, {})
-    validate_dataset(path, Experiment(name, "").data)
+    index = validate_dataset(path, Experiment(name, "").data)
     if index.labels.ndim == 2 and index.classes:
         raise errors.PipelineError(
             f"There are no scores of {name}, whose images have several labels each. Evaluate a classifier.",
@@ -164,7 +163,7 @@ def load_experiment(folder: Path, scores: Scores) -> ExperimentResult:
     try:
         metadata = persistence.read_metadata(address.classifier)
         found = read_codes(address)
-        test = np.flatnonzero(np.array(found.splits) == "test")
+        test = np.flatnonzero(found.splits.isin(["test"]))
         kind, confidence = _confidence(persistence.load(address.classifier), found, test, outcomes)
         index, rows = found, test
     except OtherClassifierError as error:
@@ -186,7 +185,7 @@ def read_codes(address: Experiment) -> reader.CodesIndex:
     """
     metadata = persistence.read_metadata(address.classifier)
     index = reader.read_index(address.codes, metadata.spec.to_dict())
-    validate_dataset(address.codes, address.data)
+    validate_dataset(address.codes, address.data, index)
     return index
 
 
@@ -237,7 +236,7 @@ def _confidence(
         block = persistence.probabilities(classifier, values)
         if block is not None:
             probabilities.append(block.max(1))
-    same_images = tuple(index.paths[row] for row in rows) == outcomes.paths and index.classes == outcomes.classes
+    same_images = index.paths.take(rows) == outcomes.paths and index.classes == outcomes.classes
     if not same_images or not np.allclose(np.concatenate(highest), outcomes.margins, rtol=1e-3, atol=1e-4):
         raise OtherClassifierError(
             "These scores were not made with the classifier and the codes that are here now. Evaluate again.",

@@ -45,7 +45,7 @@ class Gallery:
 
     def rows(self, *splits: str) -> np.ndarray:
         """Return the rows (n,) int64 of the images of these splits."""
-        return np.flatnonzero(np.isin(self.index.splits, splits))
+        return np.flatnonzero(self.index.splits.isin(splits))
 
     @property
     def reference(self) -> np.ndarray:

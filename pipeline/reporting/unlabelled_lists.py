@@ -66,9 +66,9 @@ def list_near_duplicates(gallery: Gallery, rows: np.ndarray) -> ImageList:
 
     Of images with the same bytes the first alone counts.
     """
-    path, digests = gallery.index.path, np.array(gallery.index.digests)
+    path, contents = gallery.index.path, gallery.index.digests.numbers()
     limit = near_duplicates.distance_limit(path, rows, NEAR_DISTANCE)
-    different = np.sort(np.unique(digests, return_index=True)[1])
+    different = np.unique(contents, return_index=True)[1]
     ones = rows[np.isin(rows, different)]
     search = near_duplicates.find_near_duplicates(path, ones, different, limit)
     return list_pairs(gallery, [search], len(ones), limit)

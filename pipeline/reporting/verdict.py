@@ -107,7 +107,7 @@ def choose_next_step(experiments: Sequence[ExperimentSummary], advice: AdviceSum
 def choose_first_step(name: str, index: CodesIndex) -> NextStep:
     """Return what is worth doing next with a dataset of which there are codes and no scores."""
     known = {"dataset": name, **extract_settings(index.spec.to_dict())}
-    if {"train", "test"} <= set(index.splits):
+    if {"train", "test"} <= set(index.splits.distinct()):
         return _step("Train a classifier and score it on the test images", known, *TRY_LAYER[1:])
     file = Experiment(name, "").data / index.paths[0]
     similar = hints.complete(Fix("similar"), known)

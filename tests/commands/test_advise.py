@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome, write_photos
-from helpers import count_forwards, mistake
+from helpers import count_forwards, make_manifest, mistake
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
@@ -22,7 +22,7 @@ from pipeline.analysis import recommendation, source_distance
 from pipeline.analysis.gain import Gain
 from pipeline.analysis.layer_measures import LayerMeasures
 from pipeline.codes import reader
-from pipeline.data.manifest import Manifest, read_manifest
+from pipeline.data.manifest import read_manifest
 from pipeline.networks import backbones
 
 Run = Callable[..., Outcome]
@@ -139,11 +139,9 @@ def test_test_images_are_not_measured(measured: Outcome) -> None:
 def test_training_images_are_counted_without_copies_and_without_the_other_splits() -> None:
     splits = ("train", "train", "train", "train", "test", "val", "unlabelled")
     labels, digests = np.array([0, 0, 0, 1, 1, 1, -1]), ("a", "a", "b", "c", "d", "e", "f")
-    manifest = Manifest(Path("x"), digests, labels, splits, ("0", "1", "2"), digests)
+    manifest = make_manifest("x", digests, labels, splits, ("0", "1", "2"), digests)
     assert recommendation.count_training_images(manifest) == recommendation.TrainingImages(4, 2, 1)
-    crowded = Manifest(
-        Path("x"), ("",) * 9, np.array([0] * 4 + [1] * 5), ("train",) * 9, ("0", "1"), tuple("aabcdefgg")
-    )
+    crowded = make_manifest("x", ("",) * 9, np.array([0] * 4 + [1] * 5), ("train",) * 9, ("0", "1"), tuple("aabcdefgg"))
     assert recommendation.count_training_images(crowded) == recommendation.TrainingImages(9, 2, 3)
 
 
@@ -349,7 +347,7 @@ def test_layers_that_do_not_suit_the_settings_are_left_out_by_name(caplog: pytes
     assert "Left out: layer conv1. Its codes have 131,072 numbers per image." in caplog.text
     assert advise.find_layers(backbone, ["conv1"], native, "flatten", 10_000) == ["conv1"], "it was asked for"
     none = advise.find_layers(backbone, None, replace(native, crop=1, resize=1), "cls", 10_000)
-    manifest = Manifest(Path(), ("a",), np.zeros(1, np.int64), ("train",), ("a",), ("a",))
+    manifest = make_manifest("", ("a",), np.zeros(1, np.int64), ("train",), ("a",), ("a",))
     assert none == [] and advise.reason_against(manifest, "tinyvgg", none).startswith("No layer of tinyvgg")
 
 

@@ -22,6 +22,7 @@ from pipeline.config import Finetune
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import PipelineError
 from pipeline.finetuning.initialization import split_train_val
+from pipeline.texts import Texts
 
 Run = Callable[..., Outcome]
 GRID = ("--grid", "{l2: {C: [1, 100]}}", "--folds", 3)
@@ -213,7 +214,7 @@ def test_fine_tuning_keeps_near_duplicates_out_of_validation(run: Run) -> None:
     scene = dict(zip(manifest.paths, manifest.metadata["patient"], strict=True))
     train, val = ({scene[manifest.paths[row]] for row in rows} for rows in (data.train, data.val))
     assert len(val) == 10 and not train & val and len(np.unique(data.val_units())) == 10
-    parted = replace(manifest, splits=("train", "val") * 80)
+    parted = replace(manifest, splits=Texts.of(("train", "val") * 80))
     with pytest.raises(PipelineError, match=r"share .* groups of 'near-duplicates', .* without a val split"):
         split_train_val(parted, 0.25, 0, settings.group_by)
 

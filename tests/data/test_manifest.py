@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline import errors
+from pipeline.data import manifest as manifests
 from pipeline.data.manifest import ListedImage, dataset_digest, read_manifest, write_manifest
+from pipeline.texts import Texts
 
 IMAGES = [
     ListedImage(Path("data/b.png"), "dog", "train", metadata={"who": "p1"}, digest="bb"),
@@ -32,21 +36,27 @@ def test_a_manifest_is_read_as_it_was_written(project: Path) -> None:
         manifest.groups("who")
 
 
-def test_the_digest_changes_with_everything_that_codes_depend_on(project: Path) -> None:
+def test_the_digest_changes_with_everything_that_codes_depend_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_manifest(Path("data"), IMAGES)
     manifest = read_manifest(Path("data"))
     changed = [
-        replace(manifest, paths=("d.png", *manifest.paths[1:])),
+        replace(manifest, paths=Texts.of(["d.png", *manifest.paths[1:]])),
         replace(manifest, labels=1 - manifest.labels),
-        replace(manifest, splits=("val", *manifest.splits[1:])),
+        replace(manifest, splits=Texts.of(["val", *manifest.splits[1:]])),
         replace(manifest, classes=("cat", "cow")),
-        replace(manifest, digests=("dd", *manifest.digests[1:])),
+        replace(manifest, digests=Texts.of(["dd", *manifest.digests[1:]])),
     ]
     digests = {manifest.digest, *(other.digest for other in changed)}
     assert len(digests) == 6 and read_manifest(Path("data")).digest == manifest.digest
     assert replace(manifest, metadata={}).digest == manifest.digest
     same = (manifest.paths, manifest.labels.astype(np.int32), manifest.splits, manifest.classes, manifest.digests)
     assert dataset_digest(*same) == manifest.digest
+    content = [["c.png", "b.png", "a.png"], [0, 1, 0], ["train", "train", "test"], ["cat", "dog"], ["cc", "bb", "aa"]]
+    for block in (1, 2, 3):
+        monkeypatch.setattr(manifests, "BLOCK", block)
+        assert manifest.digest == hashlib.sha256(json.dumps(content).encode()).hexdigest(), "classifiers carry it"
 
 
 @pytest.mark.parametrize(

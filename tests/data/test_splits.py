@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_spec
+from helpers import make_manifest
 
 from pipeline import advise, errors
 from pipeline.analysis import layer_measures
@@ -15,7 +16,7 @@ from pipeline.classifiers import few_shot, search
 from pipeline.classifiers.scoring import wilson_interval
 from pipeline.classifiers.training_data import TrainingData
 from pipeline.codes import reader
-from pipeline.data.manifest import ListedImage, Manifest
+from pipeline.data.manifest import ListedImage
 from pipeline.data.splits import (
     assign_splits,
     find_units,
@@ -25,6 +26,7 @@ from pipeline.data.splits import (
     validate_trainable,
 )
 from pipeline.finetuning.initialization import split_train_val
+from pipeline.texts import Texts
 
 
 def test_groups_stay_whole_whether_they_have_one_label_or_several() -> None:
@@ -108,9 +110,9 @@ def copied_noise() -> reader.Codes:
     rng = np.random.default_rng(0)
     image = rng.permutation(np.repeat(np.arange(IMAGES), COPIES))
     values = rng.normal(size=(IMAGES, 200)).astype(np.float32)[image]
-    labels, names = rng.permutation(np.arange(IMAGES) % 2)[image], tuple(f"{row}.png" for row in range(len(image)))
-    digests = tuple(f"{number:064x}" for number in image)
-    return reader.Codes(values, labels, names, ("train",) * len(image), digests, ("a", "b"), make_spec())
+    labels, names = rng.permutation(np.arange(IMAGES) % 2)[image], Texts.of(f"{row}.png" for row in range(len(image)))
+    splits, digests = Texts.of(["train"] * len(image)), Texts.of(f"{number:064x}" for number in image)
+    return reader.Codes(values, labels, names, splits, digests, ("a", "b"), make_spec())
 
 
 @pytest.fixture
@@ -163,14 +165,14 @@ def test_the_images_that_advise_draws_are_distinct_before_they_repeat() -> None:
     names = tuple(f"{row}.png" for row in range(40))
     digests = tuple(f"{row // 4}" for row in range(40))
     labels = np.repeat([0, 1], 20)
-    chosen = advise.choose_images(Manifest(Path(), names, labels, ("train",) * 40, ("a", "b"), digests), 10, 0)
+    chosen = advise.choose_images(make_manifest("", names, labels, ("train",) * 40, ("a", "b"), digests), 10, 0)
     assert len(chosen.paths) == len(set(chosen.digests)) == 10
 
 
 def test_fine_tuning_keeps_copies_and_groups_out_of_validation() -> None:
     names, patients = tuple(f"{row}.png" for row in range(80)), tuple(f"p{row // 8}" for row in range(80))
     digests = tuple(f"{row // 4}" for row in range(80))
-    data = Manifest(Path(), names, np.repeat([0, 1], 40), ("train",) * 80, ("a", "b"), digests, {"patient": patients})
+    data = make_manifest("", names, np.repeat([0, 1], 40), ("train",) * 80, ("a", "b"), digests, patient=patients)
     for column, values in (("", digests), ("patient", patients)):
         parted = split_train_val(data, 0.3, 0, column)
         assert len(parted.val) >= 16
@@ -178,7 +180,7 @@ def test_fine_tuning_keeps_copies_and_groups_out_of_validation() -> None:
     with pytest.raises(errors.PipelineError, match="Unknown column 'doctor'"):
         split_train_val(data, 0.3, 0, "doctor")
     with pytest.raises(errors.PipelineError, match="share 10 groups of 'patient', the first is 'p0'"):
-        split_train_val(replace(data, splits=("train", "val") * 40), 0.3, 0, "patient")
+        split_train_val(replace(data, splits=Texts.of(("train", "val") * 40)), 0.3, 0, "patient")
 
 
 def test_a_few_conflicting_copies_leave_the_folds_balanced() -> None:

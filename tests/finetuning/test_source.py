@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_manifest
 
 from pipeline import errors
 from pipeline.data.manifest import Manifest
 from pipeline.finetuning.source import Source, of_dataset
+from pipeline.texts import Texts
 
 K = 4
 
@@ -20,7 +21,7 @@ def manifest(name: str, labels: list[int], first_digest: int = 0) -> Manifest:
     n = len(labels)
     digests = tuple(f"{first_digest + row:064x}" for row in range(n))
     names, splits = tuple(f"{row}.png" for row in range(n)), ("train",) * n
-    return Manifest(Path(name), names, np.array(labels), splits, tuple("abcd"[:K]), digests)
+    return make_manifest(name, names, np.array(labels), splits, tuple("abcd"[:K]), digests)
 
 
 LABELS = [row % K for row in range(40)]
@@ -72,7 +73,7 @@ def test_sources_that_cannot_teach_are_refused() -> None:
         of_dataset(target, target, rows)
     with pytest.raises(errors.PipelineError, match="several labels"):
         of_dataset(replace(SOURCE.manifest, labels=np.ones((40, K), np.uint8)), target, rows)
-    unlabelled = replace(SOURCE.manifest, splits=("unlabelled",) * 40, labels=np.full(40, -1))
+    unlabelled = replace(SOURCE.manifest, splits=Texts.of(["unlabelled"] * 40), labels=np.full(40, -1))
     for poor in (unlabelled, replace(SOURCE.manifest, labels=np.zeros(40, np.int64))):
         with pytest.raises(errors.PipelineError, match="of two classes or more"):
             of_dataset(poor, target, rows)

@@ -27,6 +27,7 @@ from helpers import (
 from pipeline import command_line, evaluate
 from pipeline.classifiers import scoring
 from pipeline.codes.reader import Codes
+from pipeline.texts import Texts
 
 Run = Callable[..., Outcome]
 Visit = Callable[..., Any]
@@ -299,7 +300,8 @@ def write_several_labels(run: Run) -> None:
     folder, names = PAGE.parent / "mixed/tinyvgg/fc7-svm", ("a label", "x" * 40)
     truth = np.random.default_rng(0).random((40, 2)) < 0.5
     margins = truth + np.random.default_rng(1).normal(size=(40, 2)) - 0.5
-    test = Codes(margins, truth.astype(np.uint8), [f"{n}.png" for n in range(40)], [], [], names, make_spec())
+    paths, none = Texts.of(f"{n}.png" for n in range(40)), Texts.of([])
+    test = Codes(margins, truth.astype(np.uint8), paths, none, none, names, make_spec())
     scores = scoring.score_multi_label(test.labels, margins, names)
     scores.metrics.update(related=0, validation=None)
     evaluate.write(folder, scores, margins, test, np.arange(40))
