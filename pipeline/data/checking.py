@@ -10,10 +10,11 @@ from statistics import median
 from pipeline.data import corrections
 from pipeline.data.listing import Listing
 from pipeline.data.manifest import PIXELS, UNLABELLED, ListedImage
-from pipeline.data.splits import assign_splits, find_leaks, resolve_splits
+from pipeline.data.splits import assign_splits, find_leaks, resolve_splits, several_values
 from pipeline.errors import first_names
 from pipeline.images import decoding, depth, parallel
 from pipeline.progress import track
+from pipeline.texts import Texts
 
 LARGE = 100
 """Shorter side in pixels beyond which the network for photographs is named."""
@@ -77,10 +78,7 @@ def mark_resaved(images: Sequence[ListedImage], contents: Sequence[str]) -> list
 
     Such files were saved anew, in another format or with other metadata.
     """
-    digests: dict[str, set[str]] = {}
-    for image, content in zip(images, contents, strict=True):
-        digests.setdefault(content, set()).add(image.digest)
-    if all(len(of_content) == 1 for of_content in digests.values()):
+    if not several_values(Texts.of(contents), Texts.of(image.digest for image in images)).any():
         return list(images)
     marked = zip(images, contents, strict=True)
     return [replace(image, metadata={**image.metadata, PIXELS: content}) for image, content in marked]

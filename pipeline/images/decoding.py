@@ -95,7 +95,7 @@ class Decoded(NamedTuple):
         return cls(values, orientation, (0, 0, width, height), min(width, height))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a sound file is.
 
