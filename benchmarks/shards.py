@@ -145,23 +145,42 @@ def measure_overhead(n: int = 1_000_000, n_shards: int = 1_000) -> Figures:
 
 
 COUNTING = """
-import os, sys
+import hashlib, os, sys, time
 from pipeline.command_line import run_command
 from pipeline.extraction.engine import Engine
 
 launch, log = Engine.launch, os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 def counted(self, images):
-    os.write(log, bytes([len(images)]))
+    names = (hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+    os.write(log, "".join(f"{os.getpid()} {name}\\n" for name in names).encode())
+    time.sleep(float(os.environ.get("SECONDS_PER_BATCH", "0")))
     return launch(self, images)
 
 Engine.launch = counted
 if __name__ == "__main__":
     sys.exit(run_command("extract", sys.argv[1:]))
 """
-"""Extracts and counts forward passes, in spawned workers too."""
+"""Extracts, as slowly as asked, and notes which process computes which image, in spawned workers too."""
 
-FLAGS = ("--dataset", "photos", "--layer", "fc7", "--precision", "fp32", "--compile", "no", "--batch-size", "4")
+FLAGS = (
+    "--dataset",
+    "photos",
+    "--layer",
+    "fc7",
+    "--precision",
+    "fp32",
+    "--compile",
+    "no",
+    "--batch-size",
+    "4",
+    "--decoder",
+    "pillow",
+)
+
+
+KILLED_SHARDS = 24
+"""Into how many shards the images are cut whose workers are killed: one whose workers die thrice is set aside."""
 
 
 def quietly(*command: str) -> None:
@@ -180,9 +199,48 @@ def children(process: subprocess.Popen[str]) -> list[int]:
     return []
 
 
-def forwards() -> int:
-    """Return how many images have gone through the network."""
-    return sum(Path("forwards").read_bytes()) if Path("forwards").exists() else 0
+def computed() -> list[tuple[int, str]]:
+    """Return each image that has gone through a network, by the process that computed it."""
+    lines = Path("forwards").read_text().splitlines() if Path("forwards").exists() else []
+    return [(int(worker), image) for worker, image in map(str.split, lines)]
+
+
+def kill_at_random(command: Sequence[str], victims: Sequence[str], images: int) -> list[list[int]]:
+    """Run a command until it has ended; kill a worker or the command itself as often as asked.
+
+    The moments are random numbers of images after the one before. Returns the workers that died, by kill.
+    """
+    rng = np.random.default_rng(0)
+    deaths: list[list[int]] = []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
+    for victim in rng.permutation(victims):
+        goal = len(computed()) + int(rng.integers(1, images // len(victims)))
+        while len(computed()) < goal or not (workers := children(process)):
+            if process.poll() is not None:
+                raise SystemExit(f"The run ended before kill {len(deaths) + 1}: take more --images.")
+            time.sleep(0.01)
+        killed = [int(rng.choice(workers))] if victim == "worker" else workers
+        os.kill(killed[0] if victim == "worker" else process.pid, signal.SIGKILL)
+        deaths.append(killed)
+        if victim == "driver":
+            process.wait()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
+    if process.wait():
+        raise SystemExit(f"The last run ended with status {process.returncode}.")
+    return deaths
+
+
+def computed_again(deaths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    """Return how many images were computed again after each kill, and how many that no dead worker had computed."""
+    kills = {worker: number for number, killed in enumerate(deaths) for worker in killed}
+    counts, others, last = [0] * len(deaths), 0, dict[str, int]()
+    for worker, image in computed():
+        if image in last and last[image] in kills:
+            counts[kills[last[image]]] += 1
+        elif image in last:
+            others += 1
+        last[image] = worker
+    return counts, others
 
 
 def measure_kills(images: int, workers_killed: int, drivers_killed: int) -> Figures:
@@ -193,39 +251,27 @@ def measure_kills(images: int, workers_killed: int, drivers_killed: int) -> Figu
     one = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {})
     shutil.rmtree("features")
     Path("script.py").write_text(COUNTING)
-    rng, killed, dead_workers = np.random.default_rng(0), {"worker": 0, "driver": 0}, 0
-    command = [sys.executable, "script.py", *FLAGS, "--shards", "8", "--workers", "2", "--quiet"]
-    todo = ["worker"] * workers_killed + ["driver"] * drivers_killed
-    rng.shuffle(todo)
-    process = None
-    while todo or process:
-        process = process or subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True)
-        goal = forwards() + int(rng.integers(1, max(2, images // (len(todo) + 2))))
-        while process.poll() is None and (forwards() < goal or not todo):
-            time.sleep(0.002)
-        if process.poll() is not None:
-            break
-        victim = todo.pop()
-        while not (workers := children(process)) and process.poll() is None:
-            time.sleep(0.01)
-        os.kill(int(rng.choice(workers)) if victim == "worker" else process.pid, signal.SIGKILL)
-        killed[victim] += 1
-        dead_workers += 1 if victim == "worker" else len(workers)
-        if victim == "driver":
-            process.wait()
-            process = None
+    command = [sys.executable, "script.py", *FLAGS, "--shards", str(KILLED_SHARDS), "--workers", "2", "--quiet"]
+    os.environ |= {"SECONDS_PER_BATCH": "0.25"}  # so that all kills fall before the end
+    victims = ["worker"] * workers_killed + ["driver"] * drivers_killed
+    deaths = kill_at_random(command, victims, images)
     whole = reader.read(Path("features/photos/tinyvgg/fc7.h5"), {})
     codes = dict(zip(whole.paths, whole.values, strict=True))
     same = sum(np.array_equal(codes[path], code) for path, code in zip(one.paths, one.values, strict=True))
-    done = forwards()
+    done, (again, others) = len(computed()), computed_again(deaths)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return {
-        "killed": killed,
-        "workers_that_died": dead_workers,
+        "killed": {victim: victims.count(victim) for victim in ("worker", "driver")},
+        "workers_that_died": sum(map(len, deaths)),
         "images": images,
+        "largest_shard": max(
+            len(shard.manifest.paths) for shard in cut(read_manifest(Path("data/photos")), KILLED_SHARDS)
+        ),
         "same_rows": same,
         "computed_again": done - images,
-        "third_run_forwards": forwards() - done,
+        "again_by_kill": again,
+        "again_by_late_shards": others,
+        "third_run_forwards": len(computed()) - done,
     }
 
 
@@ -239,17 +285,30 @@ def measure_workers(images: int, backbone: str, layer: str) -> Figures:
         folder = Path(f"features-{workers}-{threads}").absolute()
         job = Job(folder, network.specs, 16, 16, "no", threads, False)
         rates[f"{workers} x {threads}"] = rate(job, parts, workers)
-    return {"images_per_second": rates, "two_over_one": round(rates["2 x 1"] / rates["1 x 1"], 2)}
+    two_over_one = rates["2 x 1"]["images_per_second"] / rates["1 x 1"]["images_per_second"]
+    return {"rates": rates, "two_over_one": round(two_over_one, 2)}
 
 
-def rate(job: Job, parts: Sequence[Shard], count: int) -> float:
-    """Return the images/s of some workers, from when each has done one shard."""
-    done, begin = 0, 0.0
+def rate(job: Job, parts: Sequence[Shard], count: int) -> dict[str, float]:
+    """Return the images/s of some workers, from when each has done one shard, and the time of CPUs that these take."""
+    done, begin, busy = 0, 0.0, 0.0
     with closing(LocalWorkers(job, ["cpu"] * count)) as workers:
         for number, (shard, _) in enumerate(Schedule(parts, workers).outcomes(), start=1):
             done += len(shard.manifest.paths) if number > count else 0
-            begin = time.perf_counter() if number == count else begin
-        return round(done / (time.perf_counter() - begin), 1)
+            if number == count:
+                begin, busy = time.perf_counter(), cpu_seconds(workers)
+        seconds, busy = time.perf_counter() - begin, cpu_seconds(workers) - busy
+    return {
+        "images_per_second": round(done / seconds, 1),
+        "cpu_ms_per_image": round(1000 * busy / done, 2),
+        "busy_cpus": round(busy / seconds, 2),
+    }
+
+
+def cpu_seconds(workers: LocalWorkers) -> float:
+    """Return the time that all threads of some workers have had a CPU for."""
+    times = [Path(f"/proc/{process.pid}/stat").read_text().split() for process, _ in workers.processes.values()]
+    return sum(int(user) + int(system) for *_, user, system in (line[:15] for line in times)) / os.sysconf("SC_CLK_TCK")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {

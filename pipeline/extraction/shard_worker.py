@@ -190,16 +190,21 @@ class ShardWorker:
             )
 
     def _adopt(self, shard: Shard, cache: Path) -> None:
-        """Give an attempt what there is of earlier ones: files of other rows, and half-written ones of dead workers."""
+        """Give an attempt what there is of earlier ones: whole files, of other rows too, and what dead workers left.
+
+        A worker may have died with its file half-written, whole but not yet moved, or moved but not yet kept.
+        """
         cache.mkdir(parents=True, exist_ok=True)
         for layer, spec in self.job.specs.items():
-            kept = self.job.kept(shard, layer)
-            for earlier in [*([kept] if kept.exists() else []), *self.job.earlier(shard, layer)][:1]:
+            whole = [self.job.kept(shard, layer), self.job.file(shard, layer), *self.job.earlier(shard, layer)]
+            for earlier in [path for path in whole if path.exists()][:1]:
                 files.link_or_copy(earlier, cache / cached_name(spec))
             dead = cache_folder(self.job.folder) / shards.ATTEMPTS
-            for number, partial in enumerate(dead.glob(f"{shard.number:05}-*/.cache/codes/{layer}.h5-*.partial")):
+            for number, left in enumerate(dead.glob(f"{shard.number:05}-*/.cache/codes/*")):
+                if left.parent == cache or not (left.name == cached_name(spec) or left.match(f"{layer}.h5-*.partial")):
+                    continue
                 with suppress(FileNotFoundError):  # its worker lives, and has just ended
-                    files.link_or_copy(partial, cache / f"{layer}.h5-{number}.partial")
+                    files.link_or_copy(left, cache / f"{layer}.h5-{number}.partial")
 
     def _engine(self, network: FrozenNetwork, count: int) -> Engine:
         """Return the engine for some of the layers, made once: it may take long to compile a network."""

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, Outcome, write_photos
 from helpers import FC7, count_forwards, mistake
 
-from benchmarks.shards import COUNTING, children
+from benchmarks.shards import COUNTING, children, computed
 from pipeline.codes import reader
 from pipeline.extraction import local_workers, sharded
 from pipeline.extraction.scheduler import Death, Mistake
@@ -180,6 +180,22 @@ def test_a_shard_that_kills_its_workers_is_set_aside(run: Run, prepared: Path, m
     assert_same_codes()
 
 
+def test_a_whole_file_that_a_dead_worker_did_not_move_is_taken(
+    run: Run, prepared: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths = iter(range(7))
+
+    def die_once(worker: ShardWorker) -> None:
+        if next(deaths, None) is not None:
+            raise RuntimeError("a worker dies before it moves its file")
+
+    monkeypatch.setattr(ShardWorker, "_validate_batches", die_once)
+    forwards = count_forwards(monkeypatch)
+    assert run("extract", *FLAGS).code == 0
+    assert sum(forwards) == 36 and next(deaths, None) is None
+    assert_same_codes()
+
+
 def start(*flags: object) -> subprocess.Popen[str]:
     """Start to extract in processes of their own."""
     Path("script.py").write_text(COUNTING)
@@ -190,7 +206,7 @@ def start(*flags: object) -> subprocess.Popen[str]:
 
 def wait_for_forwards(process: subprocess.Popen[str], count: int) -> None:
     """Wait until some images have gone through the network."""
-    while not (Path("forwards").exists() and sum(Path("forwards").read_bytes()) >= count):
+    while len(computed()) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)
 
@@ -219,7 +235,7 @@ def test_killed_workers_and_drivers_cost_a_batch_each(
     forwards = count_forwards(monkeypatch)
     assert run("extract", *FLAGS).code == 0
     assert_same_codes()
-    total = sum(forwards) + sum(Path("forwards").read_bytes())
+    total = sum(forwards) + len(computed())
     assert 180 <= total <= 180 + 4 * 3, "three workers were killed, in a batch of 4 each"
     assert not (KEPT.parent / "attempts").exists()
 
