@@ -21,10 +21,12 @@ def same_bytes(index: CodesIndex, values: Sequence[Value], splits: Sequence[str]
 
     Each group begins with one row of each value.
     """
-    rows: dict[str, list[int]] = {}
-    for row, (digest, split) in enumerate(zip(index.digests, index.splits, strict=True)):
-        if split in splits:
-            rows.setdefault(digest, []).append(row)
+    chosen = np.flatnonzero(index.splits.isin(splits))
+    contents = index.digests.take(chosen).numbers()
+    several = np.bincount(contents)[contents] > 1  # few rows, as a rule: no other one becomes a Python object
+    rows: dict[int, list[int]] = {}
+    for content, row in zip(contents[several].tolist(), chosen[several].tolist(), strict=True):
+        rows.setdefault(content, []).append(row)
     groups = [group for group in rows.values() if len({values[row] for row in group}) > 1]
     return [_one_of_each_first(group, values) for group in groups]
 
@@ -50,12 +52,11 @@ class SplitSearch:
 
 def search_across_splits(index: CodesIndex) -> SplitSearch:
     """Find test images that are nearly training or validation images, and validation images nearly training images."""
-    copies = {row for group in same_bytes(index, index.splits) for row in group}
+    copies = [row for group in same_bytes(index, index.splits) for row in group]
     limit = near_duplicates.distance_limit(index.path, np.flatnonzero(index.splits.isin(["train"])), NEAR_DISTANCE)
     searches, total = [], 0
     for split, other_splits in (("test", ("train", "val")), ("val", ("train",))):
-        rows = np.flatnonzero(index.splits.isin([split]))
-        rows = np.array([row for row in rows if row not in copies], dtype=np.int64)
+        rows = np.setdiff1d(np.flatnonzero(index.splits.isin([split])), copies)
         others = np.flatnonzero(index.splits.isin(other_splits))
         if len(rows) and len(others):
             total += len(rows)

@@ -16,8 +16,15 @@ from pipeline.errors import PipelineError
 PAIRS = 200
 """Number of random pairs of images whose median distance is taken."""
 
+FILTER = 32
+"""Width to which codes are projected to find the candidates, whose codes themselves are compared then."""
+
 SLACK = 3.0
-"""Images whose projected codes are farther apart than this multiple of the limit are no near-duplicates."""
+"""Images whose projected codes are farther apart than this multiple of the limit are no near-duplicates.
+
+The squared distance of two projected codes is that of the codes times a chi-squared variable of `FILTER` degrees of
+freedom over its mean: of the near-duplicates one in 30 million is lost.
+"""
 
 CHUNK_BYTES = 1 << 26
 """Bytes of codes that are compared at a time with the blocks of all others."""
@@ -66,7 +73,9 @@ def find_near_duplicates(path: Path, ones: np.ndarray, others: np.ndarray, limit
     checked = ones[:: every(len(ones), len(others))]
     if not (len(checked) and len(others)):
         return NearDuplicates(np.empty((0, 2), np.int64), np.empty(0, np.float32), checked)
-    _, squares = nearest_vectors(sketch(path, checked), sketch(path, others), places_among(checked, others))
+    _, squares = nearest_vectors(
+        sketch(path, checked, FILTER), sketch(path, others, FILTER), places_among(checked, others)
+    )
     candidates = checked[_may_be_near(squares, limit)]
     checked = checked[:: _affordable_step(len(candidates), len(others), path)]
     candidates = np.intersect1d(candidates, checked)
@@ -96,7 +105,7 @@ def group_near_duplicates(path: Path, rows: np.ndarray, limit: float) -> np.ndar
     """
     if not len(rows):
         return np.arange(0)
-    vectors = sketch(path, rows)
+    vectors = sketch(path, rows, FILTER)
     _, squares = nearest_vectors(vectors, vectors, np.arange(len(rows)))
     places = np.flatnonzero(_may_be_near(squares, limit))
     groups = np.arange(len(rows))

@@ -298,6 +298,8 @@ def _row_per_view(classifier: SavedClassifier, values: np.ndarray) -> np.ndarray
 
 def _for_all_classes(classifier: SavedClassifier, trained: np.ndarray, otherwise: float) -> np.ndarray:
     """Return outputs (n, classes) from those of the trained classes; the other classes get `otherwise`."""
+    if trained.shape[1] == len(classifier.classes):
+        return trained
     outputs = np.full((len(trained), len(classifier.classes)), otherwise)
     outputs[:, classifier.pipeline.classes_] = trained
     return outputs

@@ -161,7 +161,8 @@ def margins_of(pipeline: Pipeline, X: np.ndarray, n_images: int) -> np.ndarray:
 
 def mean_of_views(outputs: np.ndarray, n_images: int) -> np.ndarray:
     """Return the mean (n_images, k) of the outputs (n_images × n_views, k) of each image's views."""
-    return outputs.reshape(n_images, -1, outputs.shape[1]).mean(1) if n_images else outputs
+    several = len(outputs) > n_images
+    return outputs.reshape(n_images, -1, outputs.shape[1]).mean(1) if several else outputs
 
 
 def score(labels: np.ndarray, margins: np.ndarray, classes: Sequence[str], units: np.ndarray | None = None) -> Scores:

@@ -23,6 +23,9 @@ from pipeline.data.manifest import names_of_label
 from pipeline.paths import LAYER_SEPARATOR
 from pipeline.texts import Texts
 
+CHECKED: set[tuple[object, ...]] = set()
+"""The blocks whose rows this process has compared with their checksums, each with the state of its file."""
+
 Values = TypeVar("Values", bound=Rows, covariant=True)
 GivenValues = TypeVar("GivenValues", bound=Rows)
 
@@ -267,10 +270,11 @@ def read_index(path: Path, expected: Mapping[str, object]) -> CodesIndex:
         return CodesIndex(path, file["labels"][()], paths, splits, digests, classes, spec, width, bad)
 
 
-def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def blocks(path: Path, rows: np.ndarray, *, check_once: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield some of the row numbers at a time with their (m, d) float32 values; one block at a time is in memory.
 
-    path: as for `read_layers`, which joins several layers alike; rows: increasing int64 row numbers.
+    path: as for `read_layers`, which joins several layers alike; rows: increasing int64 row numbers; check_once: where
+    a file is read many times, compare its rows with their checksums the first time only.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(open_file(file, {})) for file in layer_files(path)]
@@ -281,8 +285,19 @@ def blocks(path: Path, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
                 chosen = rows[first:last]
                 yield (
                     chosen,
-                    join_codes([stored.read_rows(file, start, stop)[0][chosen - start] for file in files], spec),
+                    join_codes([_read_block(file, start, stop, check_once)[chosen - start] for file in files], spec),
                 )
+
+
+def _read_block(file: StoredCodes, start: int, stop: int, check_once: bool) -> np.ndarray:
+    """Return the (m, d) float32 values of some rows, compared with their checksums unless that has been done."""
+    state = Path(file.filename).stat()  # a file that was written since then is another one
+    block = file.filename, state.st_ino, state.st_size, state.st_mtime_ns, start, stop
+    if check_once and block in CHECKED:
+        return stored.read_values(file, start, stop).astype(np.float32, copy=False)
+    values, _ = stored.read_rows(file, start, stop)
+    CHECKED.add(block)
+    return values
 
 
 @contextmanager

@@ -228,20 +228,20 @@ def _confidence(
 
     PipelineError is raised if the classifier and the codes do not give the predictions that `evaluate` wrote.
     """
-    highest, margins, probabilities = [np.empty(0)], [np.empty(0)], [np.empty(0)]
+    kind: ConfidenceKind = "margin"
+    highest, confidence = [np.empty(0)], [np.empty(0)]
     for _, values in reader.blocks(index.path, rows):
-        top = np.partition(persistence.margins(classifier, values), -2, axis=1)[:, -2:]
-        highest.append(top[:, 1].copy())  # a view would keep the whole block in memory
-        margins.append(top[:, 1] - top[:, 0])
-        block = persistence.probabilities(classifier, values)
-        if block is not None:
-            probabilities.append(block.max(1))
+        margins, probabilities = persistence.margins(classifier, values), persistence.probabilities(classifier, values)
+        highest.append(margins.max(1))
+        if probabilities is None:
+            confidence.append(highest[-1] - np.partition(margins, -2, axis=1)[:, -2])
+        else:
+            confidence.append(probabilities.max(1))
+            kind = "probability"
     same_images = index.paths.take(rows) == outcomes.paths and index.classes == outcomes.classes
     if not same_images or not np.allclose(np.concatenate(highest), outcomes.margins, rtol=1e-3, atol=1e-4):
         raise OtherClassifierError(
             "These scores were not made with the classifier and the codes that are here now. Evaluate again.",
             fix=[errors.Fix("evaluate")],
         )
-    if len(probabilities) > 1:
-        return "probability", np.concatenate(probabilities)
-    return "margin", np.concatenate(margins)
+    return kind, np.concatenate(confidence)

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
 
@@ -165,7 +165,7 @@ def files_of_rare_types(gallery: Gallery) -> ImageList:
 
 def rare_types(paths: Sequence[str]) -> list[int]:
     """Return the places of files whose type is that of less than one file in a hundred, the rarest first."""
-    types = [PurePath(path).suffix.lower() for path in paths]
+    types = [os.path.splitext(path)[1].lower() for path in paths]  # noqa: PTH122 - PurePath takes ten times as long
     counts = Counter(types)
     rare = [place for place, kind in enumerate(types) if 100 * counts[kind] < len(paths)]
     return sorted(rare, key=lambda place: counts[types[place]])

@@ -113,6 +113,17 @@ def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     reader.read(path, {})
 
 
+def test_blocks_that_are_checked_once_are_checked_again_when_the_file_has_changed(tmp_path: Path) -> None:
+    path, rows = tmp_path / "fc7.h5", np.arange(len(LABELS))
+    write_codes(path, LABELS, SPLITS, CLASSES)
+    first, again = (next(reader.blocks(path, rows, check_once=True))[1] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    with h5py.File(path, "r+") as file:
+        file["values"][1, 0] += 1
+    with pytest.raises(errors.PipelineError, match="damaged"):
+        next(reader.blocks(path, rows, check_once=True))
+
+
 def test_a_changed_spec_is_found(tmp_path: Path) -> None:
     write_codes(tmp_path / "fc7.h5", LABELS, SPLITS, CLASSES)
     with h5py.File(tmp_path / "fc7.h5", "r+") as file:
