@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 
 from benchmarks import l2tl, source_weights
 
@@ -12,6 +14,9 @@ from benchmarks import l2tl, source_weights
 def test_weights_are_learned_given_and_summarised(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    digits = load_digits()
+    few = Bunch(images=digits.images[:300], target=digits.target[:300])
+    monkeypatch.setattr(l2tl, "load_digits", lambda: few)
     flags = ("--seeds", "2", "--epochs", "1", "--draws", "32", "--arms", "uniform", "target alone", "gradient")
     monkeypatch.setattr("sys.argv", ["source_weights", "l2tl", *flags, l2tl.LEARNED_BEFORE])
     source_weights.main()

@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def write(folder: Path, source: Source, learned: LearnedWeights) -> None:
-    """Write the expected weights at the end, in a file that --source-weights takes, those of each epoch, and the steps.
-
-    A figure draws them.
-    """
+    """Write tables of the weights at the end, which --source-weights takes, of each epoch and the steps; draw them."""
     classes, weights = source.manifest.classes, learned.expected().weights
     rows = list(zip(classes, source.counts().tolist(), weights.tolist(), strict=True))
     order = np.argsort(-weights, kind="stable")
@@ -31,7 +28,12 @@ def write(folder: Path, source: Source, learned: LearnedWeights) -> None:
     files.write_csv(folder / STEPS, ("epoch", "step", "alpha", "reward", "average_reward"), learned.steps)
     by_epoch = ((epoch, *pair) for epoch, row in learned.weights.items() for pair in zip(classes, row, strict=True))
     files.write_csv(folder / EPOCHS, ("epoch", "class", "weight"), by_epoch)
-    with figures.new_figure(folder / FIGURE, 8, 9) as figure:
+    draw(folder / FIGURE, classes, learned)
+
+
+def draw(path: Path, classes: Sequence[str], learned: LearnedWeights) -> None:
+    """Draw the weights of classes against epochs; alpha and reward against steps."""
+    with figures.new_figure(path, 8, 9) as figure:
         of_classes, of_alpha, of_reward = figure.subplots(3)
         _draw_classes(of_classes, classes, learned)
         steps = np.array(learned.steps).reshape(-1, 5)

@@ -126,7 +126,8 @@ def test_the_page_shows_what_a_source_brought_or_corrected(run: Run, monkeypatch
     assert run("classify", "--dataset", "source", *corrected, *GRID).code == 0
     assert run("classify", *GRID, "--folds", 3, *source, "density-ratio").code == 0
     assert run("classify", *corrected, *source, "em").code == 0
-    assert run("evaluate").code == run("evaluate", *corrected).code == run("report").code == 0
+    assert run("evaluate").code == run("evaluate", *corrected).code == 0
+    assert run("report", "--dataset", "digits").code == 0
     adapted = json.loads(MODEL.with_suffix(".json").read_text())["adapted"]
     gain, html = Gain.of_dict(adapted["gain"]), PAGE.read_text()
     cells = ("<bdi>source</bdi>", "density-ratio", "300", f"{adapted['effective']:,.1f}", f"{100 * gain.after:.1f}%")

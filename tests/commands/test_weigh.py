@@ -31,9 +31,9 @@ def write_digits(folder: Path, rows: range, labels: np.ndarray, prefix: str, ord
 
 def test_digits_weigh_more_for_digits_than_noise_and_are_drawn(run: Run) -> None:
     rng, labels = np.random.default_rng(0), load_digits().target
-    write_digits(Path("source"), range(900), labels, "digit")
-    write_digits(Path("source"), range(300), rng.permutation(labels), "noise", rng.permutation(64))
-    write_digits(Path("target"), range(900, 1000), labels, "")
+    write_digits(Path("source"), range(200), labels, "digit")
+    write_digits(Path("source"), range(100), rng.permutation(labels), "noise", rng.permutation(64))
+    write_digits(Path("target"), range(200, 300), labels, "")
     for name in ("source", "target"):
         assert run("prepare", "--dataset", name, "--test", 0.1).code == 0
         assert run("extract", "--dataset", name, "--layer", "pool3", "--precision", "fp32").code == 0
@@ -45,13 +45,13 @@ def test_digits_weigh_more_for_digits_than_noise_and_are_drawn(run: Run) -> None
     file = Path("reports/target/tinyvgg/source_weights/weights.csv")
     rows = files.read_csv(file)
     assert sum(float(row["p_target"]) for row in rows if row["class"].startswith("digit")) >= 0.9
-    assert sum(int(row["n"]) for row in rows) == 1081, "training images of the source"
+    assert sum(int(row["n"]) for row in rows) == 270, "training images of the source"
     facts = json.loads(file.with_name("weights.json").read_text())
     assert 2 < facts["effective_classes"] < 12 and facts["n_images"] == 90
 
     tune = ("--dataset", "source", "--layer", "pool3", "--head", "random", "--unfreeze", "none", "--epochs", 1)
-    outcome = run("finetune", *tune, "--augment", "none", "--sample-by", file, "--draws", 64)
-    assert outcome.code == 0 and "(64 per epoch), by the weights of their classes (repeat)" in outcome.out, outcome
+    outcome = run("finetune", *tune, "--augment", "none", "--sample-by", file, "--draws", 16)
+    assert outcome.code == 0 and "(16 per epoch), by the weights of their classes (repeat)" in outcome.out, outcome
     facts = json.loads(Path("models/source/tinyvgg/pool3-finetuned.json").read_text())
     assert facts["sampling"]["method"] == "repeat" and len(facts["sampling"]["class_weights"]) == 20
     mistake(run("finetune", *tune, "--sample-by", file, "--sampling", "exhaust"), "needs fewer --draws")
@@ -73,8 +73,8 @@ def test_the_stages_of_the_documentation_run_one_after_the_other(run: Run) -> No
     page = (ROOT / "docs" / "which-source.md").read_text(encoding="utf-8")
     (fragment,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
     stages = yaml_text.load(fragment.replace("${draws}", "16"))["stages"]
-    write_photos(Path("photos"), {"ants": 10, "bees": 10})
-    write_photos(Path("source"), {"bee": 8, "ladybug": 8}, seed=1)
+    write_photos(Path("photos"), {"ants": 7, "bees": 7})
+    write_photos(Path("source"), {"bee": 4, "ladybug": 4}, seed=1)
     for name in ("photos", "source"):
         assert run("prepare", "--dataset", name).code == 0
     for stage in stages.values():
