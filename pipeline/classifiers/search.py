@@ -81,7 +81,7 @@ def train(data: TrainingData, plan: SearchPlan, memory: int | None = None) -> Se
         table += cv_table.tabulate(search(grid=extension))
         extensions.append(extension)
     chosen = cv_table.RULES[plan.rule](table)
-    pipeline, converged = refit(data, plan.model, chosen["normalisation"], chosen["parameters"])
+    pipeline, converged = refit(data, plan.model, chosen["normalisation"], chosen["parameters"], memory)
     return SearchResult(pipeline, converged, chosen, table, extensions, len(np.unique(searched.units)))
 
 
@@ -185,12 +185,14 @@ def _fit_fold(
     return results
 
 
-def refit(data: TrainingData, model: str, normalisation: str, parameters: Mapping[str, Any]) -> tuple[Pipeline, bool]:
+def refit(
+    data: TrainingData, model: str, normalisation: str, parameters: Mapping[str, Any], memory: int | None = None
+) -> tuple[Pipeline, bool]:
     """Return the pipeline of one setting, fitted on all rows, and whether it converged.
 
     Weights are for the models of `takes_weights`; they count in the classifier, not in the normalisation. The solvers
     of `PATH_MODELS` apply the normalisation block by block: the codes are not copied, and rows on disk are never in
-    memory together.
+    memory together, where `memory` bytes do not hold them.
     """
     classifier, all_rows = CLASSIFIERS[model](**parameters), [np.arange(len(data.y))]
     if model not in PATH_MODELS:
@@ -199,7 +201,7 @@ def refit(data: TrainingData, model: str, normalisation: str, parameters: Mappin
         return pipeline, converges(partial(pipeline.fit, data.X, data.y, **weights))
     rows, rest = _partly_normalised(data.X, normalisation)
     design = solvers.normalised_design(rows, all_rows, rest)
-    converged = converges(partial(classifier.fit_design, design, data.y, data.weights))
+    converged = converges(partial(classifier.fit_design, design, data.y, data.weights, memory))
     standard = normalisation == "standard"
     scaler = solvers.fit_scalers(data.X, all_rows)[0] if standard else NORMALISATIONS[normalisation]().fit(data.X[:1])
     return Pipeline([("normalise", scaler), ("classify", classifier)]), converged

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import h5py
 import numpy as np
 
 from pipeline import errors
@@ -84,7 +85,12 @@ def block_bounds(*files: StoredCodes) -> Iterator[tuple[int, int]]:
 
 def read_values(file: StoredCodes, first: int, last: int) -> np.ndarray:
     """Return the (m, d) values of some rows in the type in which they are stored, without looking at checksums."""
-    values: np.ndarray = file["values"][first:last]
+    column = file["values"]
+    if not isinstance(column, h5py.Dataset) or first >= last:
+        rows: np.ndarray = column[first:last]
+        return rows
+    values = np.empty((last - first, *column.shape[1:]), column.dtype)
+    column.read_direct(values, np.s_[first:last])  # slicing fills the array with zeros first
     return values
 
 

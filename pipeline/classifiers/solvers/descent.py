@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,13 +64,18 @@ class Objective:
         """Return the scores of coefficients."""
         return self.design.forward(W, self.problems(units))
 
-    def value_and_gradient(self, C: float, W: Array, Z: Array, units: Array) -> tuple[Array, Array]:
-        """Return the objective (n_units,) float64 and its gradient (width, n_columns) at W, whose scores are Z."""
+    def value_and_gradient(
+        self, C: float, W: Array, scores: Callable[[slice], Array], units: Array
+    ) -> tuple[Array, Array]:
+        """Return the objective (n_units,) float64 and its gradient (width, n_columns) at W.
+
+        scores: takes a block of rows and returns its scores by W, (rows, n_columns).
+        """
         losses = []
 
         def residuals() -> Iterator[tuple[slice, Array]]:
             for rows in self.design.blocks:
-                value, residual = self.loss.value(rows, Z[rows], units)
+                value, residual = self.loss.value(rows, scores(rows), units)
                 losses.append(value)
                 yield rows, residual
 
@@ -220,7 +225,7 @@ def minimise(objective: Objective, spectrum: Spectrum, C: float, solution: Solut
     state = _Descent(units, solution.W, solution.Z, curvature, objective.per_column(C * curvature, solution.W))
     solution = Solution(solution.W, solution.Z, np.full(len(units), max_iter), np.zeros(len(units), bool))
     for iteration in range(max_iter + 1):
-        value, state.gradient = objective.value_and_gradient(C, state.W, state.Z, state.units)
+        value, state.gradient = objective.value_and_gradient(C, state.W, state.Z.__getitem__, state.units)
         solved = _solved(objective, C, state, value, tolerance.tol)
         if iteration == max_iter or 8 * int(solved.sum()) >= len(solved):
             _store(objective, state, solved, solution, iteration)

@@ -61,11 +61,15 @@ class Design:
 
     def forward(self, W: Array, problems: Array) -> Array:
         """Return the scores (n, n_columns) of coefficients (width, n_columns); problems: the problem of each column."""
-        coefficients, bias = self._for_raw_codes(W, problems)
-        scores = self.zeros(self.n, W.shape[1])
+        scores_of, scores = self.scorer(W, problems), self.zeros(self.n, W.shape[1])
         for rows in self.blocks:
-            scores[rows] = self._scores(rows, coefficients, bias)
+            scores[rows] = scores_of(rows)
         return scores
+
+    def scorer(self, W: Array, problems: Array) -> Callable[[slice], Array]:
+        """Return a function that takes a block of rows and returns their scores; the arguments are as in `forward`."""
+        coefficients, bias = self._for_raw_codes(W, problems)
+        return lambda rows: self._scores(rows, coefficients, bias)
 
     def normal(self, W: Array, weights: Array) -> Array:
         """Return the product of the weighted Gram matrix of the columns and W (width, n_columns).
@@ -73,8 +77,8 @@ class Design:
         weights: (n,). The Gram matrix is not formed; its statistics are the mean of those of the problems.
         """
         mean, first = self._mean_problem(), self.xp.arange(W.shape[1]) * 0
-        coefficients, bias = mean._for_raw_codes(W, first)
-        residuals = ((rows, weights[rows, None] * mean._scores(rows, coefficients, bias)) for rows in self.blocks)
+        scores_of = mean.scorer(W, first)
+        residuals = ((rows, weights[rows, None] * scores_of(rows)) for rows in self.blocks)
         return mean.backward(residuals, first)
 
     def backward(self, residuals: Iterator[tuple[slice, Array]], problems: Array) -> Array:
@@ -145,15 +149,15 @@ class Design:
         """Return the inner products of the rows, (n, n), with the statistics of the first problem."""
         gram = self.zeros(self.n, self.n)
         for rows in self.blocks:
-            left = self._normalised(rows)
+            left = self.normalised(rows)
             for others in self.blocks:
                 if others.start <= rows.start:
-                    products = left @ self._normalised(others).T
+                    products = left @ self.normalised(others).T
                     gram[rows, others], gram[others, rows] = products, products.T
         return gram
 
-    def _normalised(self, rows: slice) -> Array:
-        """Return a block of normalised codes."""
+    def normalised(self, rows: slice | np.ndarray) -> Array:
+        """Return some rows of the codes, normalised with the statistics of the first problem."""
         block = self.X[rows] if self.row_scale is None else self.X[rows] * self.row_scale[rows, None]
         return block if self.scale is None else (block - self.centre[0]) * self.scale[0]
 

@@ -18,7 +18,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from pipeline.classifiers.solvers import checks
+from pipeline.classifiers.solvers import checks, streamed
 from pipeline.classifiers.solvers.arrays import array_namespace, to_namespace
 from pipeline.classifiers.solvers.descent import Objective, Spectrum, Tolerance, solve_path
 from pipeline.classifiers.solvers.design import Design, compact
@@ -62,10 +62,13 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         return self.fit_design(Design(X), labels, sample_weight)
 
-    def fit_design(self, design: Design, y: np.ndarray, sample_weight: ArrayLike | None = None) -> Self:
+    def fit_design(
+        self, design: Design, y: np.ndarray, sample_weight: ArrayLike | None = None, memory: int | None = None
+    ) -> Self:
         """Fit the classifier to codes that a design normalises, in memory or on disk; otherwise as `fit`.
 
-        The fitted classifier takes codes that are normalised in the same way.
+        The fitted classifier takes codes that are normalised in the same way. memory: bytes for what is kept of codes
+        on disk, see `streamed.minimise`.
         """
         for name in ("C", "tol", "max_iter"):
             if not getattr(self, name) > 0:
@@ -76,7 +79,7 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
         weights = checks.weights(sample_weight, X)
         checks.weighted_classes(labels, weights[:, None])
         loss = self._loss(labels, weights[:, None], self._factors(y))
-        self._keep(*self._solve(replace(design, X=X, intercept=self.fit_intercept), loss))
+        self._keep(*self._solve(replace(design, X=X, intercept=self.fit_intercept), loss, memory))
         return self
 
     def _factors(self, y: np.ndarray) -> np.ndarray:
@@ -90,16 +93,20 @@ class _Linear(LinearClassifierMixin, BaseEstimator):
     def _loss(self, labels: np.ndarray, weights: np.ndarray, factors: np.ndarray) -> Loss:
         raise NotImplementedError
 
-    def _solve(self, design: Design, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+    def _solve(self, design: Design, loss: Loss, memory: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the coefficients (n_columns, width) and the iterations; warn if they have not converged."""
         with array_namespace(self.device) as xp:
             if xp is not np:
                 loss, design = to_namespace(loss, xp), to_namespace(design, xp)
-            design, restore = compact(design)
-            spectrum = Spectrum.estimate(design, loss.weights.mean(1))
             tolerance = Tolerance(self.tol, self.max_iter)
-            solution = next(solve_path(Objective(design, loss, self.penalised), spectrum, [self.C], tolerance))
-            W = restore(solution.W)
+            if xp is np and streamed.is_for(design, loss.units * loss.columns, memory):
+                solution = streamed.minimise(Objective(design, loss, self.penalised), self.C, tolerance, memory)
+                W = solution.W
+            else:
+                design, restore = compact(replace(design, X=design.X[:]))
+                spectrum = Spectrum.estimate(design, loss.weights.mean(1))
+                solution = next(solve_path(Objective(design, loss, self.penalised), spectrum, [self.C], tolerance))
+                W = restore(solution.W)
         if not solution.converged.all():
             warnings.warn(
                 f"{type(self).__name__} did not converge within {self.max_iter} iterations. Raise max_iter or tol.",

@@ -60,8 +60,12 @@ class Loss(ABC):
         """Return the derivatives of the loss at Z + t D by t; t: (n_columns,)."""
 
     @abstractmethod
+    def curvatures(self, rows: slice, Z: Array, units: Array) -> Array:
+        """Return the second derivative by each score alone, (rows, n_columns)."""
+
     def curvature(self, rows: slice, Z: Array, units: Array) -> Array:
-        """Return the second derivative by the scores: its sum over rows, its mean over a unit's columns, (n_units,)."""
+        """Return the curvatures summed over rows, and their mean over a unit's columns, (n_units,)."""
+        return self.curvatures(rows, Z, units).sum(0).reshape(len(units), self.columns).mean(1)
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,12 @@ class SquaredHinge(Loss):
 
         return derivatives
 
-    def curvature(self, rows: slice, Z: Array, units: Array) -> Array:
+    def curvatures(self, rows: slice, Z: Array, units: Array) -> Array:
         """Return twice the weight of the rows within the margin."""
         signed = self._signed_roots(rows, units)
         signed *= abs(signed) > signed * Z
-        return 2 * self.xp.einsum("ij,ij->j", signed, signed)
+        signed *= signed
+        return 2 * signed
 
 
 @dataclass(frozen=True)
@@ -188,10 +193,12 @@ class CrossEntropy(Loss):
 
         return derivatives
 
-    def curvature(self, rows: slice, Z: Array, units: Array) -> Array:
-        """Return the mean of p (1 - p) over classes."""
+    def curvatures(self, rows: slice, Z: Array, units: Array) -> Array:
+        """Return p (1 - p) of each class."""
         P, _ = self._probabilities(Z, units)
-        return (self.weights[rows][:, units] * (1 - (P * P).sum(2))).sum(0) / self.columns
+        P *= 1 - P
+        P *= self.weights[rows][:, units][:, :, None]
+        return P.reshape(Z.shape)
 
 
 def squared_hinge(labels: np.ndarray, weights: np.ndarray, n_classes: int) -> SquaredHinge:
