@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
     import pandas
@@ -112,22 +113,43 @@ class StoredRows:
     """The codes of some rows of an open file, (n, d) float32, read when they are sliced.
 
     Rows are compared with their checksums when they are first read. The last slice is kept: a pass that multiplies by a
-    block and by its transpose reads it once.
+    block and by its transpose reads it once. After two slices in a row the one that follows is read in a thread, while
+    the caller computes.
 
     rows: increasing int64 row numbers in the file.
     """
 
     def __init__(self, file: StoredCodes, rows: np.ndarray) -> None:
         self.file, self.rows, self.checked = file, rows, np.zeros(len(rows), bool)
-        self.last: tuple[slice, np.ndarray] = slice(0), np.empty(0)
+        self.last: tuple[slice, np.ndarray] = slice(0, 0), np.empty(0)
+        self.ahead: tuple[slice, Future[np.ndarray]] | None = None
+        self.thread = ThreadPoolExecutor(1)
         self.shape: tuple[int, int] = len(rows), file["values"].shape[1]
         self.dtype = np.dtype(np.float32)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.thread.shutdown()
+
     def __getitem__(self, part: slice, /) -> np.ndarray:
-        if self.last[0] != part:
-            self.last = slice(0), np.empty(0)  # one block at a time is in memory
-            self.last = part, self._read(part)
+        part = slice(*part.indices(len(self.rows))[:2])
+        before, values = self.last
+        if before != part:
+            del values
+            self.last = slice(0, 0), np.empty(0)  # one block is in memory, and the one that is read ahead
+            self.last = part, self._take(part)
+            if 0 < part.start == before.stop:
+                following = slice(part.stop, min(2 * part.stop - part.start, len(self.rows)))
+                self.ahead = following, self.thread.submit(self._read, following)
         return self.last[1]
+
+    def _take(self, part: slice) -> np.ndarray:
+        """Return the block that was read ahead, or read it, when nothing else is being read."""
+        ahead, self.ahead = self.ahead, None
+        values = ahead[1].result() if ahead else None
+        return values if ahead and values is not None and ahead[0] == part else self._read(part)
 
     def _read(self, part: slice) -> np.ndarray:
         rows = self.rows[part]

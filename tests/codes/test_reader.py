@@ -166,3 +166,30 @@ def test_a_file_of_an_older_format_is_refused(tmp_path: Path) -> None:
         file.attrs["format"] = "cnn-codes 4"
     with pytest.raises(errors.PipelineError, match=r"another format than 'cnn-codes 5'. Extract again. Run:\n  python"):
         reader.read(tmp_path / "fc7.h5", {})
+
+
+def test_rows_on_disk_are_read_ahead_and_are_the_same_in_any_order(tmp_path: Path) -> None:
+    path, splits = tmp_path / "fc7.h5", ["train", "test", "train"] * 20
+    values = write_codes(path, np.arange(60) % 3, splits, CLASSES)[[split == "train" for split in splits]]
+    blocks = [slice(start, start + 7) for start in range(0, 40, 7)]
+    with reader.open_codes(path, {}, "train", 0) as codes:
+        rows = codes.values
+        assert isinstance(rows, reader.StoredRows)
+        for part in [*blocks, *blocks, *blocks[::-1], blocks[0], slice(None), blocks[1], slice(0, 0), *blocks[1:]]:
+            np.testing.assert_array_equal(rows[part], values[part])
+        assert rows[blocks[2]] is rows[blocks[2]], "the last block is kept"
+        rows[blocks[1]], rows[blocks[2]]
+        assert rows.ahead is not None and rows.ahead[0] == blocks[3]
+
+
+def test_damage_in_a_block_that_is_read_ahead_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "fc7.h5"
+    write_codes(path, np.arange(60) % 3, ["train"] * 60, CLASSES)
+    with h5py.File(path, "r+") as file:
+        file["values"][50, 1] += 1
+    with reader.open_codes(path, {}, "train", 0) as codes:
+        for start in range(0, 40, 10):
+            codes.values[start : start + 10]
+        for _ in range(2):
+            with pytest.raises(errors.PipelineError, match=r"damaged.*row 50"):
+                codes.values[50:60]
