@@ -80,6 +80,16 @@ def test_a_sample_has_every_class_and_stands_for_all_rows():
     assert all(found[row.tobytes()] == k for row, k in zip(sample.design.X, sample.loss.labels, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("model", MODELS)
+def test_large_codes_and_a_large_c_have_a_factor_too(model):
+    """Columns that repeat others, of sums far beyond what float32 tells from the penalty."""
+    X, y = codes(1500, 20, 3)
+    X = 1000 * np.repeat(X, 2, axis=1)
+    streamed = fit(model, OnDisk(X), y, 1000, None, settings={"max_iter": 20, "tol": 1e-2})
+    assert streamed.score(X, y) > 0.8
+
+
 def test_too_few_passes_are_said():
     X, y = codes(3000, 40, 12)
     with pytest.warns(ConvergenceWarning, match="did not converge within 2 iterations"):

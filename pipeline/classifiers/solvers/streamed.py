@@ -160,8 +160,7 @@ class HessianFactors:
             rows, weights = _important(curvatures[:, group].mean(1), ROWS_PER_COLUMN * design.width, rng)
             share = SHRINKAGE * design.width / (design.width + len(rows))
             hessian = C * ((1 - share) * _gram(design, rows, weights) + share * weights.sum() * mean)
-            hessian[np.diag_indices_from(hessian)] += 1
-            factors.append(linalg.cholesky(hessian, lower=True, overwrite_a=True, check_finite=False))
+            factors.append(_cholesky(hessian.astype(np.float64)).astype(hessian.dtype))
         return cls(factors, [own[group] for group in columns])
 
     def variables(self, W: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -195,6 +194,16 @@ def _gram(design: Design, rows: slice | np.ndarray, weights: np.ndarray) -> np.n
     codes *= np.sqrt(weights)[:, None].astype(codes.dtype)
     gram: np.ndarray = codes.T @ codes
     return gram
+
+
+def _cholesky(hessian: np.ndarray) -> np.ndarray:
+    """Return the factor of a Hessian (width, width) float64 plus that of the penalty, which is 1; it is overwritten.
+
+    Its sums are of float32: what these may be wrong by is added, or it might have no factor where C is large.
+    """
+    hessian[np.diag_indices_from(hessian)] += 1 + np.finfo(np.float32).eps * np.trace(hessian)
+    factor: np.ndarray = linalg.cholesky(hessian, lower=True, overwrite_a=True, check_finite=False)
+    return factor
 
 
 def _important(curvature: np.ndarray, n_rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
