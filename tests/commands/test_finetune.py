@@ -144,7 +144,7 @@ def test_held_out_validation_images_are_not_in_the_classifiers_training(run: Run
     outcome = run("finetune", *ADDRESS, "--epochs", 0, "--val", 0.25)
     assert "36 training images, 12 validation images (held out of the training split)" in outcome.out
     data = initialization.split_train_val(read_manifest(Path("data/photos")), 0.25, 0)
-    kept = {data.manifest.paths[row] for row in data.train}
+    kept = data.manifest.paths.take(data.train)
     codes_path = Path("features/photos/tinyvgg/fc7.h5")
     classifier = persistence.load(Path("models/photos/tinyvgg/fc7-softmax.skops"))
     retrained = initialization.retrain_on(classifier, codes_path, kept)

@@ -40,7 +40,7 @@ LEAST_OF_CLASS = 64
 """Rows of each class in the sample, at least, where there are so many."""
 
 FIRST_ROUND = 5
-"""Passes with the Hessian of the sample's own solution; then it is taken anew, where the passes have led.
+"""Passes with the Hessian of the sample's own solution; then one is taken where the passes have led.
 
 Each further round is twice as long.
 """
