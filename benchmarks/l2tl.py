@@ -193,7 +193,8 @@ def plan_of_source(
         return JointPlan(images, learned, options.alpha, options.pool)
     alike = np.ones(N_MATCHING + N_NOISE)
     weights = given if given is not None else is_matching(data) if arm.matching_alone else alike
-    return JointPlan(images, weights.astype(float), options.alpha, options.pool)
+    alpha = options.alpha if given is None else options.second_alpha
+    return JointPlan(images, weights.astype(float), alpha, options.pool)
 
 
 def is_matching(data: Data) -> np.ndarray:
@@ -257,6 +258,7 @@ def add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--lr-head", type=float, default=0.03, help="rate of both heads (default: 0.03)")
     command.add_argument("--lr-backbone", type=float, default=0.01, help="rate of the trunk (default: 0.01)")
     command.add_argument("--alpha", type=float, default=4.0, help="factor of the source's loss (default: 4)")
+    command.add_argument("--second-alpha", type=float, default=2.0, help="the same with learned weights (default: 2)")
     command.add_argument("--pool", type=int, default=2, help="source images drawn per image kept (default: 2)")
     command.add_argument("--bins", type=int, default=10, help="values of a weight (default: 10)")
     command.add_argument("--reward-share", type=float, default=0.3, help="share of reward images (default: 0.3)")
