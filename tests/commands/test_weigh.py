@@ -31,9 +31,9 @@ def write_digits(folder: Path, rows: range, labels: np.ndarray, prefix: str, ord
 
 def test_digits_weigh_more_for_digits_than_noise_and_are_drawn(run: Run) -> None:
     rng, labels = np.random.default_rng(0), load_digits().target
-    write_digits(Path("source"), range(200), labels, "digit")
-    write_digits(Path("source"), range(100), rng.permutation(labels), "noise", rng.permutation(64))
-    write_digits(Path("target"), range(200, 300), labels, "")
+    write_digits(Path("source"), range(900), labels, "digit")
+    write_digits(Path("source"), range(300), rng.permutation(labels), "noise", rng.permutation(64))
+    write_digits(Path("target"), range(900, 1000), labels, "")
     for name in ("source", "target"):
         assert run("prepare", "--dataset", name, "--test", 0.1).code == 0
         assert run("extract", "--dataset", name, "--layer", "pool3", "--precision", "fp32").code == 0
@@ -45,7 +45,7 @@ def test_digits_weigh_more_for_digits_than_noise_and_are_drawn(run: Run) -> None
     file = Path("reports/target/tinyvgg/source_weights/weights.csv")
     rows = files.read_csv(file)
     assert sum(float(row["p_target"]) for row in rows if row["class"].startswith("digit")) >= 0.9
-    assert sum(int(row["n"]) for row in rows) == 270, "training images of the source"
+    assert sum(int(row["n"]) for row in rows) == 1081, "training images of the source"
     facts = json.loads(file.with_name("weights.json").read_text())
     assert 2 < facts["effective_classes"] < 12 and facts["n_images"] == 90
 
