@@ -123,7 +123,7 @@ class Texts(Sequence[str]):
         first_rows = first[places]
         others = np.flatnonzero(first_rows != np.arange(len(self)))
         if self.take(others) != self.take(first_rows[others]):  # different texts have the same hash
-            return number_of(self.encoded())
+            return number_values(self.encoded())
         return np.unique(first_rows, return_inverse=True)[1]
 
     def distinct(self) -> list[str]:
@@ -141,7 +141,7 @@ class Texts(Sequence[str]):
         return rows[numbers[len(self) :]]
 
 
-def number_of(values: Iterable[Hashable]) -> np.ndarray:
+def number_values(values: Iterable[Hashable]) -> np.ndarray:
     """Return the number (n,) int64 of each value, in the order in which the values first occur."""
     if isinstance(values, Texts):
         return values.numbers()

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from pipeline.data.manifest import UNLABELLED, ListedImage
 from pipeline.errors import Fix, PipelineError, counted
-from pipeline.texts import Texts, number_of
+from pipeline.texts import Texts, number_values
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 """For each fold the int64 numbers of the rows to fit, and of the rows held out."""
@@ -31,12 +31,12 @@ def find_units(digests: Sequence[Hashable], *groups: Sequence[Hashable]) -> np.n
     digests: n digests of the images' files, or of their contents; groups: for each grouping n values, such as those of
     a metadata column.
     """
-    units, n = number_of(digests), len(digests)
+    units, n = number_values(digests), len(digests)
     for values in groups:
         # The nodes of the graph are the units, from 0, and the groups, from n; each row is a link between two of them.
-        graph = coo_array((np.ones(n), (units, n + number_of(values))), shape=(2 * n, 2 * n))
+        graph = coo_array((np.ones(n), (units, n + number_values(values))), shape=(2 * n, 2 * n))
         _, components = connected_components(graph, directed=False)
-        units = number_of(components[units].tolist())
+        units = number_values(components[units].tolist())
     return units
 
 
@@ -97,7 +97,7 @@ def find_leaks(images: Sequence[ListedImage]) -> list[ListedImage]:
 def several_values(contents: Texts, values: Sequence[Hashable]) -> np.ndarray:
     """Return which rows, (n,) bool, have a content that occurs with several values; values: n of them."""
     numbers = contents.numbers()
-    pairs = np.unique(np.stack([numbers, number_of(values)]), axis=1)
+    pairs = np.unique(np.stack([numbers, number_values(values)]), axis=1)
     several: np.ndarray = np.bincount(pairs[0], minlength=len(numbers))[numbers] > 1
     return several
 

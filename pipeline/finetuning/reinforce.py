@@ -58,12 +58,7 @@ class Policy:
         bins: (n_actions,) int64, the actions taken; mattered: (n_actions,) bool, which of them can have changed the
         reward: the others would add noise, and nothing in expectation.
         """
-        advantage = self._advantage(reward)
-        entropy = Categorical(logits=self.logits).entropy().mean()
-        gain = advantage * log_probability(self.logits, bins, mattered) + self.entropy * entropy
-        self.optimiser.zero_grad()
-        (-gain).backward()
-        self.optimiser.step()
+        self._climb(self._advantage(reward) * log_probability(self.logits, bins, mattered))
 
     def follow(self, credits: np.ndarray) -> None:
         """Take a step of Adam towards the values of actions whose effects are known, and add up.
@@ -76,10 +71,13 @@ class Policy:
         if not scale:
             return
         shares, values = self.logits.softmax(1), torch.from_numpy(self.values)
+        self._climb(torch.from_numpy(credits / scale) @ (shares @ values))
+
+    def _climb(self, gain: torch.Tensor) -> None:
+        """Take a step of Adam up a function of the logits, and up their entropy."""
         entropy = Categorical(logits=self.logits).entropy().mean()
-        gain = torch.from_numpy(credits / scale) @ (shares @ values) + self.entropy * entropy
         self.optimiser.zero_grad()
-        (-gain).backward()
+        (-(gain + self.entropy * entropy)).backward()
         self.optimiser.step()
 
     def _advantage(self, reward: float) -> float:

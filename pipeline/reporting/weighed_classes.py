@@ -91,7 +91,7 @@ def _examples(source: Manifest, label: str, count: int) -> list[str]:
     """Return the first training images of a class as JPEG files in base64; those that cannot be read are left out."""
     if label not in source.classes:
         return []
-    of_class = (source.labels == source.classes.index(label)) & (np.array(source.splits) == "train")
+    of_class = (source.labels == source.classes.index(label)) & source.splits.isin(["train"])
     files_of_class = [source.file(row) for row in np.flatnonzero(of_class)[: TRIED * count]]
     return list(islice(_thumbnails(files_of_class, source.max_value), count))
 

@@ -86,12 +86,12 @@ def minimise(objective: Objective, C: float, tolerance: Tolerance, memory: int |
     solution = next(solve_path(sample, spectrum, [C], roughly))
     n_factors = min(n_columns, max(1, memory // 4 // (design.X.dtype.itemsize * design.width**2)))
     solution = Solution(solution.W, solution.Z[:0], solution.iterations * 0, solution.iterations > tolerance.max_iter)
-    length, passes = FIRST_ROUND, 0
-    while passes < tolerance.max_iter and not solution.converged.all():
-        units = np.flatnonzero(~solution.converged)
-        factors = HessianFactors.of(sample, C, solution.W, units, n_factors)
+    descent = _Descent(objective, C, tolerance.tol / SAFETY, solution, np.arange(objective.loss.units))
+    mean, length, passes = mean_gram(sample), FIRST_ROUND, 0
+    while passes < tolerance.max_iter and len(descent.units):
         last = min(passes + length, tolerance.max_iter)
-        _Descent(objective, C, tolerance.tol / SAFETY, factors, solution, units).run(range(passes + 1, last + 1))
+        factors = HessianFactors.of(sample, mean, C, solution.W, descent.units, n_factors)
+        descent.run(factors, range(passes + 1, last + 1))
         passes, length = last, 2 * length
     return solution
 
@@ -144,17 +144,17 @@ class HessianFactors:
     columns: list[np.ndarray]
 
     @classmethod
-    def of(cls, sample: Objective, C: float, W: np.ndarray, units: np.ndarray, n_factors: int) -> HessianFactors:
+    def of(
+        cls, sample: Objective, mean: np.ndarray, C: float, W: np.ndarray, units: np.ndarray, n_factors: int
+    ) -> HessianFactors:
         """Return the factors of some units at coefficients; columns of like curvature share one, if there are fewer.
 
-        The fewer rows a Hessian is of, the more it is drawn towards the mean Gram matrix of the whole sample.
+        The fewer rows a Hessian is of, the more it is drawn towards the `mean_gram` of the whole sample.
         """
         rng, design, loss = np.random.default_rng(0), sample.design, sample.loss
         own = sample.columns(units)
         curvatures = loss.curvatures(slice(None), sample.forward(W[:, own], units), units)
         columns = np.array_split(np.argsort(curvatures.sum(0), kind="stable"), min(n_factors, len(own)))
-        weights = loss.weights.mean(1)
-        mean = sum(_gram(design, rows, weights[rows]) for rows in design.blocks) / weights.sum()
         factors = []
         for group in columns:
             rows, weights = _important(curvatures[:, group].mean(1), ROWS_PER_COLUMN * design.width, rng)
@@ -184,6 +184,13 @@ class HessianFactors:
             if len(places):
                 changed[:, places] = change(factor, values[:, places])
         return changed
+
+
+def mean_gram(sample: Objective) -> np.ndarray:
+    """Return the mean of the Gram matrices (width, width) of all rows of a sample, by their weights."""
+    weights = sample.loss.weights.mean(1)
+    mean: np.ndarray = sum(_gram(sample.design, rows, weights[rows]) for rows in sample.design.blocks) / weights.sum()
+    return mean
 
 
 def _gram(design: Design, rows: slice | np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -222,23 +229,27 @@ def _important(curvature: np.ndarray, n_rows: int, rng: np.random.Generator) -> 
 class _Point:
     """Variables U (width, n_columns) with the objective (n_units,) float64 there, and its gradient.
 
-    gained: (n_units,) what the last step took off the objective, relative to it; infinity before a good step.
+    slopes: the gradient by the coefficients, which outlives the variables; gained: (n_units,) what the last step took
+    off the objective, relative to it; infinity before a good step.
     """
 
     U: np.ndarray
     value: np.ndarray
     gradient: np.ndarray
+    slopes: np.ndarray
     gained: np.ndarray
 
     def take(self, kept: np.ndarray, columns: np.ndarray) -> _Point:
         """Return some units of the point, and their columns."""
-        return _Point(self.U[:, columns], self.value[kept], self.gradient[:, columns], self.gained[kept])
+        U, gradient, slopes = (array[:, columns] for array in (self.U, self.gradient, self.slopes))
+        return _Point(U, self.value[kept], gradient, slopes, self.gained[kept])
 
     def update(self, other: _Point, moved: np.ndarray, columns: np.ndarray) -> None:
         """Move some units, and their columns, to another point."""
         self.gained = np.where(moved, self.value / other.value - 1, np.inf)
         self.value[moved] = other.value[moved]
-        self.U[:, columns], self.gradient[:, columns] = other.U[:, columns], other.gradient[:, columns]
+        for mine, theirs in ((self.U, other.U), (self.gradient, other.gradient), (self.slopes, other.slopes)):
+            mine[:, columns] = theirs[:, columns]
 
 
 @dataclass
@@ -278,32 +289,37 @@ class _Descent:
     """L-BFGS for each unit, all of them in the same passes; a unit has steps of its own, and ends when it is solved.
 
     limit: of the decrease that is left, relative to the objective; solution: where it starts, and what it changes;
-    units: those that are not solved; history: the last steps (width, n_columns), how the gradient changed with them,
-    and (n_units,) the inverse of their products, 0 where there is none.
+    units: those that are not solved; factors: of their Hessians, in whose variables are `here`, where the units are
+    once a pass has been made, and history: the last steps (width, n_columns), how the gradient changed with them, and
+    (n_units,) the inverse of their products, 0 where there is none.
     """
 
     objective: Objective
     C: float
     limit: float
-    factors: HessianFactors
     solution: Solution
     units: np.ndarray
+    factors: HessianFactors = field(init=False)
+    here: _Point | None = None
     history: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
-    def run(self, passes: range) -> None:
-        """Take some passes over the rows, fewer if all units are solved; passes: their numbers."""
+    def run(self, factors: HessianFactors, passes: range) -> None:
+        """Take some passes, fewer if all units are solved, in the variables of factors; passes: their numbers."""
+        self.factors, self.history, last = factors, [], passes[-1]
         columns = self.objective.columns(self.units)
-        here = self.evaluate(self.factors.variables(self.solution.W[:, columns], columns), passes[0])
+        U = factors.variables(self.solution.W[:, columns], columns)
+        if self.here is None:
+            here, passes = self.evaluate(U, passes[0]), passes[1:]
+        else:  # no pass is needed to know what the last one has shown
+            here = replace(self.here, U=U, gradient=factors.gradient(self.here.slopes, columns))
         step = _Step.along(-here.gradient, len(self.units))
-        for number in passes[1:]:
-            kept = ~self.store(here, number - 1)
-            if not kept.any():
+        for number in passes:
+            here, step = self.drop_solved(here, step, number - 1)
+            if not len(self.units):
                 return
-            here, step = here.take(kept, self.spread(kept) > 0), step.take(kept, self.spread(kept) > 0)
-            self.keep(kept)
-            there = self.evaluate(here.U + self.spread(step.t) * step.direction, number)
+            there = self.evaluate(here.U + self.objective.per_column(step.t, here.U) * step.direction, number)
             step = self.move(here, there, step)
-        self.store(here, passes[-1])
+        self.here, _ = self.drop_solved(here, step, last)
 
     def evaluate(self, U: np.ndarray, number: int) -> _Point:
         """Return the point of variables, by one pass over the rows; number: of the pass, which is said."""
@@ -311,7 +327,7 @@ class _Descent:
         W = self.factors.coefficients(U, columns)
         scores = objective.design.scorer(W, objective.problems(self.units))
         value, gradient = objective.value_and_gradient(self.C, W, scores, self.units)
-        point = _Point(U, value, self.factors.gradient(gradient, columns), np.full(len(value), np.inf))
+        point = _Point(U, value, self.factors.gradient(gradient, columns), gradient, np.full(len(value), np.inf))
         left, what = float(self.left(point).max()), "Pass %d over the codes: %.1g of the objective is left to gain"
         logger.info(f"{what}, and %.1g will do.", number, left, self.limit)
         return point
@@ -321,36 +337,29 @@ class _Descent:
         left: np.ndarray = 0.5 * self.objective.dot(point.gradient, point.gradient) / point.value
         return left
 
-    def spread(self, values: np.ndarray) -> np.ndarray:
-        """Return the value of each unit for each of its columns, in the dtype of the codes."""
-        return np.repeat(values, self.objective.loss.columns).astype(self.objective.design.X.dtype)
-
-    def store(self, point: _Point, passes: int) -> np.ndarray:
-        """Write a point to the solution; return the units that it solves, (n_units,) bool."""
+    def drop_solved(self, point: _Point, step: _Step, passes: int) -> tuple[_Point, _Step]:
+        """Write a point to the solution, and return it and its step without the units that it solves."""
         columns, solved = self.objective.columns(self.units), np.maximum(self.left(point), point.gained) <= self.limit
         self.solution.W[:, columns] = self.factors.coefficients(point.U, columns)
         self.solution.converged[self.units], self.solution.iterations[self.units] = solved, passes
-        return solved
-
-    def keep(self, kept: np.ndarray) -> None:
-        """Drop the units that are solved; kept: (n_units,) bool."""
-        columns = self.spread(kept) > 0
+        kept, own = ~solved, self.objective.per_column(~solved, point.U) > 0
         self.units = self.units[kept]
-        self.history = [(s[:, columns], y[:, columns], inverse[kept]) for s, y, inverse in self.history]
+        self.history = [(s[:, own], y[:, own], inverse[kept]) for s, y, inverse in self.history]
+        return point.take(kept, own), step.take(kept, own)
 
     def direction(self, gradient: np.ndarray) -> np.ndarray:
         """Return the directions of descent: Newton's, corrected by what the last steps have shown of the Hessian.
 
         The two loops of Nocedal, "Updating quasi-Newton matrices with limited storage" (1980).
         """
-        dot, spread = self.objective.dot, self.spread
+        dot, spread = self.objective.dot, partial(self.objective.per_column, like=gradient)
         direction, shares = -gradient, []
         for s, y, inverse in reversed(self.history):
             shares.append(inverse * dot(s, direction))
             direction -= spread(shares[-1]) * y
         for s, y, inverse in self.history:
             direction += spread(shares.pop() - inverse * dot(y, direction)) * s
-        uphill = self.spread(dot(direction, gradient) >= 0) > 0
+        uphill = spread(dot(direction, gradient) >= 0) > 0
         direction[:, uphill] = -gradient[:, uphill]
         return direction
 
@@ -363,8 +372,8 @@ class _Descent:
         first, slope = (self.objective.dot(step.direction, point.gradient) for point in (here, there))
         allowed = here.value + 1e-4 * step.t * first + NOISE * here.value
         good = (there.value <= allowed) & (abs(slope) <= 0.9 * abs(first))
-        columns = self.spread(good) > 0
-        s, y = self.spread(step.t) * step.direction, there.gradient - here.gradient
+        columns = self.objective.per_column(good, here.U) > 0
+        s, y = self.objective.per_column(step.t, here.U) * step.direction, there.gradient - here.gradient
         products = self.objective.dot(s, y)
         inverse = np.where(good & (products > 0), 1 / np.where(products > 0, products, 1), 0)
         self.history = [*self.history[1 - HISTORY :], (s, y, inverse)]
